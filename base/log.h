@@ -1,0 +1,15 @@
+/* What a program tells its user while it works: lines on stderr, and in a file where one is given. Thread-safe. */
+#pragma once
+#include "error.h"
+#include <stdio.h>
+
+typedef enum { LOG_DEBUG, LOG_INFO, LOG_WARNING, LOG_ERROR } LogLevel;
+typedef struct Log Log;
+
+Log *log_new(LogLevel least, FILE *stream);                    // stream: usually stderr; not owned
+bool log_open_file(Log *, const char *path, Error *);          // appends every line there too
+void log_free(Log *);                                          // NULL is allowed
+void log_write(Log *, LogLevel, const char *format, ...) PRINTF_LIKE(3, 4); // a NULL log is silent
+#define log_info(log, ...)    log_write((log), LOG_INFO, __VA_ARGS__)
+#define log_warning(log, ...) log_write((log), LOG_WARNING, __VA_ARGS__)
+#define log_error(log, ...)   log_write((log), LOG_ERROR, __VA_ARGS__)

@@ -1,0 +1,57 @@
+/* The joint model: one eye (a ViT trunk), one tongue (a text transformer), and the objectives that train them together,
+ * each with a weight: lm, caption, contrastive, mae. A step's loss is the sum over objectives of weight x mean, each
+ * mean over its own exact count in the whole batch. */
+#pragma once
+#include "base/config.h"
+#include "data/batch.h"
+#include "text/transformer.h"
+#include "vision/mae.h"
+#include "vision/vit.h"
+
+typedef enum { CONNECTOR_LINEAR, CONNECTOR_MLP } Connector;
+typedef enum { CONTRASTIVE_SOFTMAX, CONTRASTIVE_SIGMOID } ContrastiveKind;
+
+typedef struct JointConfig {
+    bool        has_vision;        // false: text alone
+    VitConfig   vision;
+    TextConfig  text;
+    MaeConfig   mae;
+    Connector   connector;         // image tokens into the text transformer's width
+    ContrastiveKind contrastive;
+    int64_t     embedding;         // width of the shared space of contrastive learning
+    double      weight[OBJECTIVES];
+    double      pixel_mean[3], pixel_std[3]; // of values in 0..1
+    StringList  freeze;            // prefixes of parameter names: "vision", "text", "vision.blocks.0"
+} JointConfig;
+
+extern const ConfigSchema joint_schema; // keys "model.*" over JointConfig; train nests it in its own table
+
+typedef struct Joint Joint;
+// Declares and draws all parameters. The backend is borrowed.
+Joint *joint_new(Backend *, const JointConfig *, Dtype compute, uint64_t seed, Error *);
+void   joint_free(Joint *); // NULL is allowed
+Parameters *joint_parameters(Joint *);
+const JointConfig *joint_config(const Joint *);
+int     joint_image_tokens(const JointConfig *); // K: slots of an image in a sequence
+const char *joint_check(const JointConfig *, Arena *); // NULL, or what does not fit and what would
+
+typedef struct JointLoss {
+    Tensor *total;                // (1) F32: what to run backwards from
+    Tensor *sum[OBJECTIVES];      // (1) F32: mean of the objective (sum / count), NULL where absent in this batch
+    int64_t count[OBJECTIVES];    // target tokens, pairs, masked patches
+} JointLoss;
+// global_count: divisors over the whole step (all microbatches, all ranks); NULL: this batch's own.
+typedef struct JointPass { uint64_t seed; bool training; const int64_t *global_count; } JointPass;
+JointLoss joint_loss(Tape *, Joint *, const Batch *, const JointPass *);
+void joint_counts(const JointConfig *, const Batch *, int64_t count[OBJECTIVES]);
+// Model FLOP of one step on this batch, forward + backward, attention counted as computed.
+double joint_flop(const JointConfig *, const Batch *);
+
+// For evaluation and generation (tapes that do not record).
+Tensor *joint_image_features(Tape *, Joint *, Tensor *images); // (B, 3, S, S) -> (B, E) F32, normalised
+Tensor *joint_text_features(Tape *, Joint *, const Sequences *); // -> (R, E) F32, normalised
+Tensor *joint_image_tokens_forward(Tape *, Joint *, Tensor *images); // (B, 3, S, S) -> (B, K, C of the text)
+Tensor *joint_hidden(Tape *, Joint *, const Sequences *, Tensor *image_tokens, const BlockContext *); // -> (R, T, C)
+Tensor *joint_token_losses(Tape *, Joint *, const Sequences *, Tensor *image_tokens); // (R T) F32: -log p of each target, 0 elsewhere
+Tensor *joint_logits(Tape *, Joint *, Tensor *hidden); // (N, C) -> (N, V) F32-valued in the compute type
+Tensor *joint_pixels(Tape *, Joint *, const uint8_t *pixels, int images); // host (B, S, S, 3) -> (B, 3, S, S)

@@ -1,0 +1,130 @@
+/* The backend: one struct of function pointers on raw pointers and sizes, filled by cpu/ (and by a GPU module). Outputs
+ * come first, then inputs, then sizes. `Dtype t` is the type of the activations; vectors are f32 throughout. Gradients
+ * take a Destination-like pair (pointer, add). Kernels give the same bits for any number of threads. */
+#pragma once
+#include "kernels/matmul.h"
+#include "kernels/tensor.h"
+
+typedef struct Backend Backend;
+
+typedef struct AdamW { // one fused update; Loshchilov and Hutter 2019
+    double learning_rate, beta1, beta2, epsilon, weight_decay;
+    double gradient_scale;   // the gradient is multiplied by this first (clipping, averaging)
+    double correction1, correction2; // 1 - beta^step
+} AdamW;
+
+typedef struct AttentionShape {
+    int64_t batch, queries, keys; // B, T, S
+    int     heads, kv_heads, head_size;
+    int64_t q_stride, k_stride, v_stride, o_stride; // elements from one position to the next; batch stride = T or S times it
+    bool    causal;
+    const int32_t *range; // (B, T, 2) or NULL
+} AttentionShape;
+
+struct Backend {
+    const char *name; // "cpu", "cuda"
+    const char *isa;  // "avx512-bf16", "avx512", "avx2", "plain"; for a GPU its architecture
+    void       *state;
+    void (*destroy)(Backend *);
+
+    // memory
+    void *(*allocate)(void *backend, size_t bytes); // device memory; NULL where there is none left (ArenaSource's shape)
+    void (*release)(void *backend, void *memory, size_t bytes);
+    void (*copy)(Backend *, void *to, const void *from, size_t bytes);       // device to device
+    void (*upload)(Backend *, void *device, const void *host, size_t bytes);
+    void (*download)(Backend *, void *host, const void *device, size_t bytes); // waits
+    void (*zero)(Backend *, void *memory, size_t bytes);
+
+    // matrix products
+    void (*matmul)(Backend *, const Matmul *);
+    void (*sum_columns)(Backend *, float *out, const void *x, int64_t rows, int64_t width, Dtype t, bool add); // out[c] = sum_r x[r, c]
+
+    // elementwise; n elements
+    void (*convert)(Backend *, void *out, Dtype to, const void *x, Dtype from, int64_t n);
+    void (*add)(Backend *, void *out, const void *a, const void *b, int64_t n, int64_t n_b, Dtype t); // b repeats
+    void (*add_in_place)(Backend *, void *out, const void *x, int64_t n, Dtype to, Dtype from);       // out += x
+    void (*fold_add)(Backend *, void *db, Dtype tb, const void *dy, Dtype t, int64_t n, int64_t n_b, bool add); // db[i] = sum of repeats
+    void (*mul)(Backend *, void *out, const void *a, const void *b, int64_t n, Dtype t, bool add);
+    void (*scale)(Backend *, void *out, const void *x, double factor, int64_t n, Dtype t, bool add);
+    void (*gelu_forward)(Backend *, void *y, const void *x, int64_t n, int kind, Dtype t);
+    void (*gelu_backward)(Backend *, void *dx, const void *dy, const void *x, int64_t n, int kind, Dtype t, bool add);
+    void (*silu_forward)(Backend *, void *y, const void *x, int64_t n, Dtype t);
+    void (*silu_backward)(Backend *, void *dx, const void *dy, const void *x, int64_t n, Dtype t, bool add);
+    void (*swiglu_forward)(Backend *, void *y, const void *x, int64_t rows, int64_t width, Dtype t); // width = F
+    void (*swiglu_backward)(Backend *, void *dx, const void *dy, const void *x, int64_t rows, int64_t width, Dtype t, bool add);
+    void (*dropout)(Backend *, void *y, const void *x, int64_t n, double p, uint64_t seed, uint64_t site, uint64_t first, Dtype t, bool add);
+    void (*rope)(Backend *, void *y, const void *x, const int32_t *positions, int64_t rows, int64_t width, int heads, int head_size,
+                 double base, bool inverse, Dtype t, bool add);
+    double (*sum)(Backend *, const void *x, int64_t n, Dtype t);        // waits; fixed blocks in f64
+    double (*sum_squares)(Backend *, const void *x, int64_t n, Dtype t); // waits; fixed blocks in f64
+    int64_t (*first_nonfinite)(Backend *, const void *x, int64_t n, Dtype t); // index, or -1; waits
+    void (*sum_into)(Backend *, float *out, const void *x, int64_t n, double factor, Dtype t); // out[0] = factor * sum
+    void (*fill)(Backend *, void *x, const float *value, double factor, int64_t n, Dtype t, bool add); // x[i] (+)= factor * value[0]
+
+    // rows
+    void (*layernorm_forward)(Backend *, void *y, float *mean, float *rstd, const void *x, const float *scale, const float *shift,
+                              int64_t rows, int64_t width, double eps, Dtype t);
+    void (*layernorm_backward_input)(Backend *, void *dx, const void *dy, const void *x, const float *mean, const float *rstd,
+                                     const float *scale, int64_t rows, int64_t width, Dtype t, bool add);
+    void (*layernorm_backward_weight)(Backend *, float *dscale, float *dshift, const void *dy, const void *x, const float *mean,
+                                      const float *rstd, int64_t rows, int64_t width, Dtype t, bool add_scale, bool add_shift);
+    void (*rmsnorm_forward)(Backend *, void *y, float *rstd, const void *x, const float *scale, int64_t rows, int64_t width, double eps, Dtype t);
+    void (*rmsnorm_backward_input)(Backend *, void *dx, const void *dy, const void *x, const float *rstd, const float *scale,
+                                   int64_t rows, int64_t width, Dtype t, bool add);
+    void (*rmsnorm_backward_weight)(Backend *, float *dscale, const void *dy, const void *x, const float *rstd, int64_t rows,
+                                    int64_t width, Dtype t, bool add);
+    void (*embedding_forward)(Backend *, void *y, const int32_t *ids, const void *table, int64_t n, int64_t width, int64_t vocab, Dtype t);
+    // dtable is f32 (V, C); rows of one id add in the order of n
+    void (*embedding_backward)(Backend *, float *dtable, const void *dy, const int32_t *ids, int64_t n, int64_t width, int64_t vocab, Dtype t, bool add);
+    void (*gather_rows)(Backend *, void *y, const void *x, const int32_t *rows, int64_t m, int64_t width, Dtype t, bool add);
+    // y[rows[m]] (+)= x[m], in the order of m for a repeated row; only the named rows are touched (zero y first if need be)
+    void (*scatter_add_rows)(Backend *, void *y, Dtype to, const void *x, Dtype from, const int32_t *rows, int64_t m, int64_t width, int64_t count);
+    // y[r] = x[m] where rows[m] = r, else base (rank 1: base_rows 1; whole: base_rows count; NULL: zeros)
+    void (*scatter_rows)(Backend *, void *y, const void *base, int64_t base_rows, const void *x, const int32_t *rows, int64_t m,
+                         int64_t width, int64_t count, Dtype t);
+    // copies `count` rows for each of `batch`: out row b * out_stride + out_first + i (+)= in row b * in_stride + in_first + i
+    void (*copy_rows)(Backend *, void *out, Dtype to, int64_t out_stride, int64_t out_first, const void *in, Dtype from, int64_t in_stride,
+                      int64_t in_first, int64_t batch, int64_t count, int64_t width, bool add);
+    void (*mean_rows_forward)(Backend *, void *y, const void *x, const float *mask, int64_t batch, int64_t rows, int64_t width, Dtype t);
+    void (*mean_rows_backward)(Backend *, void *dx, const void *dy, const float *mask, int64_t batch, int64_t rows, int64_t width, Dtype t, bool add);
+    void (*l2_normalize_forward)(Backend *, float *y, float *norm, const void *x, int64_t rows, int64_t width, Dtype t);
+    void (*l2_normalize_backward)(Backend *, void *dx, const float *dy, const float *y, const float *norm, int64_t rows, int64_t width, Dtype t, bool add);
+
+    // pictures
+    void (*pixels)(Backend *, void *y, const uint8_t *x, int64_t batch, int64_t height, int64_t width, const double *mean, const double *std, Dtype t);
+    // (B, 3, H, W) -> (B, M, 3 P P), flattened (c, y, x); keep (B, M) or NULL
+    void (*patches_forward)(Backend *, void *y, const void *x, const int32_t *keep, int64_t batch, int64_t height, int64_t width, int patch,
+                            int64_t kept, Dtype t);
+    void (*patches_backward)(Backend *, void *dx, const void *dy, const int32_t *keep, int64_t batch, int64_t height, int64_t width, int patch,
+                             int64_t kept, Dtype t, bool add);
+    // out[0] = loss; backward: dx = factor[0] * dloss/dx
+    void (*masked_patch_mse_forward)(Backend *, float *out, const void *x, const void *images, const int32_t *patches, int64_t m,
+                                     int64_t batch, int64_t height, int64_t width, int patch, bool normalize, Dtype t);
+    void (*masked_patch_mse_backward)(Backend *, void *dx, const float *factor, const void *x, const void *images, const int32_t *patches,
+                                      int64_t m, int64_t batch, int64_t height, int64_t width, int patch, bool normalize, Dtype t, bool add);
+
+    // attention; lse (B, H, T): logsumexp of each query's scores. Backward overwrites or adds each of dq, dk, dv, whose
+    // strides are those of q, k, v; any of them may be NULL
+    void (*attention_forward)(Backend *, void *o, float *lse, const void *q, const void *k, const void *v, const AttentionShape *, Dtype t);
+    void (*attention_backward)(Backend *, void *dq, void *dk, void *dv, const void *d_o, const void *o, const float *lse, const void *q,
+                               const void *k, const void *v, const AttentionShape *, Dtype t, bool add);
+
+    // losses. lse (N). Backward: d_loss (N) f32; dx (N, C) or NULL; dw (V, C) f32 or NULL
+    void (*cross_entropy_forward)(Backend *, float *loss, float *lse, const void *x, const void *w, const int32_t *targets, const float *weight,
+                                  int64_t n, int64_t width, int64_t vocab, Dtype t);
+    void (*cross_entropy_backward)(Backend *, void *dx, bool add_x, float *dw, bool add_w, const float *d_loss, const float *lse, const void *x,
+                                   const void *w, const int32_t *targets, const float *weight, int64_t n, int64_t width, int64_t vocab, Dtype t);
+    // rows (B), columns (B): logsumexp both ways. Backward: factor[0] is the gradient of the loss
+    void (*clip_forward)(Backend *, float *out, float *rows, float *columns, const float *a, const float *b, const float *log_scale,
+                         int64_t n, int64_t width);
+    void (*clip_backward)(Backend *, float *da, bool add_a, float *db, bool add_b, float *dscale, bool add_scale, const float *factor,
+                          const float *rows, const float *columns, const float *a, const float *b, const float *log_scale, int64_t n, int64_t width);
+    void (*siglip_forward)(Backend *, float *out, const float *a, const float *b, const float *log_scale, const float *bias, int64_t n, int64_t width);
+    void (*siglip_backward)(Backend *, float *da, bool add_a, float *db, bool add_b, float *dscale, bool add_scale, float *dbias, bool add_bias,
+                            const float *factor, const float *a, const float *b, const float *log_scale, const float *bias, int64_t n, int64_t width);
+
+    // optimizer; shadow: bf16 copy or NULL
+    void (*adamw)(Backend *, float *parameter, uint16_t *shadow, float *m, float *v, const float *gradient, int64_t n, const AdamW *);
+};
+
+void backend_free(Backend *); // NULL is allowed

@@ -1,0 +1,90 @@
+/* An operator: one row of the table, one file under ops/. Everything that must know all operators reads this list: the
+ * tape, the gradient check, the determinism check, the speed table, the planner's cost model, CPU against CUDA.
+ *
+ * To add one: a line in OPERATORS, a file ops/NAME.c (shape rule, forward, backward, cost, example), its prototype with
+ * the formula in ops.h, the kernels in backend.h and cpu/. Tests find it through the list. */
+#pragma once
+#include "kernels/backend.h"
+#include "kernels/tensor.h"
+#include "base/arena.h"
+#include "base/philox.h"
+
+enum { MAX_INPUTS = 5, MAX_SAVED = 3 };
+
+typedef struct Node Node; // one call of an operator on a tape
+typedef struct Tape Tape;
+
+typedef struct Cost {
+    double flop;  // of forward; multiply and add counted as two
+    double bytes; // of forward; read and written at least once
+    double backward_flop, backward_bytes; // of all gradients together
+} Cost;
+
+typedef struct Attributes { // what an operator is told beside its inputs; each operator names its places
+    int64_t  i[6];
+    double   f[3];
+    uint64_t key[2];
+} Attributes;
+
+typedef struct Example Example; // a random valid case for tests and benches: see kernels/example.h
+
+typedef struct Operator {
+    const char *name, *formula;
+    // Checks shapes, sets out (tape_output) and saved; returns NULL, or what is wrong ("linear: x (N, C) and ...").
+    const char *(*infer)(Node *);
+    void (*forward)(Node *);
+    // Gradients of the inputs whose bit is set in `wanted`, from out->grad. The tape asks for activations in order and
+    // may ask for parameters any time later (zero-bubble schedules); with both in one call work can be shared.
+    // Each input's gradient is written through grad_of(), which says whether to overwrite or to add.
+    void (*backward)(Node *, unsigned wanted);
+    Cost (*cost)(const Node *);
+    void (*example)(Example *); // draws inputs and attributes, odd sizes included, and calls the operator on a tape
+} Operator;
+
+struct Node {
+    const Operator *op;
+    Tape           *tape;
+    Tensor         *in[MAX_INPUTS]; // NULL where an optional input is absent
+    Tensor         *out;
+    Tensor         *saved[MAX_SAVED]; // what forward keeps for backward; allocated by infer (tape_keep)
+    Attributes      attributes;
+    unsigned        pending; // inputs whose gradient is still to be computed
+};
+
+#define WANTS(wanted, input) (((wanted) >> (input)) & 1u)
+
+#define OPERATORS(X)        \
+    X(linear)               \
+    X(batched_matmul)       \
+    X(embedding)            \
+    X(layernorm)            \
+    X(rmsnorm)              \
+    X(gelu)                 \
+    X(silu)                 \
+    X(swiglu)               \
+    X(rope)                 \
+    X(attention)            \
+    X(pixels)               \
+    X(patch_embedding)      \
+    X(add)                  \
+    X(mul)                  \
+    X(scale)                \
+    X(dropout)              \
+    X(concat_rows)          \
+    X(slice_rows)           \
+    X(gather_rows)          \
+    X(scatter_rows)         \
+    X(mean_rows)            \
+    X(l2_normalize)         \
+    X(sum)                  \
+    X(linear_cross_entropy) \
+    X(clip_loss)            \
+    X(siglip_loss)          \
+    X(masked_patch_mse)
+
+#define DECLARE_OPERATOR(name) extern const Operator op_##name;
+OPERATORS(DECLARE_OPERATOR)
+#undef DECLARE_OPERATOR
+
+extern const Operator *const operator_list[]; // all of them, NULL at the end
+const Operator *operator_find(const char *name); // NULL where there is none of that name

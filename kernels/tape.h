@@ -1,0 +1,60 @@
+/* The tape: eager execution that remembers. Ordinary C decides what runs; each call of an operator computes at once
+ * and, on a recording tape and where a gradient will be wanted, leaves a node.
+ *
+ * Memory: activations come from the tape's arena and live until tape_reset; gradients of activations come from a pool
+ * inside it and go back as soon as they are consumed, and so do activations whose last use has passed: the peak of the
+ * backward pass stays near that of the forward pass. Same shapes, same addresses; no allocation from the system in the
+ * second identical step. */
+#pragma once
+#include "kernels/operator.h"
+
+// Which half of a backward pass: gradients of activations, of parameters, or both.
+typedef enum { INPUT_GRADIENTS = 1, WEIGHT_GRADIENTS = 2, ALL_GRADIENTS = 3 } Halves;
+
+Tape *tape_new(Backend *, bool record); // record false: inference. The backend is not owned and must outlive it
+void  tape_free(Tape *);                // NULL is allowed
+void  tape_reset(Tape *);               // forgets nodes, tensors and the error
+bool  tape_recording(const Tape *);
+Backend    *tape_backend(const Tape *);
+const char *tape_error(const Tape *);   // NULL, or the first thing that went wrong: later calls return NULL and do nothing
+size_t      tape_peak(const Tape *);    // bytes, the most in use at once since tape_new
+int64_t     tape_system_allocations(const Tape *); // chunks ever asked of the system
+Cost        tape_cost(const Tape *);    // of the nodes and inference calls since the reset
+// From here on every operator's output is checked for NaN and Inf and the first bad one becomes the error. Slow: for
+// finding out what went wrong, not for every step.
+void tape_check_finite(Tape *, bool on);
+
+// Runs the operators backwards from `loss` (one f32 number, whose gradient is set to 1). With INPUT_GRADIENTS alone the
+// weight half stays on the tape until a call with WEIGHT_GRADIENTS, which may come any time before the reset.
+void tape_backward(Tape *, Tensor *loss, Halves);
+// The same from an output whose gradient the caller gives: (same shape and dtype as `out`), host or device as `out`.
+void tape_backward_from(Tape *, Tensor *out, const void *gradient, Halves);
+
+// A tensor in the step's memory, not zeroed.
+Tensor *tape_tensor(Tape *, Dtype, int rank, const int64_t *shape);
+// The same, filled from host memory.
+Tensor *tape_constant(Tape *, Dtype, int rank, const int64_t *shape, const void *host);
+// The same data under another shape of equal count; gradients flow through. (An operator without work.)
+Tensor *tape_reshape(Tape *, Tensor *, int rank, const int64_t *shape);
+void    tape_read(Tape *, const Tensor *, void *host); // waits for the device; copies tensor_bytes()
+
+#define SHAPE(...) (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), ((int64_t[]){__VA_ARGS__})
+
+// ---- for operator files ----
+Tensor *tape_output(Node *, Dtype, int rank, const int64_t *shape); // sets and returns n->out
+Tensor *tape_keep(Node *, int slot, Dtype, int rank, const int64_t *shape); // sets saved[slot]
+// Runs one operator: infer, forward, record. inputs beyond those given are NULL. Returns the output, or NULL on error.
+Tensor *tape_apply(Tape *, const Operator *, const Attributes *, int n_in, Tensor *const *in);
+void   *tape_scratch(Node *, size_t bytes); // valid until the running forward or backward returns
+bool    tape_will_backward(const Node *);   // false: nothing need be saved
+
+typedef struct Destination { // where a gradient goes
+    void *data;
+    Dtype dtype;
+    bool  add; // false: overwrite
+} Destination;
+// The place for the gradient of in[input]; marks it written. Call once for each input in a backward.
+Destination grad_of(Node *, int input);
+// Lets in[input] take over out's gradient without a copy where it is the first writer and nobody else needs it;
+// otherwise adds or copies. The gradient must have the same dtype and count.
+void grad_pass(Node *, int input, bool last_use);

@@ -1,0 +1,44 @@
+/* A tensor: where numbers lie, their shape and type. Two lifetimes: parameters live in flat buffers for the run;
+ * everything else lives in the step's arena. Row-major, the last dimension contiguous. */
+#pragma once
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef enum Dtype { F32, BF16, I32, U8 } Dtype;
+
+enum { MAX_RANK = 4 };
+
+typedef struct Tensor Tensor;
+struct Tensor {
+    void       *data;
+    void       *grad;          // activations: same dtype as data, NULL until first written; parameters: f32, flat buffer
+    int64_t     shape[MAX_RANK];
+    int         rank;
+    Dtype       dtype;
+    bool        is_parameter;  // lives for the run; its gradient is the weight half
+    bool        needs_grad;
+    bool        grad_written;  // grad holds a value: the next writer adds, the first overwrites
+    bool        borrowed;      // data belongs to another tensor (a view)
+    const char *name;          // parameters: the checkpoint's name; else the operator's
+};
+
+static inline size_t dtype_size(Dtype t) { return t == F32 || t == I32 ? 4 : t == BF16 ? 2 : 1; }
+static inline int64_t tensor_count(const Tensor *t) {
+    int64_t n = 1;
+    for (int i = 0; i < t->rank; i++) n *= t->shape[i];
+    return n;
+}
+static inline int64_t tensor_width(const Tensor *t) { return t->rank ? t->shape[t->rank - 1] : 1; } // last dimension
+static inline int64_t tensor_rows(const Tensor *t) { return t->rank && tensor_width(t) ? tensor_count(t) / tensor_width(t) : 1; }
+static inline size_t tensor_bytes(const Tensor *t) { return (size_t)tensor_count(t) * dtype_size(t->dtype); }
+
+static inline float bf16_to_f32(uint16_t h) {
+    union { uint32_t u; float f; } v = {(uint32_t)h << 16};
+    return v.f;
+}
+static inline uint16_t f32_to_bf16(float f) { // round to nearest even; NaN stays NaN
+    union { float f; uint32_t u; } v = {f};
+    if ((v.u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)(v.u >> 16 | 0x40);
+    return (uint16_t)((v.u + 0x7fffu + (v.u >> 16 & 1)) >> 16);
+}

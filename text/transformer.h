@@ -1,0 +1,27 @@
+/* The text transformer: GPT-2-like (LayerNorm, learned positions, GELU, biases) or LLaMA-like (RMSNorm, rotary
+ * positions, SwiGLU, grouped-query attention, no biases) by its config. */
+#pragma once
+#include "kernels/nn/block.h"
+
+typedef struct TextConfig {
+    int64_t  vocabulary, context, width, layers, heads, kv_heads, mlp_width; // kv_heads 0: heads; mlp_width 0: 4 x width
+    NormKind norm;
+    MlpKind  mlp;
+    bool     rope, bias, tied;   // tied: the output projection is the token embedding
+    double   rope_base, norm_epsilon, dropout;
+} TextConfig;
+
+typedef struct Text {
+    TextConfig config;
+    Tensor *tokens;     // (V, C)
+    Tensor *positions;  // (context, C) or NULL
+    Block  *blocks;
+    Norm    norm;
+    Tensor *head;       // (V, C); == tokens where tied
+} Text;
+
+const char *text_check(const TextConfig *); // NULL, or what does not fit and what would
+bool    text_declare(Text *, Parameters *, Arena *, const char *prefix, const TextConfig *, Error *);
+// Token and position embeddings; rows with ids < 0 are left to be filled by image tokens. (R, T) I32 -> (R, T, C)
+Tensor *text_embed(Tape *, const Text *, Tensor *ids, Tensor *positions);
+Tensor *text_forward(Tape *, const Text *, Tensor *embedded, const BlockContext *); // (R, T, C) -> (R, T, C), after the norm

@@ -1,0 +1,38 @@
+/* The ViT trunk (Dosovitskiy et al. 2020): patches, positions, transformer blocks, a final norm; and pooling to one
+ * feature. The same trunk serves classification-style features, captioning, contrastive learning and MAE. */
+#pragma once
+#include "kernels/nn/block.h"
+
+typedef enum { POOL_CLASS, POOL_MEAN, POOL_ATTENTION } Pooling;
+typedef enum { POSITIONS_LEARNED, POSITIONS_SINCOS } Positions;
+
+typedef struct VitConfig {
+    int64_t   image_size, patch, width, layers, heads, mlp_width; // pixels; mlp_width 0: 4 x width
+    Pooling   pooling;
+    Positions positions;
+    MlpKind   mlp;
+    double    norm_epsilon, dropout;
+    bool      class_token;   // POOL_CLASS needs it
+    bool      patch_bias;    // CLIP has none
+    bool      pre_norm;      // CLIP's norm before the blocks
+} VitConfig;
+
+typedef struct Vit {
+    VitConfig config;
+    Linear    patches;             // (C, 3 P P), (C)
+    Tensor   *class_token;         // (1, C) or NULL
+    Tensor   *positions;           // (N (+1), C); class token first
+    Norm      pre_norm, norm;
+    Block    *blocks;
+    Block     pool;                // POOL_ATTENTION: see vit.c
+    Tensor   *pool_query;
+    Linear    pool_q, pool_kv, pool_projection;
+} Vit;
+
+const char *vit_check(const VitConfig *);   // NULL, or what does not fit and what would
+int64_t vit_patches(const VitConfig *);     // (S / P)^2
+int64_t vit_tokens(const VitConfig *);      // with the class token
+bool    vit_declare(Vit *, Parameters *, Arena *, const char *prefix, const VitConfig *, Error *);
+// (B, 3, S, S) -> (B, N (+1), C) after the final norm. keep (B, M) I32: only these patches are seen (MAE); NULL: all.
+Tensor *vit_forward(Tape *, const Vit *, Tensor *images, Tensor *keep, const BlockContext *);
+Tensor *vit_pool(Tape *, const Vit *, Tensor *tokens); // (B, N (+1), C) -> (B, C)
