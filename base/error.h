@@ -18,9 +18,9 @@ typedef struct Error {
 } Error;
 
 #if defined(__GNUC__)
-#define PRINTF_LIKE(format, first) __attribute__((format(printf, format, first)))
+#define PRINTF_LIKE(at, first) __attribute__((format(printf, at, first)))
 #else
-#define PRINTF_LIKE(format, first)
+#define PRINTF_LIKE(at, first)
 #endif
 
 // Fills `error` and returns false, so that `return error_set(...)` reads well. Overwrites what was there.
