@@ -4,7 +4,7 @@
  * Memory: activations come from the tape's arena and live until tape_reset; gradients of activations come from a pool
  * inside it and go back as soon as they are consumed, and so do activations whose last use has passed: the peak of the
  * backward pass stays near that of the forward pass. Same shapes, same addresses; no allocation from the system in the
- * second identical step. */
+ * second identical step. Outputs below 4 KiB (losses) stay readable after a backward pass; larger ones do not. */
 #pragma once
 #include "kernels/operator.h"
 
@@ -19,6 +19,7 @@ Backend    *tape_backend(const Tape *);
 const char *tape_error(const Tape *);   // NULL, or the first thing that went wrong: later calls return NULL and do nothing
 size_t      tape_peak(const Tape *);    // bytes, the most in use at once since tape_new
 int64_t     tape_system_allocations(const Tape *); // chunks ever asked of the system
+int64_t     tape_nodes(const Tape *);  // calls recorded since the reset
 Cost        tape_cost(const Tape *);    // of the nodes and inference calls since the reset
 // From here on every operator's output is checked for NaN and Inf and the first bad one becomes the error. Slow: for
 // finding out what went wrong, not for every step.
