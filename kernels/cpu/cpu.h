@@ -18,6 +18,7 @@ typedef struct CpuState {
 // threads 0: one per available core. isa NULL: the best this machine has, or what BIFOCAL_CPU names. The log (may be
 // NULL) is told what was chosen and what the machine lacks.
 Backend *cpu_backend_new(int threads, const char *isa, Log *);
+bool     cpu_has_isa(const char *isa); // whether this machine has it; false for an unknown name
 Threads *cpu_threads(const Backend *);
 void    *cpu_worker_scratch(const Backend *, int worker, size_t bytes); // 64-byte aligned, kept between calls
 void    *cpu_shared_scratch(const Backend *, size_t bytes);
@@ -30,6 +31,7 @@ void    *cpu_shared_scratch(const Backend *, size_t bytes);
 // The install functions of all files under simd/. A new file adds its name here.
 #define CPU_INSTALLERS(X) \
     X(matmul)             \
+    X(columns)            \
     X(elementwise)        \
     X(norm)               \
     X(rows)               \
@@ -37,3 +39,12 @@ void    *cpu_shared_scratch(const Backend *, size_t bytes);
     X(attention)          \
     X(losses)             \
     X(optimizer)
+
+// install_NAME_SUFFIX for every file and instruction set; x86-64 has them all, other machines only the plain one.
+#define CPU_DECLARE_INSTALLER(name)              \
+    void install_##name##_plain(Backend *);      \
+    void install_##name##_avx2(Backend *);       \
+    void install_##name##_avx512(Backend *);     \
+    void install_##name##_avx512bf16(Backend *);
+CPU_INSTALLERS(CPU_DECLARE_INSTALLER)
+#undef CPU_DECLARE_INSTALLER
