@@ -1,6 +1,8 @@
-/* A dataset: a folder of shards (POSIX tar, readable by WebDataset) with sidecars and dataset.json. Reading side. */
+/* A dataset: a folder of shards (POSIX tar, readable by WebDataset) with sidecars and dataset.json. Reading side; the
+ * formats are in docs/formats.md, the writing side is dataset_write.h. Shards are read, never mapped: one that shrinks
+ * or vanishes while in use is an error like any other damage. */
 #pragma once
-#include "base/arena.h"
+#include "base/buffer.h"
 #include "base/error.h"
 #include "base/log.h"
 #include <stdint.h>
@@ -8,15 +10,17 @@
 typedef struct Dataset Dataset;
 
 typedef enum { MEMBER_IMAGE, MEMBER_TEXT, MEMBER_JSON, MEMBER_OTHER } MemberKind;
+enum { SAMPLE_MEMBERS = 8 };
+
+// name: in the tar, "000000123.1.jpg". bytes: followed by a zero, so that text can be used as a C string.
 typedef struct Member { MemberKind kind; const char *name; const uint8_t *bytes; int64_t size; uint32_t crc; } Member;
 
-// One sample in a mapped shard: valid while the dataset is open.
 typedef struct Sample {
-    const char *shard, *key; // "shard-000003.tar", "000123"
-    Member      members[8];
+    const char *shard, *key;             // "shard-000003.tar", "000000123"; valid while the dataset is open
+    Member      members[SAMPLE_MEMBERS]; // their names too; their bytes lie in the caller's buffer
     int         member_count;
-    uint64_t    number;      // global number in the dataset, from 0
-    int         width, height; // of the first image, 0 where there is none
+    uint64_t    number;                  // global number in the dataset, from 0
+    int         width, height;           // of the first image, upright; 0 where there is none
 } Sample;
 
 Dataset *dataset_open(const char *path, Error *); // checks sizes, sidecars and their hashes; not the shards' bytes
@@ -26,7 +30,9 @@ const char *dataset_root(const Dataset *);        // Merkle root, hex
 const char *dataset_path(const Dataset *);
 int      dataset_shards(const Dataset *);
 int64_t  dataset_shard_first(const Dataset *, int shard); // number of its first sample; shard == dataset_shards: the total
-bool     dataset_sample(const Dataset *, int64_t number, Sample *, Error *); // thread-safe; checks CRCs (damage: error)
+// Reads a sample and checks its CRCs (damage: error). Its members' bytes lie in `bytes`, which is the caller's and is
+// reused from call to call: zero-initialise it once, buffer_free it at the end. Thread-safe with a buffer a thread.
+bool     dataset_sample(const Dataset *, int64_t number, Sample *, Buffer *bytes, Error *);
 const Member *sample_member(const Sample *, MemberKind, int index); // NULL where there is none
 // Everything: tar structure, hashes, CRCs. Findings go to the log; returns their number, or -1 where it cannot be read.
 int64_t  dataset_verify(const char *path, Log *, Error *);
