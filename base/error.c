@@ -1,4 +1,4 @@
-/* See error.h. */
+/* See error.h. Messages are formatted aside first, so that a message may be made from the one it replaces. */
 #include "base/error.h"
 #include <errno.h>
 #include <stdarg.h>
@@ -6,54 +6,66 @@
 #include <stdlib.h>
 #include <string.h>
 
-// Cuts at a character, where vsnprintf cut in the middle of one.
-static void trim_utf8(char *text, size_t capacity) {
-    size_t n = strlen(text);
-    if (n + 1 < capacity) return;
-    while (n && ((unsigned char)text[n - 1] & 0xC0) == 0x80) n--;
-    if (n && ((unsigned char)text[n - 1] & 0x80)) n--;
-    text[n] = 0;
+typedef struct Text {
+    char data[sizeof((Error *)0)->message];
+    size_t size;
+} Text;
+
+// Appends what fits. A cut is made at a character, never inside one.
+static void append(Text *text, const char *part) {
+    size_t n = strlen(part), room = sizeof text->data - 1 - text->size;
+    if (n > room) {
+        n = room;
+        while (n && ((unsigned char)part[n] & 0xC0) == 0x80) n--;
+    }
+    memcpy(text->data + text->size, part, n);
+    text->size += n;
+    text->data[text->size] = 0;
 }
 
-static void set(Error *error, ErrorKind kind, const char *format, va_list arguments) {
+__attribute__((format(printf, 2, 0))) static void append_format(Text *text, const char *format, va_list arguments) {
+    char part[sizeof text->data + 4]; // longer than what can be kept, so that append sees where it has to cut
+    vsnprintf(part, sizeof part, format, arguments);
+    append(text, part);
+}
+
+static bool store(Error *error, ErrorKind kind, const Text *text) {
     error->kind = kind;
-    vsnprintf(error->message, sizeof error->message, format, arguments);
-    trim_utf8(error->message, sizeof error->message);
+    memcpy(error->message, text->data, text->size + 1);
+    return false;
 }
 
 bool error_set(Error *error, ErrorKind kind, const char *format, ...) {
+    Text text = {{0}, 0};
     va_list arguments;
     va_start(arguments, format);
-    set(error, kind, format, arguments);
+    append_format(&text, format, arguments);
     va_end(arguments);
-    return false;
+    return store(error, kind, &text);
 }
 
 bool error_set_errno(Error *error, ErrorKind kind, const char *format, ...) {
-    int number = errno;
+    char reason[128];
+    Text text = {{0}, 0};
     va_list arguments;
+    const char *why = strerror_r(errno, reason, sizeof reason);
     va_start(arguments, format);
-    set(error, kind, format, arguments);
+    append_format(&text, format, arguments);
     va_end(arguments);
-    size_t n = strlen(error->message);
-    snprintf(error->message + n, sizeof error->message - n, ": %s", strerror(number));
-    return false;
+    append(&text, ": ");
+    append(&text, why);
+    return store(error, kind, &text);
 }
 
 bool error_prefix(Error *error, const char *format, ...) {
-    char    text[sizeof error->message], before[sizeof error->message];
+    Text text = {{0}, 0};
     va_list arguments;
     va_start(arguments, format);
-    vsnprintf(before, sizeof before, format, arguments);
+    append_format(&text, format, arguments);
     va_end(arguments);
-    memcpy(text, error->message, sizeof text);
-    size_t n = strlen(before), room = sizeof error->message - 1;
-    if (n > room - 2) n = room - 2;
-    memcpy(error->message, before, n);
-    snprintf(error->message + n, sizeof error->message - n, ": %s", text);
-    trim_utf8(error->message, sizeof error->message);
-    if (error->kind == ERROR_NONE) error->kind = ERROR_FAILED;
-    return false;
+    append(&text, ": ");
+    append(&text, error->message);
+    return store(error, error->kind == ERROR_NONE ? ERROR_FAILED : error->kind, &text);
 }
 
 _Noreturn void check_failed(const char *condition, const char *file, int line) {
