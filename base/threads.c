@@ -36,11 +36,10 @@ struct Threads {
     ThreadTask function;
     void *context;
     int64_t tasks;
-    _Alignas(CACHE_LINE) _Atomic int64_t next; // the next task nobody has taken
-    _Alignas(CACHE_LINE) _Atomic uint32_t job; // number of the job; changes when one is published
-    _Alignas(CACHE_LINE) _Atomic int busy;     // workers that are not yet through with the job
-    _Alignas(CACHE_LINE) _Atomic int sleepers; // workers that sleep or are about to
-    _Atomic bool stopping;
+    bool stopping;                              // set for the last job
+    _Alignas(CACHE_LINE) _Atomic int64_t next;  // the next task nobody has taken
+    _Alignas(CACHE_LINE) _Atomic uint64_t gate; // number of the job << 32 | GATE_OPEN | workers inside
+    _Alignas(CACHE_LINE) _Atomic int sleepers;  // workers that sleep or are about to
     pthread_mutex_t lock;
     pthread_cond_t wake;
 };
