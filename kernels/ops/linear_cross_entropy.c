@@ -1,0 +1,85 @@
+/* Cross-entropy with the output projection folded in: the logits exist only a tile at a time, and backward computes
+ * each tile again from the logsumexp that forward kept. Rows without a target cost nothing.
+ * N rows, C width, V vocabulary. */
+#include "kernels/example.h"
+#include "kernels/ops.h"
+
+enum { X, W, TARGETS, WEIGHT }; // inputs
+enum { LSE };                   // saved: (N) F32
+
+static const char *linear_cross_entropy_infer(Node *n) {
+    Tensor *x = n->in[X], *w = n->in[W], *targets = n->in[TARGETS], *weight = n->in[WEIGHT];
+    if ((x->dtype != F32 && x->dtype != BF16) || w->dtype != x->dtype)
+        return "linear_cross_entropy: x and w must both be F32 or both be BF16";
+    if (x->rank < 1 || w->rank != 2 || tensor_width(x) != w->shape[1])
+        return "linear_cross_entropy: x (.., C) and w (V, C) must share C";
+    int64_t rows = tensor_rows(x);
+    if (targets->dtype != I32 || tensor_count(targets) != rows) return "linear_cross_entropy: one I32 target for each row";
+    if (weight && (weight->dtype != F32 || tensor_count(weight) != rows))
+        return "linear_cross_entropy: weight must be F32, one for each row";
+    if (w->needs_grad && !w->is_parameter && w->dtype != F32)
+        return "linear_cross_entropy: w in BF16 must be a parameter (its gradient is F32)";
+    tape_output(n, F32, SHAPE(rows));
+    tape_keep(n, LSE, F32, SHAPE(rows));
+    return NULL;
+}
+
+static const float *weight_of(const Node *n) { return n->in[WEIGHT] ? n->in[WEIGHT]->data : NULL; }
+
+static void linear_cross_entropy_forward(Node *n) {
+    Backend *be = tape_backend(n->tape);
+    Tensor  *x = n->in[X], *w = n->in[W];
+    be->cross_entropy_forward(be, n->out->data, n->saved[LSE]->data, x->data, w->data, n->in[TARGETS]->data, weight_of(n),
+                              tensor_rows(x), tensor_width(x), w->shape[0], x->dtype);
+}
+
+static void linear_cross_entropy_backward(Node *n, unsigned wanted) {
+    Backend    *be = tape_backend(n->tape);
+    Tensor     *x = n->in[X], *w = n->in[W];
+    Destination dx = WANTS(wanted, X) ? grad_of(n, X) : (Destination){0};
+    Destination dw = WANTS(wanted, W) ? grad_of(n, W) : (Destination){0};
+    if (!dx.data && !dw.data) return;
+    be->cross_entropy_backward(be, dx.data, dx.add, dw.data, dw.add, n->out->grad, n->saved[LSE]->data, x->data, w->data,
+                               n->in[TARGETS]->data, weight_of(n), tensor_rows(x), tensor_width(x), w->shape[0], x->dtype);
+}
+
+// As if every row had a target.
+static Cost linear_cross_entropy_cost(const Node *n) {
+    double rows = (double)tensor_rows(n->in[X]), width = (double)tensor_width(n->in[X]), vocab = (double)n->in[W]->shape[0];
+    double size = (double)dtype_size(n->in[X]->dtype), product = 2 * rows * width * vocab;
+    return (Cost){.flop = product,
+                  .bytes = size * width * (rows + vocab),
+                  .backward_flop = 3 * product, // the logits again, dx, dw
+                  .backward_bytes = size * width * (2 * rows + vocab) + 4 * width * vocab};
+}
+
+static void linear_cross_entropy_example(Example *e) {
+    e->variants = 3; // all rows scored, some not, some not and weighted
+    bool    large = e->size == EXAMPLE_LARGE;
+    int64_t rows = large ? 1024 : example_pick(e, 1, 40), width = large ? 512 : example_pick(e, 1, 33);
+    int64_t vocab = large ? 8192 : example_pick(e, 1, 90);
+    Tensor *x = example_tensor(e, X, false, 1.0, SHAPE(rows, width));
+    Tensor *w = example_tensor(e, W, true, large ? 0.05 : 0.3, SHAPE(vocab, width));
+    Tensor *targets = example_indices(e, TARGETS, e->variant && !large ? -vocab : 0, vocab, SHAPE(rows));
+    Tensor *weight = NULL;
+    if (e->variant == 2) {
+        float values[1024];
+        for (int64_t i = 0; i < rows; i++) values[i] = (float)rng_uniform(&e->rng) + 0.1f;
+        weight = example_constant(e, WEIGHT, F32, SHAPE(rows), values);
+    }
+    e->out = linear_cross_entropy(e->tape, x, w, targets, weight);
+}
+
+const Operator op_linear_cross_entropy = {
+    .name = "linear_cross_entropy",
+    .formula = "loss[n] = weight[n] (logsumexp_v(x[n] . W[v]) - x[n] . W[target[n]])",
+    .infer = linear_cross_entropy_infer,
+    .forward = linear_cross_entropy_forward,
+    .backward = linear_cross_entropy_backward,
+    .cost = linear_cross_entropy_cost,
+    .example = linear_cross_entropy_example,
+};
+
+Tensor *linear_cross_entropy(Tape *tape, Tensor *x, Tensor *w, Tensor *targets, Tensor *weight) {
+    return tape_apply(tape, &op_linear_cross_entropy, &(Attributes){0}, 4, (Tensor *[]){x, w, targets, weight});
+}
