@@ -33,5 +33,6 @@ typedef struct Batch {
     int       mae_images;        // how many of the images are also reconstructed
     int32_t  *mae_image;         // (mae_images)
     uint64_t  first_row[OBJECTIVES]; // global number of each part's first row, keys dropout
+    uint64_t  first_image;       // global number of the first image, keys the trunk's dropout
     const char **image_sources;  // (I) "dataset/key", for messages
 } Batch;

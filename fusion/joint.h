@@ -33,11 +33,13 @@ void   joint_free(Joint *); // NULL is allowed
 Parameters *joint_parameters(Joint *);
 const JointConfig *joint_config(const Joint *);
 int     joint_image_tokens(const JointConfig *); // K: slots of an image in a sequence
+// Whether the parts of an objective were declared: its weight is above 0.
+bool joint_has(const Joint *, Objective);
 const char *joint_check(const JointConfig *, Arena *); // NULL, or what does not fit and what would
 
 typedef struct JointLoss {
     Tensor *total;                // (1) F32: what to run backwards from
-    Tensor *sum[OBJECTIVES];      // (1) F32: mean of the objective (sum / count), NULL where absent in this batch
+    Tensor *mean[OBJECTIVES];     // (1) F32: sum / count, NULL where absent in this batch
     int64_t count[OBJECTIVES];    // target tokens, pairs, masked patches
 } JointLoss;
 // global_count: divisors over the whole step (all microbatches, all ranks); NULL: this batch's own.

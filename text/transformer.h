@@ -20,8 +20,11 @@ typedef struct Text {
     Tensor *head;       // (V, C); == tokens where tied
 } Text;
 
-const char *text_check(const TextConfig *); // NULL, or what does not fit and what would
+const char *text_check(const TextConfig *, Arena *); // NULL, or what does not fit and what would
 bool    text_declare(Text *, Parameters *, Arena *, const char *prefix, const TextConfig *, Error *);
-// Token and position embeddings; rows with ids < 0 are left to be filled by image tokens. (R, T) I32 -> (R, T, C)
-Tensor *text_embed(Tape *, const Text *, Tensor *ids, Tensor *positions);
-Tensor *text_forward(Tape *, const Text *, Tensor *embedded, const BlockContext *); // (R, T, C) -> (R, T, C), after the norm
+Tensor *text_embed(Tape *, const Text *, Tensor *ids); // (R, T) I32 -> (R, T, C); ids < 0 give zeros, to be filled by image tokens
+// Positions (context.positions, rope or learned), blocks and norm. With a cache: fills slots [used, used + T), then
+// advances `used`.
+Tensor *text_forward(Tape *, const Text *, Tensor *embedded, const BlockContext *); // (R, T, C) -> (R, T, C)
+KvCache *text_cache_new(Backend *, const Text *, int64_t batch, int64_t capacity);  // kv_cache_free
+double   text_flop(const TextConfig *, double tokens, double pairs); // of forward; pairs: (query, key) that attention computes

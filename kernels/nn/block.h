@@ -18,7 +18,7 @@ typedef struct BlockConfig {
     double   rope_base;
     double   dropout;             // on both residual branches
     double   residual_init_scale; // of the two projections into the residual stream: GPT-2's 1 / sqrt(2 L); else 1
-    double   init_std;
+    double   init_std;            // 0: Glorot's sqrt(2 / (in + out)), for each matrix its own
 } BlockConfig;
 
 typedef struct Norm { Tensor *scale, *shift; NormKind kind; double epsilon; } Norm; // shift NULL: rmsnorm
@@ -29,25 +29,39 @@ typedef struct Block {
     Norm        norm1, norm2;
     Linear      qkv, projection; // ((H + 2 K) D, C), (C, H D)
     Linear      up, down;        // (F, C) or (2 F, C) as [gate | up]; (C, F)
-    int         site;            // number of the block, keys its dropout
+    int         site;            // number of the block in its stack: keys its dropout, names its cache
 } Block;
+
+/* Keys and values of all blocks of a stack, for generation. All rows of a batch write the same slots at the same time:
+ * a pass over T positions fills slots [used, used + T) of every row. Prompts of different lengths are padded in front;
+ * the padding's slots stay outside every range. To go back to an earlier point, set `used` to what it was. */
+typedef struct KvCache {
+    Backend *backend; // not owned
+    Tensor  *kv;      // (layers) of (B, capacity, 2 K D), in the type of the activations
+    int      layers;
+    int64_t  capacity, used; // slots
+} KvCache;
 
 // What a pass over blocks shares.
 typedef struct BlockContext {
-    Tensor  *range;      // (B, T, 2) or NULL
-    bool     causal;     // where range is NULL
-    Tensor  *positions;  // (B T) I32, for rope
-    uint64_t dropout_seed, first_element; // of the global batch, in rows
-    bool     training;   // dropout on
-    struct KvCache *cache; // generation: keys and values of earlier positions; NULL in training
+    Tensor  *range;        // (B, T, 2) I32 or NULL; with a cache it is needed, and counts slots
+    bool     causal;       // where range is NULL
+    Tensor  *positions;    // (B T) I32, for rope and learned positions of text
+    uint64_t dropout_seed; // of this step and this pass
+    uint64_t first_row;    // global number of the pass's first row, so that no layout changes the draws
+    bool     training;     // dropout on
+    KvCache *cache;        // generation (tapes that do not record); NULL in training
 } BlockContext;
-
-// Keys and values of one block for generation: (B, capacity, 2 K D).
-typedef struct KvCache { Tensor *kv; int64_t capacity; const int32_t *write_at; /* (B T) host: position of each row */ Tensor *write_rows; } KvCache;
 
 Norm    norm_declare(Parameters *, const char *name, int64_t width, NormKind, double epsilon);
 Tensor *norm_forward(Tape *, const Norm *, Tensor *x);
 Linear  linear_declare(Parameters *, const char *name, int64_t out, int64_t in, bool bias, double std);
 Tensor *linear_layer(Tape *, const Linear *, Tensor *x);
+// Residual dropout of a pass: p of x's elements become 0. site: unique among the dropouts of the pass.
+Tensor *residual_dropout(Tape *, Tensor *x, double p, uint64_t site, const BlockContext *); // (B, T, C)
 Block   block_declare(Parameters *, const char *name, const BlockConfig *, int site);
 Tensor *block_forward(Tape *, const Block *, Tensor *x, const BlockContext *); // (B, T, C) -> (B, T, C)
+
+// A cache for `layers` blocks of this config; kv_cache_free(NULL) is allowed.
+KvCache *kv_cache_new(Backend *, const BlockConfig *, int layers, int64_t batch, int64_t capacity, Dtype);
+void     kv_cache_free(KvCache *);

@@ -24,7 +24,7 @@ void        parameters_free(Parameters *);
 // Declares one; the pointer stays valid and its tensor is filled by parameters_finish. Names are unique; rank-1 tensors
 // stay f32 in every precision.
 Tensor *parameters_add(Parameters *, const char *name, int rank, const int64_t *shape, Init, bool decay);
-// Freezes all whose name starts with `prefix`; returns how many. Before finish.
+// Freezes `prefix` and all that is under it ("text" freezes "text.tokens"); returns how many. Before finish.
 int parameters_freeze(Parameters *, const char *prefix);
 // Allocates and draws: element i of a parameter depends on (seed, name, i) alone. compute: F32 or BF16.
 bool parameters_finish(Parameters *, Dtype compute, uint64_t seed, Error *);
