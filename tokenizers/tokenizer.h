@@ -10,16 +10,19 @@ typedef enum { TOKENIZER_UNIGRAM, TOKENIZER_BPE, TOKENIZER_CHAR } TokenizerType;
 
 Tokenizer *tokenizer_load(const char *path, Error *);
 Tokenizer *tokenizer_from_bytes(const void *model, size_t size, const char *name, Error *);
-void       tokenizer_free(Tokenizer *); // NULL is allowed
-int        tokenizer_vocabulary(const Tokenizer *);
-int32_t    tokenizer_pad(const Tokenizer *);
-int32_t    tokenizer_unknown(const Tokenizer *);
-int32_t    tokenizer_begin(const Tokenizer *);
-int32_t    tokenizer_end(const Tokenizer *);
+void tokenizer_free(Tokenizer *); // NULL is allowed
+int tokenizer_vocabulary(const Tokenizer *);
+int32_t tokenizer_pad(const Tokenizer *);
+int32_t tokenizer_unknown(const Tokenizer *);
+int32_t tokenizer_begin(const Tokenizer *);
+int32_t tokenizer_end(const Tokenizer *);
 const void *tokenizer_bytes(const Tokenizer *, size_t *size); // the serialised model, to keep in a checkpoint
-uint64_t   tokenizer_hash(const Tokenizer *);                 // XXH3-64 of it
+uint64_t tokenizer_hash(const Tokenizer *);                   // XXH3-64 of it
 
-typedef struct TokenIds { int32_t *ids; int count, capacity; } TokenIds; // owned; zero-initialise; token_ids_free
+typedef struct TokenIds {
+    int32_t *ids;
+    int count, capacity;
+} TokenIds; // owned; zero-initialise; token_ids_free
 void token_ids_free(TokenIds *);
 void token_ids_push(TokenIds *, int32_t id);
 // Appends the ids of `text` (UTF-8, `size` bytes; damaged bytes become U+FFFD); no begin or end added.
@@ -29,13 +32,12 @@ bool tokenizer_decode(const Tokenizer *, const int32_t *ids, int count, Buffer *
 
 typedef struct TokenizerTraining {
     TokenizerType type;
-    int           vocabulary;
-    double        character_coverage; // 0.9995 for English and Chinese together
-    bool          byte_fallback;      // unknown characters become bytes
-    bool          keep_whitespace;    // newlines and runs of spaces are kept as they are (language modelling of raw text)
-    int           threads;
-    uint64_t      seed;
+    int vocabulary;
+    double character_coverage; // 0.9995 for English and Chinese together
+    bool byte_fallback;        // unknown characters become bytes
+    bool keep_whitespace;      // newlines and runs of spaces are kept as they are (language modelling of raw text)
+    uint64_t seed;
 } TokenizerTraining;
 // next_text gives one text a call (valid until the next call), NULL at the end. The model is returned as bytes.
-bool tokenizer_train(const TokenizerTraining *, const char *(*next_text)(void *context, size_t *size), void *context, Buffer *model,
-                     Error *);
+bool tokenizer_train(const TokenizerTraining *, const char *(*next_text)(void *context, size_t *size), void *context,
+                     Buffer *model, Error *);
