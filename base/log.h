@@ -13,3 +13,6 @@ void log_write(Log *, LogLevel, const char *format, ...) PRINTF_LIKE(3, 4); // a
 #define log_info(log, ...)    log_write((log), LOG_INFO, __VA_ARGS__)
 #define log_warning(log, ...) log_write((log), LOG_WARNING, __VA_ARGS__)
 #define log_error(log, ...)   log_write((log), LOG_ERROR, __VA_ARGS__)
+
+bool log_is_terminal(const Log *);           // false for NULL
+void log_status(Log *, const char *text);    // a line kept below the others on a terminal, cut to its width; NULL: none

@@ -1,0 +1,96 @@
+/* See files.h: files written aside as NAME.tmp, synced, renamed over NAME, and their folder synced. A process that dies
+ * at any moment leaves the old file or the new one under NAME, whole. */
+#include "base/files.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+struct AtomicFile {
+    char *path, *aside;
+    int descriptor;
+    int64_t position; // bytes written one behind the other
+};
+
+static bool write_failed(const AtomicFile *file, int64_t offset, Error *error) {
+    bool full = errno == ENOSPC || errno == EDQUOT || errno == EFBIG;
+    error_set_errno(error, ERROR_FAILED, "%s: cannot write at byte %lld", file->aside, (long long)offset);
+    if (!full) return false;
+    Error cause = *error;
+    return error_set(error, ERROR_FAILED, "%s; free some space or write elsewhere", cause.message);
+}
+
+AtomicFile *atomic_open(const char *path, Error *error) {
+    AtomicFile *file = calloc(1, sizeof *file);
+    check(file);
+    file->path = strdup(path);
+    check(file->path && asprintf(&file->aside, "%s.tmp", path) > 0);
+    file->descriptor = open(file->aside, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0666);
+    if (file->descriptor >= 0) return file;
+    error_set_errno(error, ERROR_FAILED, "%s: cannot create", file->aside);
+    free(file->path);
+    free(file->aside);
+    free(file);
+    return NULL;
+}
+
+bool atomic_write_at(AtomicFile *file, int64_t offset, const void *bytes, size_t count, Error *error) {
+    const char *at = bytes;
+    while (count > 0) {
+        ssize_t n = pwrite(file->descriptor, at, count, offset);
+        if (n < 0 && errno == EINTR) continue;
+        if (n == 0) errno = ENOSPC; // a short write with no reason given
+        if (n <= 0) return write_failed(file, offset, error);
+        at += n;
+        offset += n;
+        count -= (size_t)n;
+    }
+    return true;
+}
+
+bool atomic_write(AtomicFile *file, const void *bytes, size_t count, Error *error) {
+    if (!atomic_write_at(file, file->position, bytes, count, error)) return false;
+    file->position += (int64_t)count;
+    return true;
+}
+
+// Closes and frees. The aside file is removed unless it was renamed.
+static void discard(AtomicFile *file, bool renamed) {
+    if (file->descriptor >= 0) close(file->descriptor);
+    if (!renamed) unlink(file->aside);
+    free(file->path);
+    free(file->aside);
+    free(file);
+}
+
+bool atomic_commit(AtomicFile *file, Error *error) {
+    bool renamed = false, ok = false;
+    if (fsync(file->descriptor) != 0) {
+        error_set_errno(error, ERROR_FAILED, "%s: cannot sync", file->aside);
+        goto done;
+    }
+    int closed = close(file->descriptor);
+    file->descriptor = -1;
+    if (closed != 0) {
+        error_set_errno(error, ERROR_FAILED, "%s: cannot close", file->aside);
+        goto done;
+    }
+    ok = path_rename(file->aside, file->path, error);
+    renamed = ok || access(file->aside, F_OK) != 0;
+done:
+    discard(file, renamed);
+    return ok;
+}
+
+void atomic_abandon(AtomicFile *file) {
+    if (file) discard(file, false);
+}
+
+bool file_write(const char *path, const void *bytes, size_t count, Error *error) {
+    AtomicFile *file = atomic_open(path, error);
+    if (!file) return false;
+    if (atomic_write(file, bytes, count, error)) return atomic_commit(file, error);
+    atomic_abandon(file);
+    return false;
+}
