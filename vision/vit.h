@@ -43,6 +43,7 @@ bool    vit_declare(Vit *, Parameters *, Arena *, const char *prefix, const VitC
 // N = kept; NULL: all.
 Tensor *vit_forward(Tape *, const Vit *, Tensor *images, const int32_t *keep, int64_t kept, const BlockContext *);
 Tensor *vit_pool(Tape *, const Vit *, Tensor *tokens); // (B, N (+1), C) -> (B, C)
+Tensor *vit_patch_tokens(Tape *, const Vit *, Tensor *tokens); // without the class token: (B, N (+1), C) -> (B, N, C)
 // Fixed positions of a square grid (He et al. 2021): the first half of the width encodes x, the second y, each as sines
 // then cosines; a row of zeros first for the class token. out (side * side (+1), width).
 void    vit_sincos(float *out, int64_t side, int64_t width, bool class_token);

@@ -61,6 +61,10 @@ Tensor *linear_layer(Tape *, const Linear *, Tensor *x);
 Tensor *residual_dropout(Tape *, Tensor *x, double p, uint64_t site, const BlockContext *); // (B, T, C)
 Block   block_declare(Parameters *, const char *name, const BlockConfig *, int site);
 Tensor *block_forward(Tape *, const Block *, Tensor *x, const BlockContext *); // (B, T, C) -> (B, T, C)
+// up, activation, down: (.., C) -> (.., C)
+Tensor *mlp_forward(Tape *, const Linear *up, const Linear *down, MlpKind, Tensor *x);
+// Of forward. tokens: rows that pass; pairs: (query, key) pairs that attention computes.
+double  block_flop(const BlockConfig *, double tokens, double pairs);
 
 // A cache for `layers` blocks of this config; kv_cache_free(NULL) is allowed.
 KvCache *kv_cache_new(Backend *, const BlockConfig *, int layers, int64_t batch, int64_t capacity, Dtype);

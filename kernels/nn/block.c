@@ -1,0 +1,190 @@
+/* See block.h. The cached path of attention runs the same weights in two pieces, queries apart from keys and values:
+ * a view of the rows of the packed matrix, so that new keys and values land in the cache with one copy. */
+#include "kernels/nn/block.h"
+#include "base/error.h"
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { NAME_MOST = 256 }; // bytes of a parameter's name
+
+static const char *join(char out[NAME_MOST], const char *name, const char *part) {
+    check(snprintf(out, NAME_MOST, "%s.%s", name, part) < NAME_MOST);
+    return out;
+}
+
+// ---- layers ----
+
+Norm norm_declare(Parameters *p, const char *name, int64_t width, NormKind kind, double epsilon) {
+    char full[NAME_MOST];
+    Norm n = {.kind = kind, .epsilon = epsilon};
+    n.scale = parameters_add(p, join(full, name, "scale"), SHAPE(width), (Init){.kind = INIT_ONE}, false);
+    if (kind == NORM_LAYER)
+        n.shift = parameters_add(p, join(full, name, "shift"), SHAPE(width), (Init){.kind = INIT_ZERO}, false);
+    return n;
+}
+
+Tensor *norm_forward(Tape *t, const Norm *n, Tensor *x) {
+    return n->kind == NORM_LAYER ? layernorm(t, x, n->scale, n->shift, n->epsilon)
+                                 : rmsnorm(t, x, n->scale, n->epsilon);
+}
+
+Linear linear_declare(Parameters *p, const char *name, int64_t out, int64_t in, bool bias, double std) {
+    char full[NAME_MOST];
+    if (std <= 0) std = sqrt(2.0 / (double)(in + out));
+    Init init = {.kind = INIT_NORMAL, .value = std};
+    Linear l = {.weight = parameters_add(p, join(full, name, "weight"), SHAPE(out, in), init, true)};
+    if (bias) l.bias = parameters_add(p, join(full, name, "bias"), SHAPE(out), (Init){.kind = INIT_ZERO}, false);
+    return l;
+}
+
+Tensor *linear_layer(Tape *t, const Linear *l, Tensor *x) { return linear(t, x, l->weight, l->bias); }
+
+Tensor *residual_dropout(Tape *t, Tensor *x, double p, uint64_t site, const BlockContext *context) {
+    if (!x || !context->training || p <= 0) return x;
+    uint64_t row = (uint64_t)(x->shape[1] * x->shape[2]); // elements
+    return dropout(t, x, p, context->dropout_seed, site, context->first_row * row);
+}
+
+// ---- the block ----
+
+static int64_t head_size(const BlockConfig *c) { return c->width / c->heads; }
+
+// Projections into the residual stream are scaled; Glorot's deviation is worked out here, for linear_declare knows no
+// factor.
+static double projection_std(const BlockConfig *c, int64_t out, int64_t in) {
+    double std = c->init_std > 0 ? c->init_std : sqrt(2.0 / (double)(in + out));
+    return std * c->residual_init_scale;
+}
+
+Block block_declare(Parameters *p, const char *name, const BlockConfig *c, int site) {
+    check(c->heads > 0 && c->kv_heads > 0 && c->width % c->heads == 0 && c->heads % c->kv_heads == 0);
+    check(c->residual_init_scale > 0);
+    char full[NAME_MOST];
+    int64_t qkv = (c->heads + 2 * c->kv_heads) * head_size(c), up = c->mlp_width * (c->mlp == MLP_SWIGLU ? 2 : 1);
+    Block b = {.config = *c, .site = site};
+    b.norm1 = norm_declare(p, join(full, name, "norm1"), c->width, c->norm, c->norm_epsilon);
+    b.qkv = linear_declare(p, join(full, name, "qkv"), qkv, c->width, c->bias, c->init_std);
+    b.projection = linear_declare(p, join(full, name, "projection"), c->width, c->width, c->bias,
+                                  projection_std(c, c->width, c->width));
+    b.norm2 = norm_declare(p, join(full, name, "norm2"), c->width, c->norm, c->norm_epsilon);
+    b.up = linear_declare(p, join(full, name, "up"), up, c->width, c->bias, c->init_std);
+    b.down = linear_declare(p, join(full, name, "down"), c->width, c->mlp_width, c->bias,
+                            projection_std(c, c->width, c->mlp_width));
+    return b;
+}
+
+// Rows [first, first + count) of a linear map, as a map of its own. For inference: no gradient.
+static Tensor *linear_rows(Tape *t, const Linear *l, Tensor *x, int64_t first, int64_t count) {
+    Tensor weight = *l->weight, bias = {0};
+    weight.shape[0] = count;
+    weight.data = (char *)weight.data + (size_t)(first * weight.shape[1]) * dtype_size(weight.dtype);
+    weight.needs_grad = false;
+    if (l->bias) {
+        bias = *l->bias;
+        bias.shape[0] = count;
+        bias.data = (float *)bias.data + first;
+        bias.needs_grad = false;
+    }
+    return linear(t, x, &weight, l->bias ? &bias : NULL);
+}
+
+// (B, T, 2 K D) into the cache's slots [used, used + T)
+static void cache_write(KvCache *cache, int layer, const Tensor *kv) {
+    Tensor *to = &cache->kv[layer];
+    check(layer < cache->layers && kv->shape[0] == to->shape[0] && kv->shape[2] == to->shape[2]);
+    check(kv->dtype == to->dtype && cache->used + kv->shape[1] <= cache->capacity);
+    cache->backend->copy_rows(cache->backend, to->data, to->dtype, cache->capacity, cache->used, kv->data, kv->dtype,
+                              kv->shape[1], 0, kv->shape[0], kv->shape[1], kv->shape[2], false);
+}
+
+// (B, T, C) -> (B, T, H D), over the cached positions and the new ones
+static Tensor *attend_cached(Tape *t, const Block *b, Tensor *x, const BlockContext *context) {
+    const BlockConfig *c = &b->config;
+    int64_t d = head_size(c), queries = c->heads * d, kv_width = 2 * c->kv_heads * d;
+    check(!tape_recording(t) && context->range);
+    Tensor *q = linear_rows(t, &b->qkv, x, 0, queries);
+    Tensor *kv = linear_rows(t, &b->qkv, x, queries, kv_width);
+    if (c->rope) {
+        q = rope(t, q, context->positions, c->heads, (int)d, c->rope_base);
+        kv = rope(t, kv, context->positions, c->kv_heads, (int)d, c->rope_base);
+    }
+    if (!q || !kv) return NULL;
+    cache_write(context->cache, b->site, kv);
+    return attention(t, q, &context->cache->kv[b->site], context->range, (Heads){c->heads, c->kv_heads, false});
+}
+
+// (B, T, C) -> (B, T, H D)
+static Tensor *attend(Tape *t, const Block *b, Tensor *x, const BlockContext *context) {
+    const BlockConfig *c = &b->config;
+    if (context->cache) return attend_cached(t, b, x, context);
+    Tensor *qkv = linear_layer(t, &b->qkv, x); // (B, T, (H + 2 K) D)
+    if (c->rope) qkv = rope(t, qkv, context->positions, c->heads + c->kv_heads, (int)head_size(c), c->rope_base);
+    return attention(t, qkv, NULL, context->range, (Heads){c->heads, c->kv_heads, context->causal});
+}
+
+static Tensor *activate(Tape *t, MlpKind kind, Tensor *x) {
+    switch (kind) {
+    case MLP_GELU_ERF:
+        return gelu(t, x, GELU_ERF);
+    case MLP_GELU_TANH:
+        return gelu(t, x, GELU_TANH);
+    case MLP_GELU_QUICK:
+        return gelu(t, x, GELU_QUICK);
+    case MLP_SILU:
+        return silu(t, x);
+    case MLP_SWIGLU:
+        return swiglu(t, x);
+    }
+    check(!"a kind of MLP");
+    return NULL;
+}
+
+Tensor *mlp_forward(Tape *t, const Linear *up, const Linear *down, MlpKind kind, Tensor *x) {
+    return linear_layer(t, down, activate(t, kind, linear_layer(t, up, x)));
+}
+
+Tensor *block_forward(Tape *t, const Block *b, Tensor *x, const BlockContext *context) {
+    const BlockConfig *c = &b->config;
+    uint64_t site = 2 * (uint64_t)b->site;
+    Tensor *h = attend(t, b, norm_forward(t, &b->norm1, x), context);
+    h = linear_layer(t, &b->projection, h);
+    x = add(t, x, residual_dropout(t, h, c->dropout, site, context));
+    h = mlp_forward(t, &b->up, &b->down, c->mlp, norm_forward(t, &b->norm2, x));
+    return add(t, x, residual_dropout(t, h, c->dropout, site + 1, context));
+}
+
+double block_flop(const BlockConfig *c, double tokens, double pairs) {
+    double width = (double)c->width, qkv = (double)((c->heads + 2 * c->kv_heads) * head_size(c));
+    double mlp = (double)c->mlp_width * (c->mlp == MLP_SWIGLU ? 3 : 2);
+    return 2 * tokens * width * (qkv + width + mlp) + 4 * pairs * width;
+}
+
+// ---- the cache ----
+
+KvCache *kv_cache_new(Backend *backend, const BlockConfig *c, int layers, int64_t batch, int64_t capacity,
+                      Dtype dtype) {
+    KvCache *cache = calloc(1, sizeof *cache);
+    check(cache);
+    *cache = (KvCache){backend, calloc((size_t)layers, sizeof(Tensor)), layers, capacity, 0};
+    check(cache->kv);
+    for (int i = 0; i < layers; i++) {
+        Tensor *kv = &cache->kv[i];
+        *kv = (Tensor){.rank = 3, .dtype = dtype, .borrowed = true, .name = "cache"};
+        kv->shape[0] = batch;
+        kv->shape[1] = capacity;
+        kv->shape[2] = 2 * c->kv_heads * head_size(c);
+        kv->data = backend->allocate(backend, tensor_bytes(kv));
+        check(kv->data);
+        backend->zero(backend, kv->data, tensor_bytes(kv)); // slots outside every range must still hold numbers
+    }
+    return cache;
+}
+
+void kv_cache_free(KvCache *cache) {
+    if (!cache) return;
+    for (int i = 0; i < cache->layers; i++)
+        cache->backend->release(cache->backend, cache->kv[i].data, tensor_bytes(&cache->kv[i]));
+    free(cache->kv);
+    free(cache);
+}

@@ -1,0 +1,95 @@
+/* See transformer.h. Parameters: tokens, positions (learned), blocks.N.*, norm.*, head (untied). */
+#include "text/transformer.h"
+#include "base/error.h"
+#include <math.h>
+#include <stdio.h>
+
+static const double INIT_STD = 0.02; // as GPT-2
+
+// ---- config ----
+
+static int64_t kv_heads(const TextConfig *c) { return c->kv_heads ? c->kv_heads : c->heads; }
+static int64_t mlp_width(const TextConfig *c) { return c->mlp_width ? c->mlp_width : 4 * c->width; }
+
+static BlockConfig block_config(const TextConfig *c) {
+    return (BlockConfig){
+        .width = c->width,
+        .mlp_width = mlp_width(c),
+        .heads = (int)c->heads,
+        .kv_heads = (int)kv_heads(c),
+        .norm = c->norm,
+        .norm_epsilon = c->norm_epsilon,
+        .mlp = c->mlp,
+        .bias = c->bias,
+        .rope = c->rope,
+        .rope_base = c->rope_base,
+        .dropout = c->dropout,
+        .residual_init_scale = 1 / sqrt(2.0 * (double)c->layers),
+        .init_std = INIT_STD,
+    };
+}
+
+const char *text_check(const TextConfig *c, Arena *memory) {
+    if (c->width < 1 || c->layers < 1 || c->heads < 1 || c->context < 1)
+        return "width, layers, heads and context must be at least 1";
+    if (c->width % c->heads)
+        return arena_printf(memory, "width %lld does not divide into %lld heads; a width of %lld or %lld would",
+                            (long long)c->width, (long long)c->heads, (long long)(c->width / c->heads * c->heads),
+                            (long long)((c->width / c->heads + 1) * c->heads));
+    if (kv_heads(c) < 1 || c->heads % kv_heads(c))
+        return arena_printf(memory, "%lld heads do not divide into %lld key-value heads; %lld would do",
+                            (long long)c->heads, (long long)kv_heads(c), (long long)c->heads);
+    if (c->rope && c->width / c->heads % 2)
+        return arena_printf(memory, "rotary positions need an even head size, not %lld; %lld heads of %lld would do",
+                            (long long)(c->width / c->heads), (long long)c->heads,
+                            (long long)(c->width / c->heads + 1));
+    return NULL;
+}
+
+// ---- parameters ----
+
+bool text_declare(Text *m, Parameters *p, Arena *memory, const char *prefix, const TextConfig *c, Error *error) {
+    const char *wrong = text_check(c, memory);
+    if (wrong) return error_set(error, ERROR_USAGE, "%s: %s", prefix, wrong);
+    if (c->vocabulary < 1)
+        return error_set(error, ERROR_USAGE, "%s: the vocabulary is empty; give a tokenizer", prefix);
+    BlockConfig block = block_config(c);
+    Init normal = {.kind = INIT_NORMAL, .value = INIT_STD};
+    *m = (Text){.config = *c};
+    m->tokens =
+        parameters_add(p, arena_printf(memory, "%s.tokens", prefix), SHAPE(c->vocabulary, c->width), normal, true);
+    if (!c->rope)
+        m->positions =
+            parameters_add(p, arena_printf(memory, "%s.positions", prefix), SHAPE(c->context, c->width), normal, false);
+    m->blocks = arena_array(memory, Block, c->layers);
+    for (int i = 0; i < c->layers; i++)
+        m->blocks[i] = block_declare(p, arena_printf(memory, "%s.blocks.%d", prefix, i), &block, i);
+    m->norm = norm_declare(p, arena_printf(memory, "%s.norm", prefix), c->width, c->norm, c->norm_epsilon);
+    m->head = c->tied ? m->tokens
+                      : parameters_add(p, arena_printf(memory, "%s.head", prefix), SHAPE(c->vocabulary, c->width),
+                                       normal, true);
+    return true;
+}
+
+// ---- passes ----
+
+Tensor *text_embed(Tape *t, const Text *m, Tensor *ids) { return embedding(t, ids, m->tokens); }
+
+Tensor *text_forward(Tape *t, const Text *m, Tensor *x, const BlockContext *context) {
+    const TextConfig *c = &m->config;
+    if (m->positions) x = add(t, x, embedding(t, context->positions, m->positions));
+    x = residual_dropout(t, x, c->dropout, 2 * (uint64_t)c->layers, context);
+    for (int i = 0; i < c->layers; i++) x = block_forward(t, &m->blocks[i], x, context);
+    if (context->cache && x) context->cache->used += x->shape[1];
+    return norm_forward(t, &m->norm, x);
+}
+
+KvCache *text_cache_new(Backend *backend, const Text *m, int64_t batch, int64_t capacity) {
+    BlockConfig block = block_config(&m->config);
+    return kv_cache_new(backend, &block, (int)m->config.layers, batch, capacity, m->tokens->dtype);
+}
+
+double text_flop(const TextConfig *c, double tokens, double pairs) {
+    BlockConfig block = block_config(c);
+    return (double)c->layers * block_flop(&block, tokens, pairs);
+}
