@@ -37,7 +37,9 @@ void    *cpu_shared_scratch(const Backend *, size_t bytes);
     X(rows)               \
     X(pictures)           \
     X(attention)          \
-    X(losses)             \
+    X(cross_entropy)      \
+    X(contrastive)        \
+    X(patch_mse)          \
     X(optimizer)
 
 // install_NAME_SUFFIX for every file and instruction set; x86-64 has them all, other machines only the plain one.

@@ -35,7 +35,7 @@ void mask_lengths(int32_t *range, int64_t batch, int64_t queries, int64_t keys, 
 void mask_documents(int32_t *range, int64_t batch, int64_t length, const int32_t *document) {
     for (int64_t b = 0; b < batch; b++) {
         const int32_t *number = document + b * length;
-        int64_t        first = 0;
+        int64_t first = 0;
         for (int64_t t = 0; t < length; t++) {
             if (t && number[t] != number[t - 1]) first = t;
             set_range(range, b * length + t, first, t + 1);

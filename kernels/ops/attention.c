@@ -6,32 +6,32 @@
 #include "kernels/example.h"
 #include "kernels/ops.h"
 
-enum { Q, KV, RANGE };                    // inputs
-enum { A_HEADS, A_KV_HEADS, A_CAUSAL };   // attributes
-enum { LSE };                             // saved: (B, H, T) F32
+enum { Q, KV, RANGE };                  // inputs
+enum { A_HEADS, A_KV_HEADS, A_CAUSAL }; // attributes
+enum { LSE };                           // saved: (B, H, T) F32
 
 typedef struct Parts { // where q, k and v start in their tensors, in elements
     AttentionShape shape;
-    int64_t        k_at, v_at;
+    int64_t k_at, v_at;
 } Parts;
 
 static Parts parts_of(const Node *n) {
     const Tensor *q = n->in[Q], *kv = n->in[KV];
-    int64_t       heads = n->attributes.i[A_HEADS], kv_heads = n->attributes.i[A_KV_HEADS];
-    int64_t       packed = kv ? 0 : 2 * kv_heads; // heads of q's row that are keys and values
-    int64_t       size = tensor_width(q) / (heads + packed);
-    Parts         p = {.shape = {.batch = q->shape[0],
-                                 .queries = q->shape[1],
-                                 .keys = kv ? kv->shape[1] : q->shape[1],
-                                 .heads = (int)heads,
-                                 .kv_heads = (int)kv_heads,
-                                 .head_size = (int)size,
-                                 .q_stride = tensor_width(q),
-                                 .k_stride = tensor_width(kv ? kv : q),
-                                 .v_stride = tensor_width(kv ? kv : q),
-                                 .o_stride = heads * size,
-                                 .causal = n->attributes.i[A_CAUSAL] != 0,
-                                 .range = n->in[RANGE] ? n->in[RANGE]->data : NULL}};
+    int64_t heads = n->attributes.i[A_HEADS], kv_heads = n->attributes.i[A_KV_HEADS];
+    int64_t packed = kv ? 0 : 2 * kv_heads; // heads of q's row that are keys and values
+    int64_t size = tensor_width(q) / (heads + packed);
+    Parts p = {.shape = {.batch = q->shape[0],
+                         .queries = q->shape[1],
+                         .keys = kv ? kv->shape[1] : q->shape[1],
+                         .heads = (int)heads,
+                         .kv_heads = (int)kv_heads,
+                         .head_size = (int)size,
+                         .q_stride = tensor_width(q),
+                         .k_stride = tensor_width(kv ? kv : q),
+                         .v_stride = tensor_width(kv ? kv : q),
+                         .o_stride = heads * size,
+                         .causal = n->attributes.i[A_CAUSAL] != 0,
+                         .range = n->in[RANGE] ? n->in[RANGE]->data : NULL}};
     p.k_at = kv ? 0 : heads * size;
     p.v_at = p.k_at + kv_heads * size;
     return p;
@@ -49,7 +49,8 @@ static const char *attention_infer(Node *n) {
     int64_t packed = kv ? 0 : 2 * kv_heads;
     if (tensor_width(q) % (heads + packed)) return "attention: q's width must be H D, or (H + 2 K) D where packed";
     int64_t size = tensor_width(q) / (heads + packed);
-    if (kv && (kv->rank != 3 || kv->dtype != q->dtype || kv->shape[0] != q->shape[0] || kv->shape[2] != 2 * kv_heads * size))
+    if (kv &&
+        (kv->rank != 3 || kv->dtype != q->dtype || kv->shape[0] != q->shape[0] || kv->shape[2] != 2 * kv_heads * size))
         return "attention: kv must be (B, S, 2 K D) of q's type";
     if (range && (range->dtype != I32 || range->rank != 3 || range->shape[0] != q->shape[0] ||
                   range->shape[1] != q->shape[1] || range->shape[2] != 2))
@@ -61,8 +62,8 @@ static const char *attention_infer(Node *n) {
 
 static void attention_forward(Node *n) {
     Backend *be = tape_backend(n->tape);
-    Parts    p = parts_of(n);
-    Tensor  *q = n->in[Q], *kv = n->in[KV] ? n->in[KV] : q;
+    Parts p = parts_of(n);
+    Tensor *q = n->in[Q], *kv = n->in[KV] ? n->in[KV] : q;
     be->attention_forward(be, n->out->data, n->saved[LSE]->data, q->data, element(kv->data, p.k_at, q->dtype),
                           element(kv->data, p.v_at, q->dtype), &p.shape, q->dtype);
 }
@@ -70,9 +71,9 @@ static void attention_forward(Node *n) {
 // dq, dkv: the gradients of whole tensors, either may be NULL.
 static void run_backward(Node *n, void *dq, void *dkv, bool add) {
     Backend *be = tape_backend(n->tape);
-    Parts    p = parts_of(n);
-    Dtype    t = n->in[Q]->dtype;
-    Tensor  *kv = n->in[KV] ? n->in[KV] : n->in[Q];
+    Parts p = parts_of(n);
+    Dtype t = n->in[Q]->dtype;
+    Tensor *kv = n->in[KV] ? n->in[KV] : n->in[Q];
     be->attention_backward(be, dq, element(dkv, p.k_at, t), element(dkv, p.v_at, t), n->out->grad, n->out->data,
                            n->saved[LSE]->data, n->in[Q]->data, element(kv->data, p.k_at, t),
                            element(kv->data, p.v_at, t), &p.shape, t, add);
@@ -112,19 +113,20 @@ static void example_range(Example *e, int64_t batch, int64_t queries, int64_t ke
     check(batch * queries * 2 <= 1024);
     for (int64_t i = 0; i < batch * queries; i++) {
         range[2 * i] = (int32_t)rng_below(&e->rng, (uint64_t)keys);
-        range[2 * i + 1] = range[2 * i] + (int32_t)rng_below(&e->rng, (uint64_t)(keys - range[2 * i] + 1)); // may be empty
+        range[2 * i + 1] =
+            range[2 * i] + (int32_t)rng_below(&e->rng, (uint64_t)(keys - range[2 * i] + 1)); // may be empty
     }
     example_constant(e, RANGE, I32, SHAPE(batch, queries, 2), range);
 }
 
 static void attention_example(Example *e) {
     e->variants = 5; // packed full, packed causal, grouped cross, packed with ranges, grouped causal with more keys
-    bool    large = e->size == EXAMPLE_LARGE, cross = e->variant == 2 || e->variant == 4;
+    bool large = e->size == EXAMPLE_LARGE, cross = e->variant == 2 || e->variant == 4;
     int64_t batch = large ? 4 : example_pick(e, 1, 3), queries = large ? 256 : example_pick(e, 1, 37);
     int64_t keys = !cross ? queries : large ? 512 : queries + example_pick(e, 0, 40);
-    int     kv_heads = large ? 4 : (int)example_pick(e, 1, 2), heads = kv_heads * (cross ? 2 : 1);
+    int kv_heads = large ? 4 : (int)example_pick(e, 1, 2), heads = kv_heads * (cross ? 2 : 1);
     int64_t size = large ? 64 : 4 * example_pick(e, 1, 9);
-    double  std = e->size == EXAMPLE_LARGE ? 1.0 : 0.7;
+    double std = e->size == EXAMPLE_LARGE ? 1.0 : 0.7;
     int64_t width = (cross ? heads : heads + 2 * kv_heads) * size;
     Tensor *q = example_tensor(e, Q, false, std, SHAPE(batch, queries, width));
     Tensor *kv = cross ? example_tensor(e, KV, false, std, SHAPE(batch, keys, 2 * kv_heads * size)) : NULL;

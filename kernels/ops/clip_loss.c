@@ -4,8 +4,8 @@
 #include "kernels/example.h"
 #include "kernels/ops.h"
 
-enum { A, B, LOG_SCALE };   // inputs
-enum { ROWS, COLUMNS };     // saved: (B) F32 each
+enum { A, B, LOG_SCALE }; // inputs
+enum { ROWS, COLUMNS };   // saved: (B) F32 each
 
 static const char *clip_loss_infer(Node *n) {
     Tensor *a = n->in[A], *b = n->in[B], *log_scale = n->in[LOG_SCALE];
@@ -21,20 +21,21 @@ static const char *clip_loss_infer(Node *n) {
 
 static void clip_loss_forward(Node *n) {
     Backend *be = tape_backend(n->tape);
-    Tensor  *a = n->in[A];
+    Tensor *a = n->in[A];
     be->clip_forward(be, n->out->data, n->saved[ROWS]->data, n->saved[COLUMNS]->data, a->data, n->in[B]->data,
                      n->in[LOG_SCALE]->data, a->shape[0], a->shape[1]);
 }
 
 static void clip_loss_backward(Node *n, unsigned wanted) {
-    Backend    *be = tape_backend(n->tape);
-    Tensor     *a = n->in[A];
+    Backend *be = tape_backend(n->tape);
+    Tensor *a = n->in[A];
     Destination da = WANTS(wanted, A) ? grad_of(n, A) : (Destination){0};
     Destination db = WANTS(wanted, B) ? grad_of(n, B) : (Destination){0};
     Destination ds = WANTS(wanted, LOG_SCALE) ? grad_of(n, LOG_SCALE) : (Destination){0};
     if (!da.data && !db.data && !ds.data) return;
     be->clip_backward(be, da.data, da.add, db.data, db.add, ds.data, ds.add, n->out->grad, n->saved[ROWS]->data,
-                      n->saved[COLUMNS]->data, a->data, n->in[B]->data, n->in[LOG_SCALE]->data, a->shape[0], a->shape[1]);
+                      n->saved[COLUMNS]->data, a->data, n->in[B]->data, n->in[LOG_SCALE]->data, a->shape[0],
+                      a->shape[1]);
 }
 
 static Cost clip_loss_cost(const Node *n) {
@@ -47,9 +48,9 @@ static Cost clip_loss_cost(const Node *n) {
 
 static void clip_loss_example(Example *e) {
     e->variants = 2; // a free scale, and one beyond the clamp
-    bool    large = e->size == EXAMPLE_LARGE;
+    bool large = e->size == EXAMPLE_LARGE;
     int64_t rows = large ? 1024 : example_pick(e, 1, 40), width = large ? 512 : example_pick(e, 1, 33);
-    double  std = e->variant == 1 ? 0.05 : 0.5;
+    double std = e->variant == 1 ? 0.05 : 0.5;
     Tensor *a = example_f32(e, A, false, 0, std, SHAPE(rows, width));
     Tensor *b = example_f32(e, B, false, 0, std, SHAPE(rows, width));
     Tensor *log_scale = example_f32(e, LOG_SCALE, true, e->variant == 1 ? 6.0 : 0.5, 0.1, SHAPE(1));
@@ -58,7 +59,8 @@ static void clip_loss_example(Example *e) {
 
 const Operator op_clip_loss = {
     .name = "clip_loss",
-    .formula = "y = 1/2 sum_i [logsumexp(s[i, :]) + logsumexp(s[:, i]) - 2 s[i, i]], s = exp(min(log_scale, ln 100)) a b^T",
+    .formula =
+        "y = 1/2 sum_i [logsumexp(s[i, :]) + logsumexp(s[:, i]) - 2 s[i, i]], s = exp(min(log_scale, ln 100)) a b^T",
     .infer = clip_loss_infer,
     .forward = clip_loss_forward,
     .backward = clip_loss_backward,

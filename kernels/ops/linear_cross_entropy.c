@@ -14,7 +14,8 @@ static const char *linear_cross_entropy_infer(Node *n) {
     if (x->rank < 1 || w->rank != 2 || tensor_width(x) != w->shape[1])
         return "linear_cross_entropy: x (.., C) and w (V, C) must share C";
     int64_t rows = tensor_rows(x);
-    if (targets->dtype != I32 || tensor_count(targets) != rows) return "linear_cross_entropy: one I32 target for each row";
+    if (targets->dtype != I32 || tensor_count(targets) != rows)
+        return "linear_cross_entropy: one I32 target for each row";
     if (weight && (weight->dtype != F32 || tensor_count(weight) != rows))
         return "linear_cross_entropy: weight must be F32, one for each row";
     if (w->needs_grad && !w->is_parameter && w->dtype != F32)
@@ -28,24 +29,26 @@ static const float *weight_of(const Node *n) { return n->in[WEIGHT] ? n->in[WEIG
 
 static void linear_cross_entropy_forward(Node *n) {
     Backend *be = tape_backend(n->tape);
-    Tensor  *x = n->in[X], *w = n->in[W];
-    be->cross_entropy_forward(be, n->out->data, n->saved[LSE]->data, x->data, w->data, n->in[TARGETS]->data, weight_of(n),
-                              tensor_rows(x), tensor_width(x), w->shape[0], x->dtype);
+    Tensor *x = n->in[X], *w = n->in[W];
+    be->cross_entropy_forward(be, n->out->data, n->saved[LSE]->data, x->data, w->data, n->in[TARGETS]->data,
+                              weight_of(n), tensor_rows(x), tensor_width(x), w->shape[0], x->dtype);
 }
 
 static void linear_cross_entropy_backward(Node *n, unsigned wanted) {
-    Backend    *be = tape_backend(n->tape);
-    Tensor     *x = n->in[X], *w = n->in[W];
+    Backend *be = tape_backend(n->tape);
+    Tensor *x = n->in[X], *w = n->in[W];
     Destination dx = WANTS(wanted, X) ? grad_of(n, X) : (Destination){0};
     Destination dw = WANTS(wanted, W) ? grad_of(n, W) : (Destination){0};
     if (!dx.data && !dw.data) return;
-    be->cross_entropy_backward(be, dx.data, dx.add, dw.data, dw.add, n->out->grad, n->saved[LSE]->data, x->data, w->data,
-                               n->in[TARGETS]->data, weight_of(n), tensor_rows(x), tensor_width(x), w->shape[0], x->dtype);
+    be->cross_entropy_backward(be, dx.data, dx.add, dw.data, dw.add, n->out->grad, n->saved[LSE]->data, x->data,
+                               w->data, n->in[TARGETS]->data, weight_of(n), tensor_rows(x), tensor_width(x),
+                               w->shape[0], x->dtype);
 }
 
 // As if every row had a target.
 static Cost linear_cross_entropy_cost(const Node *n) {
-    double rows = (double)tensor_rows(n->in[X]), width = (double)tensor_width(n->in[X]), vocab = (double)n->in[W]->shape[0];
+    double rows = (double)tensor_rows(n->in[X]), width = (double)tensor_width(n->in[X]),
+           vocab = (double)n->in[W]->shape[0];
     double size = (double)dtype_size(n->in[X]->dtype), product = 2 * rows * width * vocab;
     return (Cost){.flop = product,
                   .bytes = size * width * (rows + vocab),
@@ -55,7 +58,7 @@ static Cost linear_cross_entropy_cost(const Node *n) {
 
 static void linear_cross_entropy_example(Example *e) {
     e->variants = 3; // all rows scored, some not, some not and weighted
-    bool    large = e->size == EXAMPLE_LARGE;
+    bool large = e->size == EXAMPLE_LARGE;
     int64_t rows = large ? 1024 : example_pick(e, 1, 40), width = large ? 512 : example_pick(e, 1, 33);
     int64_t vocab = large ? 8192 : example_pick(e, 1, 90);
     Tensor *x = example_tensor(e, X, false, 1.0, SHAPE(rows, width));

@@ -4,8 +4,8 @@
 #include "kernels/example.h"
 #include "kernels/ops.h"
 
-enum { X, IMAGES, PATCHES };      // inputs
-enum { A_PATCH, A_NORMALIZE };    // attributes
+enum { X, IMAGES, PATCHES };   // inputs
+enum { A_PATCH, A_NORMALIZE }; // attributes
 
 static const char *masked_patch_mse_infer(Node *n) {
     Tensor *x = n->in[X], *images = n->in[IMAGES], *patches = n->in[PATCHES];
@@ -24,7 +24,7 @@ static const char *masked_patch_mse_infer(Node *n) {
 
 static void masked_patch_mse_forward(Node *n) {
     Backend *be = tape_backend(n->tape);
-    Tensor  *x = n->in[X], *images = n->in[IMAGES];
+    Tensor *x = n->in[X], *images = n->in[IMAGES];
     be->masked_patch_mse_forward(be, n->out->data, x->data, images->data, n->in[PATCHES]->data, tensor_rows(x),
                                  images->shape[0], images->shape[2], images->shape[3], (int)n->attributes.i[A_PATCH],
                                  n->attributes.i[A_NORMALIZE] != 0, x->dtype);
@@ -32,22 +32,23 @@ static void masked_patch_mse_forward(Node *n) {
 
 static void masked_patch_mse_backward(Node *n, unsigned wanted) {
     Backend *be = tape_backend(n->tape);
-    Tensor  *x = n->in[X], *images = n->in[IMAGES];
+    Tensor *x = n->in[X], *images = n->in[IMAGES];
     if (!WANTS(wanted, X)) return;
     Destination dx = grad_of(n, X);
-    be->masked_patch_mse_backward(be, dx.data, n->out->grad, x->data, images->data, n->in[PATCHES]->data, tensor_rows(x),
-                                  images->shape[0], images->shape[2], images->shape[3], (int)n->attributes.i[A_PATCH],
-                                  n->attributes.i[A_NORMALIZE] != 0, x->dtype, dx.add);
+    be->masked_patch_mse_backward(be, dx.data, n->out->grad, x->data, images->data, n->in[PATCHES]->data,
+                                  tensor_rows(x), images->shape[0], images->shape[2], images->shape[3],
+                                  (int)n->attributes.i[A_PATCH], n->attributes.i[A_NORMALIZE] != 0, x->dtype, dx.add);
 }
 
 static Cost masked_patch_mse_cost(const Node *n) {
     double count = (double)tensor_count(n->in[X]), size = (double)dtype_size(n->in[X]->dtype);
-    return (Cost){.flop = 8 * count, .bytes = 2 * size * count, .backward_flop = 8 * count, .backward_bytes = 3 * size * count};
+    return (Cost){
+        .flop = 8 * count, .bytes = 2 * size * count, .backward_flop = 8 * count, .backward_bytes = 3 * size * count};
 }
 
 static void masked_patch_mse_example(Example *e) {
     e->variants = 2; // plain, normalised
-    bool    large = e->size == EXAMPLE_LARGE;
+    bool large = e->size == EXAMPLE_LARGE;
     int64_t patch = large ? 16 : example_pick(e, 2, 4), batch = large ? 16 : example_pick(e, 1, 3);
     int64_t down = large ? 14 : example_pick(e, 1, 4), across = large ? 14 : example_pick(e, 1, 4);
     int64_t rows = large ? batch * 147 : example_pick(e, 1, 20);

@@ -19,16 +19,16 @@ static const char *siglip_loss_infer(Node *n) {
 
 static void siglip_loss_forward(Node *n) {
     Backend *be = tape_backend(n->tape);
-    Tensor  *a = n->in[A];
-    be->siglip_forward(be, n->out->data, a->data, n->in[B]->data, n->in[LOG_SCALE]->data, n->in[BIAS]->data, a->shape[0],
-                       a->shape[1]);
+    Tensor *a = n->in[A];
+    be->siglip_forward(be, n->out->data, a->data, n->in[B]->data, n->in[LOG_SCALE]->data, n->in[BIAS]->data,
+                       a->shape[0], a->shape[1]);
 }
 
 static void siglip_loss_backward(Node *n, unsigned wanted) {
-    Backend    *be = tape_backend(n->tape);
-    Tensor     *a = n->in[A];
+    Backend *be = tape_backend(n->tape);
+    Tensor *a = n->in[A];
     Destination to[4] = {{0}};
-    bool        any = false;
+    bool any = false;
     for (int i = 0; i < 4; i++)
         if (WANTS(wanted, i)) {
             to[i] = grad_of(n, i);
@@ -50,7 +50,7 @@ static Cost siglip_loss_cost(const Node *n) {
 
 static void siglip_loss_example(Example *e) {
     e->variants = 1;
-    bool    large = e->size == EXAMPLE_LARGE;
+    bool large = e->size == EXAMPLE_LARGE;
     int64_t rows = large ? 1024 : example_pick(e, 1, 40), width = large ? 512 : example_pick(e, 1, 33);
     Tensor *a = example_f32(e, A, false, 0, 0.5, SHAPE(rows, width));
     Tensor *b = example_f32(e, B, false, 0, 0.5, SHAPE(rows, width));

@@ -1,0 +1,276 @@
+/* Cross-entropy over a projection, in tiles of rows x vocabulary: a matrix product makes a tile of logits, a pass over
+ * it turns it into running logsumexps (forward) or into the logits' gradient (backward), which two more products turn
+ * into dx and dw. Rows without a target are left out before anything is computed.
+ * N rows, C width, V vocabulary; R scored rows. */
+#include "kernels/cpu/cpu.h"
+#include <math.h>
+#include <string.h>
+
+enum {
+    TILE = 1 << 20, // elements of a tile of logits, at most
+    SIDE = 1024,    // of a tile where both sides are long
+    ROW_BLOCK = 8,  // rows a task
+};
+
+typedef struct Loss { // one call
+    Backend *backend;
+    const void *x, *w;          // x: the scored rows, packed
+    const int32_t *index;       // (R): their places
+    const int32_t *targets;     // (N)
+    const float *weight;        // (N) or NULL
+    float *loss, *lse;          // (N)
+    const float *d_loss;        // (N), backward
+    int64_t rows, width, vocab; // rows: R
+    Dtype t;
+} Loss;
+
+typedef struct Tile { // a block of logits
+    const Loss *loss;
+    int64_t row, rows, column, columns, stride;
+    float *logits;              // (rows, stride)
+    uint16_t *gradient;         // (rows, stride) in bf16, or NULL: in place
+    float *most, *sum, *picked; // (rows): running maximum, sum of exponentials, the target's logit
+} Tile;
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+// Sides of the tiles: a function of the problem alone.
+static void tile_sides(int64_t rows, int64_t vocab, int64_t *row_side, int64_t *column_side) {
+    int64_t columns = TILE / least(rows, SIDE);
+    *column_side = least(vocab, columns);
+    *row_side = least(rows, TILE / round_up(*column_side, 16));
+}
+
+static int64_t tile_stride(int64_t columns) { // not a multiple of 4096 bytes: rows would share cache sets
+    int64_t stride = round_up(columns, 16);
+    return stride % 1024 ? stride : stride + 16;
+}
+
+static const char *row_at(const void *x, int64_t row, int64_t width, Dtype t) {
+    return (const char *)x + (size_t)(row * width) * dtype_size(t);
+}
+
+static void tile_logits(const Tile *t) {
+    const Loss *l = t->loss;
+    l->backend->matmul(l->backend, &(Matmul){.m = t->rows,
+                                             .n = t->columns,
+                                             .k = l->width,
+                                             .batch = 1,
+                                             .a = row_at(l->x, t->row, l->width, l->t),
+                                             .a_row = l->width,
+                                             .a_column = 1,
+                                             .b = row_at(l->w, t->column, l->width, l->t),
+                                             .b_row = 1,
+                                             .b_column = l->width,
+                                             .c = t->logits,
+                                             .c_row = t->stride,
+                                             .in = l->t,
+                                             .out = F32});
+}
+
+static void forward_task(void *context, int64_t task, int worker) {
+    (void)worker;
+    const Tile *t = context;
+    for (int64_t r = task * ROW_BLOCK; r < least(t->rows, (task + 1) * ROW_BLOCK); r++) {
+        const float *row = t->logits + r * t->stride;
+        int64_t target = t->loss->targets[t->loss->index[t->row + r]] - t->column;
+        float most = t->column ? t->most[r] : -INFINITY, sum = t->column ? t->sum[r] : 0, before = most;
+        for (int64_t c = 0; c < t->columns; c++) most = row[c] > most ? row[c] : most;
+        if (before < most) sum *= expf(before - most);
+        for (int64_t c = 0; c < t->columns; c++) sum += expf(row[c] - most);
+        t->most[r] = most;
+        t->sum[r] = sum;
+        if (target >= 0 && target < t->columns) t->picked[r] = row[target];
+    }
+}
+
+static void backward_task(void *context, int64_t task, int worker) {
+    (void)worker;
+    const Tile *t = context;
+    const Loss *l = t->loss;
+    for (int64_t r = task * ROW_BLOCK; r < least(t->rows, (task + 1) * ROW_BLOCK); r++) {
+        float *row = t->logits + r * t->stride;
+        int64_t at = l->index[t->row + r], target = l->targets[at] - t->column;
+        float factor = l->d_loss[at] * (l->weight ? l->weight[at] : 1), lse = l->lse[at];
+        for (int64_t c = 0; c < t->columns; c++) row[c] = factor * expf(row[c] - lse);
+        if (target >= 0 && target < t->columns) row[target] -= factor;
+        for (int64_t c = 0; t->gradient && c < t->columns; c++) t->gradient[r * t->stride + c] = f32_to_bf16(row[c]);
+    }
+}
+
+static void run_rows(const Tile *t, ThreadTask task) {
+    threads_run(cpu_threads(t->loss->backend), (t->rows + ROW_BLOCK - 1) / ROW_BLOCK, task, (void *)t);
+}
+
+// ---- the scored rows ----
+
+typedef struct Layout { // of the shared scratch
+    int32_t *index;
+    void *x;
+    float *logits, *most, *sum, *picked, *dx;
+    uint16_t *gradient;
+    int64_t row_side, column_side, stride;
+} Layout;
+
+static int64_t count_scored(const int32_t *targets, int64_t n) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; i++) count += targets[i] >= 0;
+    return count;
+}
+
+// Takes the scratch and packs the scored rows into it; sets rows, index and x of the loss.
+static Layout lay_out(Loss *l, int64_t n, bool backward) {
+    Layout y = {0};
+    l->rows = count_scored(l->targets, n);
+    if (!l->rows) return y;
+    tile_sides(l->rows, l->vocab, &y.row_side, &y.column_side);
+    y.stride = tile_stride(y.column_side);
+    size_t row_bytes = (size_t)l->width * dtype_size(l->t), tile = (size_t)(y.row_side * y.stride);
+    size_t parts[] = {(size_t)l->rows * 4,
+                      l->rows < n ? (size_t)l->rows * row_bytes : 0,
+                      tile * 4,
+                      3 * 4 * (size_t)y.row_side,
+                      backward ? 4 * (size_t)(y.row_side * l->width) : 0,
+                      backward && l->t == BF16 ? tile * 2 : 0};
+    size_t total = 0, at[6];
+    for (int i = 0; i < 6; i++) {
+        at[i] = total;
+        total += (size_t)round_up((int64_t)parts[i], 64);
+    }
+    char *base = cpu_shared_scratch(l->backend, total);
+    y.index = (int32_t *)base;
+    y.logits = (float *)(base + at[2]);
+    y.most = (float *)(base + at[3]);
+    y.sum = y.most + y.row_side;
+    y.picked = y.sum + y.row_side;
+    y.dx = (float *)(base + at[4]);
+    y.gradient = parts[5] ? (uint16_t *)(base + at[5]) : NULL;
+    for (int64_t i = 0, r = 0; i < n; i++) {
+        if (l->targets[i] < 0) continue;
+        if (parts[1]) memcpy(base + at[1] + (size_t)r * row_bytes, row_at(l->x, i, l->width, l->t), row_bytes);
+        y.index[r++] = (int32_t)i;
+    }
+    if (parts[1]) l->x = base + at[1];
+    l->index = y.index;
+    return y;
+}
+
+static Tile tile_of(const Loss *l, const Layout *y, int64_t row, int64_t column) {
+    return (Tile){.loss = l,
+                  .row = row,
+                  .rows = least(y->row_side, l->rows - row),
+                  .column = column,
+                  .columns = least(y->column_side, l->vocab - column),
+                  .stride = y->stride,
+                  .logits = y->logits,
+                  .gradient = y->gradient,
+                  .most = y->most,
+                  .sum = y->sum,
+                  .picked = y->picked};
+}
+
+static void cross_entropy_forward(Backend *b, float *loss, float *lse, const void *x, const void *w,
+                                  const int32_t *targets, const float *weight, int64_t n, int64_t width, int64_t vocab,
+                                  Dtype t) {
+    Loss l = {.backend = b,
+              .x = x,
+              .w = w,
+              .targets = targets,
+              .weight = weight,
+              .loss = loss,
+              .lse = lse,
+              .width = width,
+              .vocab = vocab,
+              .t = t};
+    Layout y = lay_out(&l, n, false);
+    memset(loss, 0, (size_t)n * sizeof *loss);
+    memset(lse, 0, (size_t)n * sizeof *lse);
+    for (int64_t row = 0; row < l.rows; row += y.row_side) {
+        Tile tile = {0};
+        for (int64_t column = 0; column < vocab; column += y.column_side) {
+            tile = tile_of(&l, &y, row, column);
+            tile_logits(&tile);
+            run_rows(&tile, forward_task);
+        }
+        for (int64_t r = 0; r < tile.rows; r++) {
+            int64_t at = l.index[row + r];
+            lse[at] = tile.most[r] + logf(tile.sum[r]);
+            loss[at] = (weight ? weight[at] : 1) * (lse[at] - tile.picked[r]);
+        }
+    }
+}
+
+// dw[columns, :] (+)= gradient^T x and dx[rows, :] (+)= gradient w
+static void tile_products(const Tile *t, float *dx, int64_t dx_add, float *dw, bool dw_add) {
+    const Loss *l = t->loss;
+    const void *gradient = t->gradient ? (const void *)t->gradient : t->logits;
+    if (dx)
+        l->backend->matmul(l->backend, &(Matmul){.m = t->rows,
+                                                 .n = l->width,
+                                                 .k = t->columns,
+                                                 .batch = 1,
+                                                 .a = gradient,
+                                                 .a_row = t->stride,
+                                                 .a_column = 1,
+                                                 .b = row_at(l->w, t->column, l->width, l->t),
+                                                 .b_row = l->width,
+                                                 .b_column = 1,
+                                                 .c = dx,
+                                                 .c_row = l->width,
+                                                 .in = l->t,
+                                                 .out = F32,
+                                                 .add = dx_add});
+    if (dw)
+        l->backend->matmul(l->backend, &(Matmul){.m = t->columns,
+                                                 .n = l->width,
+                                                 .k = t->rows,
+                                                 .batch = 1,
+                                                 .a = gradient,
+                                                 .a_row = 1,
+                                                 .a_column = t->stride,
+                                                 .b = row_at(l->x, t->row, l->width, l->t),
+                                                 .b_row = l->width,
+                                                 .b_column = 1,
+                                                 .c = dw + t->column * l->width,
+                                                 .c_row = l->width,
+                                                 .in = l->t,
+                                                 .out = F32,
+                                                 .add = dw_add});
+}
+
+static void cross_entropy_backward(Backend *b, void *dx, bool add_x, float *dw, bool add_w, const float *d_loss,
+                                   const float *lse, const void *x, const void *w, const int32_t *targets,
+                                   const float *weight, int64_t n, int64_t width, int64_t vocab, Dtype t) {
+    Loss l = {.backend = b,
+              .x = x,
+              .w = w,
+              .targets = targets,
+              .weight = weight,
+              .lse = (float *)lse,
+              .d_loss = d_loss,
+              .width = width,
+              .vocab = vocab,
+              .t = t};
+    Layout y = lay_out(&l, n, true);
+    bool direct = l.rows == n && t == F32; // dx takes the products as they are
+    if (dx && !add_x && !direct) memset(dx, 0, (size_t)(n * width) * dtype_size(t));
+    if (dw && !add_w && !l.rows) memset(dw, 0, (size_t)(vocab * width) * sizeof *dw);
+    for (int64_t row = 0; row < l.rows; row += y.row_side) {
+        float *rows = !dx ? NULL : direct ? (float *)dx + row * width : y.dx;
+        for (int64_t column = 0; column < vocab; column += y.column_side) {
+            Tile tile = tile_of(&l, &y, row, column);
+            tile_logits(&tile);
+            run_rows(&tile, backward_task);
+            tile_products(&tile, rows, column > 0 || (direct && add_x), dw, add_w || row > 0);
+        }
+        for (int64_t r = 0; dx && !direct && r < least(y.row_side, l.rows - row); r++)
+            b->add_in_place(b, (char *)dx + (size_t)(l.index[row + r] * width) * dtype_size(t), y.dx + r * width, width,
+                            t, F32);
+    }
+}
+
+void SIMD_NAME(install_cross_entropy)(Backend *b) {
+    b->cross_entropy_forward = cross_entropy_forward;
+    b->cross_entropy_backward = cross_entropy_backward;
+}

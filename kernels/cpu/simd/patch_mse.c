@@ -1,0 +1,116 @@
+/* The masked patch loss of MAE: one task for a fixed block of patches, whose losses add up in order.
+ * M patches, P patch side; a patch is flattened (y, x, c). */
+#include "kernels/cpu/cpu.h"
+#include <math.h>
+
+enum { BLOCK = 16 }; // patches a task
+
+typedef struct Job {
+    const Backend *backend;
+    double *partial; // (blocks), or NULL in backward
+    void *dx;
+    const void *x, *images;
+    const int32_t *patches;
+    int64_t m, height, width;
+    int patch;
+    bool normalize, add;
+    float factor;
+    Dtype t;
+} Job;
+
+static inline float element(const void *x, int64_t i, Dtype t) {
+    return t == F32 ? ((const float *)x)[i] : bf16_to_f32(((const uint16_t *)x)[i]);
+}
+
+// The target of one patch, normalised where asked.
+static void load_target(float *target, const Job *job, int64_t patch) {
+    int64_t P = job->patch, across = job->width / P, down = job->height / P, plane = job->height * job->width;
+    int64_t image = patch / (across * down), row = patch / across % down, column = patch % across;
+    int64_t at = image * 3 * plane + row * P * job->width + column * P, n = 3 * P * P;
+    for (int64_t c = 0; c < 3; c++)
+        for (int64_t y = 0; y < P; y++)
+            for (int64_t x = 0; x < P; x++)
+                target[(y * P + x) * 3 + c] = element(job->images, at + c * plane + y * job->width + x, job->t);
+    if (!job->normalize) return;
+    double sum = 0, squares = 0;
+    for (int64_t i = 0; i < n; i++) sum += target[i];
+    double mean = sum / (double)n;
+    for (int64_t i = 0; i < n; i++) squares += (target[i] - mean) * (target[i] - mean);
+    double scale = 1 / sqrt(squares / (double)(n - 1) + 1e-6);
+    for (int64_t i = 0; i < n; i++) target[i] = (float)((target[i] - mean) * scale);
+}
+
+static void task(void *context, int64_t block, int worker) {
+    const Job *job = context;
+    int64_t n = 3 * (int64_t)job->patch * job->patch, end = (block + 1) * BLOCK < job->m ? (block + 1) * BLOCK : job->m;
+    float *target = cpu_worker_scratch(job->backend, worker, (size_t)n * sizeof *target);
+    double total = 0;
+    for (int64_t m = block * BLOCK; m < end; m++) {
+        load_target(target, job, job->patches[m]);
+        if (job->partial) {
+            double sum = 0;
+            for (int64_t i = 0; i < n; i++) {
+                double d = element(job->x, m * n + i, job->t) - target[i];
+                sum += d * d;
+            }
+            total += sum / (double)n;
+            continue;
+        }
+        for (int64_t i = 0; i < n; i++) {
+            float d = job->factor * (element(job->x, m * n + i, job->t) - target[i]);
+            if (job->add) d += element(job->dx, m * n + i, job->t);
+            if (job->t == F32)
+                ((float *)job->dx)[m * n + i] = d;
+            else
+                ((uint16_t *)job->dx)[m * n + i] = f32_to_bf16(d);
+        }
+    }
+    if (job->partial) job->partial[block] = total;
+}
+
+static void masked_patch_mse_forward(Backend *b, float *out, const void *x, const void *images, const int32_t *patches,
+                                     int64_t m, int64_t batch, int64_t height, int64_t width, int patch, bool normalize,
+                                     Dtype t) {
+    (void)batch;
+    int64_t blocks = (m + BLOCK - 1) / BLOCK;
+    Job job = {.backend = b,
+               .x = x,
+               .images = images,
+               .patches = patches,
+               .m = m,
+               .height = height,
+               .width = width,
+               .patch = patch,
+               .normalize = normalize,
+               .t = t};
+    job.partial = cpu_shared_scratch(b, (size_t)blocks * sizeof(double));
+    threads_run(cpu_threads(b), blocks, task, &job);
+    double sum = 0;
+    for (int64_t i = 0; i < blocks; i++) sum += job.partial[i];
+    out[0] = (float)sum;
+}
+
+static void masked_patch_mse_backward(Backend *b, void *dx, const float *factor, const void *x, const void *images,
+                                      const int32_t *patches, int64_t m, int64_t batch, int64_t height, int64_t width,
+                                      int patch, bool normalize, Dtype t, bool add) {
+    (void)batch;
+    Job job = {.backend = b,
+               .dx = dx,
+               .x = x,
+               .images = images,
+               .patches = patches,
+               .m = m,
+               .height = height,
+               .width = width,
+               .patch = patch,
+               .normalize = normalize,
+               .add = add,
+               .t = t,
+               .factor = 2 * factor[0] / (float)(3 * patch * patch)};
+    threads_run(cpu_threads(b), (m + BLOCK - 1) / BLOCK, task, &job);
+}
+
+void SIMD_NAME(install_patch_mse)(Backend *b) {
+    b->masked_patch_mse_forward = masked_patch_mse_forward;
+    b->masked_patch_mse_backward = masked_patch_mse_backward;
+}
