@@ -1,6 +1,7 @@
 /* safetensors files: named arrays (huggingface/safetensors). The reader maps the file and refuses everything that is
  * not exactly the format; the writer sorts by descending element size, then name, writes aside, syncs and renames, and
- * puts each tensor's XXH3-64 into __metadata__ ("xxh3/NAME"), which the reader verifies on request. */
+ * puts checksums into __metadata__, which the reader verifies on request: each tensor's XXH3-64 ("xxh3/NAME") and the
+ * header's own ("xxh3"). */
 #pragma once
 #include "arena.h"
 #include "error.h"
@@ -22,7 +23,7 @@ typedef struct SafeTensors {
     SafeTensor *tensors; // sorted by name
     int         count;
     Arena      *memory;
-    char      **metadata; // key, value, key, value, ...
+    char      **metadata; // key, value, key, value, ..., sorted by key
     int         metadata_count; // pairs
 } SafeTensors;
 
