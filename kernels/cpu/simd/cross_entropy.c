@@ -20,6 +20,7 @@ typedef struct Loss { // one call
     const float *weight;        // (N) or NULL
     float *loss, *lse;          // (N)
     const float *d_loss;        // (N), backward
+    void *dx;                   // (N, C), backward, or NULL
     int64_t rows, width, vocab; // rows: R
     Dtype t;
 } Loss;
@@ -29,6 +30,7 @@ typedef struct Tile { // a block of logits
     int64_t row, rows, column, columns, stride;
     float *logits;              // (rows, stride)
     uint16_t *gradient;         // (rows, stride) in bf16, or NULL: in place
+    const float *dx;            // (rows, C)
     float *most, *sum, *picked; // (rows): running maximum, sum of exponentials, the target's logit
 } Tile;
 
@@ -99,6 +101,24 @@ static void backward_task(void *context, int64_t task, int worker) {
     }
 }
 
+// Adds the gradient of the scored rows to dx.
+static void scatter_task(void *context, int64_t task, int worker) {
+    (void)worker;
+    const Tile *t = context;
+    const Loss *l = t->loss;
+    for (int64_t r = task * ROW_BLOCK; r < least(t->rows, (task + 1) * ROW_BLOCK); r++) {
+        const float *from = t->dx + r * l->width;
+        int64_t at = l->index[t->row + r] * l->width;
+        if (l->t == F32)
+            for (int64_t c = 0; c < l->width; c++) ((float *)l->dx)[at + c] += from[c];
+        else
+            for (int64_t c = 0; c < l->width; c++) {
+                uint16_t *to = (uint16_t *)l->dx + at + c;
+                *to = f32_to_bf16(bf16_to_f32(*to) + from[c]);
+            }
+    }
+}
+
 static void run_rows(const Tile *t, ThreadTask task) {
     threads_run(cpu_threads(t->loss->backend), (t->rows + ROW_BLOCK - 1) / ROW_BLOCK, task, (void *)t);
 }
@@ -165,6 +185,7 @@ static Tile tile_of(const Loss *l, const Layout *y, int64_t row, int64_t column)
                   .stride = y->stride,
                   .logits = y->logits,
                   .gradient = y->gradient,
+                  .dx = y->dx,
                   .most = y->most,
                   .sum = y->sum,
                   .picked = y->picked};
@@ -202,7 +223,7 @@ static void cross_entropy_forward(Backend *b, float *loss, float *lse, const voi
 }
 
 // dw[columns, :] (+)= gradient^T x and dx[rows, :] (+)= gradient w
-static void tile_products(const Tile *t, float *dx, int64_t dx_add, float *dw, bool dw_add) {
+static void tile_products(const Tile *t, float *dx, bool dx_add, float *dw, bool dw_add) {
     const Loss *l = t->loss;
     const void *gradient = t->gradient ? (const void *)t->gradient : t->logits;
     if (dx)
@@ -249,6 +270,7 @@ static void cross_entropy_backward(Backend *b, void *dx, bool add_x, float *dw, 
               .weight = weight,
               .lse = (float *)lse,
               .d_loss = d_loss,
+              .dx = dx,
               .width = width,
               .vocab = vocab,
               .t = t};
@@ -264,9 +286,10 @@ static void cross_entropy_backward(Backend *b, void *dx, bool add_x, float *dw, 
             run_rows(&tile, backward_task);
             tile_products(&tile, rows, column > 0 || (direct && add_x), dw, add_w || row > 0);
         }
-        for (int64_t r = 0; dx && !direct && r < least(y.row_side, l.rows - row); r++)
-            b->add_in_place(b, (char *)dx + (size_t)(l.index[row + r] * width) * dtype_size(t), y.dx + r * width, width,
-                            t, F32);
+        if (dx && !direct) {
+            Tile block = tile_of(&l, &y, row, 0);
+            run_rows(&block, scatter_task);
+        }
     }
 }
 
