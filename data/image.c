@@ -16,8 +16,11 @@ static Format format_of(const uint8_t *bytes, size_t size) {
 
 // What else the bytes look like, for the message.
 static bool refuse_format(const uint8_t *bytes, size_t size, Error *error) {
-    static const struct { const char *start, *name; size_t skip; } known[] = {
-        {"WEBP", "WebP", 8}, {"GIF8", "GIF", 0},     {"BM", "BMP", 0},         {"II*", "TIFF", 0},
+    static const struct {
+        const char *start, *name;
+        size_t skip;
+    } known[] = {
+        {"WEBP", "WebP", 8}, {"GIF8", "GIF", 0},      {"BM", "BMP", 0},       {"II*", "TIFF", 0},
         {"MM", "TIFF", 0},   {"ftypavif", "AVIF", 4}, {"ftyphei", "HEIC", 4}, {"<", "HTML or XML", 0},
     };
     if (!size) return error_set(error, ERROR_FAILED, "the picture is empty");
@@ -32,16 +35,23 @@ static bool refuse_format(const uint8_t *bytes, size_t size, Error *error) {
 bool image_size_allowed(int64_t width, int64_t height, const DecodeOptions *options, Error *error) {
     int64_t most = options && options->most_pixels > 0 ? options->most_pixels : IMAGE_MOST_PIXELS;
     if (width > 0 && height > 0 && width <= most / height) return true;
-    return error_set(error, ERROR_FAILED, "%" PRId64 " x %" PRId64 " pixels are outside what is allowed (at most %" PRId64
-                     "); shrink the picture", width, height, most);
+    return error_set(error, ERROR_FAILED,
+                     "%" PRId64 " x %" PRId64 " pixels are outside what is allowed (at most %" PRId64
+                     "); shrink the picture",
+                     width, height, most);
 }
 
 bool image_probe(const void *bytes, size_t size, ImageInfo *info, Error *error) {
     bool ok;
     switch (format_of(bytes, size)) {
-    case FORMAT_JPEG: ok = jpeg_probe(bytes, size, info, error); break;
-    case FORMAT_PNG: ok = png_probe(bytes, size, info, error); break;
-    default: return refuse_format(bytes, size, error);
+    case FORMAT_JPEG:
+        ok = jpeg_probe(bytes, size, info, error);
+        break;
+    case FORMAT_PNG:
+        ok = png_probe(bytes, size, info, error);
+        break;
+    default:
+        return refuse_format(bytes, size, error);
     }
     if (ok && info->orientation >= 5) {
         int width = info->width;
@@ -55,11 +65,11 @@ bool image_probe(const void *bytes, size_t size, ImageInfo *info, Error *error) 
 // over the other diagonal, 8 a quarter turn anticlockwise. As where (x, y) of the result is taken from.
 static void turn_upright(Image *image, int orientation) {
     if (orientation == 1) return;
-    bool   swapped = orientation >= 5;
+    bool swapped = orientation >= 5;
     size_t width = (size_t)image->width, height = (size_t)image->height;
     size_t out_width = swapped ? height : width, out_height = swapped ? width : height;
-    bool   from_right = orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;
-    bool   from_bottom = orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
+    bool from_right = orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;
+    bool from_bottom = orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
     uint8_t *turned = malloc(width * height * 3), *out = turned;
     check(turned);
     for (size_t y = 0; y < out_height; y++)
@@ -74,13 +84,18 @@ static void turn_upright(Image *image, int orientation) {
 }
 
 bool image_decode(const void *bytes, size_t size, const DecodeOptions *options, Image *image, Error *error) {
-    int  orientation = 1;
+    int orientation = 1;
     bool ok;
     *image = (Image){0};
     switch (format_of(bytes, size)) {
-    case FORMAT_JPEG: ok = jpeg_decode(bytes, size, options, image, &orientation, error); break;
-    case FORMAT_PNG: ok = png_decode(bytes, size, options, image, &orientation, error); break;
-    default: return refuse_format(bytes, size, error);
+    case FORMAT_JPEG:
+        ok = jpeg_decode(bytes, size, options, image, &orientation, error);
+        break;
+    case FORMAT_PNG:
+        ok = png_decode(bytes, size, options, image, &orientation, error);
+        break;
+    default:
+        return refuse_format(bytes, size, error);
     }
     if (ok) turn_upright(image, orientation);
     return ok;

@@ -7,16 +7,20 @@
 #include <stdint.h>
 
 typedef struct Image { // owned pixels; image_free
-    int      width, height;
+    int width, height;
     uint8_t *pixels; // (height, width, 3) RGB
 } Image;
 
-typedef struct ImageInfo { int width, height; int orientation; const char *format; } ImageInfo; // upright size; "jpeg", "png"
+typedef struct ImageInfo {
+    int width, height;
+    int orientation;
+    const char *format;
+} ImageInfo; // upright size; "jpeg", "png"
 
 typedef struct DecodeOptions {
-    int      least_side;    // the picture may be decoded at a smaller scale as long as both sides stay >= this; 0: full size
-    uint8_t  background[3]; // under transparent pixels
-    int64_t  most_pixels;   // refuse more, before any allocation; 0: IMAGE_MOST_PIXELS
+    int least_side; // the picture may be decoded at a smaller scale as long as both sides stay >= this; 0: full size
+    uint8_t background[3]; // under transparent pixels
+    int64_t most_pixels;   // refuse more, before any allocation; 0: IMAGE_MOST_PIXELS
 } DecodeOptions;
 enum { IMAGE_MOST_PIXELS = 178956970 }; // as Pillow's bomb limit
 
@@ -27,10 +31,13 @@ void image_free(Image *); // zeroed structs are allowed
 bool image_encode_png(const Image *, Buffer *out, Error *);
 bool image_encode_jpeg(const Image *, int quality, Buffer *out, Error *);
 
-typedef struct Crop { double x, y, width, height; } Crop; // in pixels of the source
+typedef struct Crop {
+    double x, y, width, height;
+} Crop; // in pixels of the source
 // Resamples the crop to (out_height, out_width, 3) with Pillow's antialiased bicubic (a = -0.5), within 1 grey level.
 void image_resize(const Image *, Crop, uint8_t *out, int out_width, int out_height, bool flip);
 // torchvision's RandomResizedCrop draw: area share in `scale`, aspect in `ratio` (log-uniform), 10 tries, then centre.
 Crop crop_random(int width, int height, const double scale[2], const double ratio[2], Rng *);
-// Evaluation: the shorter side to `side`, then the centre (as Resize + CenterCrop): the crop of the source that gives it.
+// Evaluation: the shorter side to `side`, then the centre (as Resize + CenterCrop): the crop of the source that gives
+// it.
 Crop crop_center(int width, int height);

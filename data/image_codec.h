@@ -1,5 +1,5 @@
-/* What image.c asks of the decoders: one pair of functions a format. Each refuses what is damaged or too large before it
- * allocates pixels, and leaves turning upright to image.c. */
+/* What image.c asks of the decoders: one pair of functions a format. Each refuses what is damaged or too large before
+ * it allocates pixels, and leaves turning upright to image.c. */
 #pragma once
 #include "data/image.h"
 

@@ -7,12 +7,12 @@
 #include <jpeglib.h>
 
 typedef struct PngWriter {
-    png_structp  png;
-    png_infop    info;
-    jmp_buf      escape;
-    Error       *error;
+    png_structp png;
+    png_infop info;
+    jmp_buf escape;
+    Error *error;
     const Image *image;
-    Buffer      *out;
+    Buffer *out;
 } PngWriter;
 
 _Noreturn static void png_failed(png_structp png, png_const_charp text) {
@@ -48,29 +48,30 @@ static bool run_png(PngWriter *w) {
 
 bool image_encode_png(const Image *image, Buffer *out, Error *error) {
     PngWriter w = {.error = error, .image = image, .out = out};
-    size_t    before = out->size;
-    bool      ok = run_png(&w);
+    size_t before = out->size;
+    bool ok = run_png(&w);
     if (!ok) out->size = before;
     png_destroy_write_struct(&w.png, &w.info);
     return ok;
 }
 
 typedef struct JpegWriter {
-    struct jpeg_error_mgr       errors; // first: libjpeg hands back its address
-    jmp_buf                     escape;
+    struct jpeg_error_mgr errors; // first: libjpeg hands back its address
+    jmp_buf escape;
     struct jpeg_compress_struct jpeg;
-    Error                      *error;
-    const Image                *image;
-    int                         quality;
-    unsigned char              *bytes; // malloced by libjpeg
-    unsigned long               size;
+    Error *error;
+    const Image *image;
+    int quality;
+    unsigned char *bytes; // malloced by libjpeg
+    unsigned long size;
 } JpegWriter;
 
 _Noreturn static void jpeg_failed(j_common_ptr jpeg) {
     JpegWriter *w = (JpegWriter *)jpeg->err;
-    char        text[JMSG_LENGTH_MAX];
+    char text[JMSG_LENGTH_MAX];
     jpeg->err->format_message(jpeg, text);
-    error_set(w->error, ERROR_FAILED, "JPEG of %d x %d pixels not written: %s", w->image->width, w->image->height, text);
+    error_set(w->error, ERROR_FAILED, "JPEG of %d x %d pixels not written: %s", w->image->width, w->image->height,
+              text);
     longjmp(w->escape, 1);
 }
 

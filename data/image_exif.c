@@ -7,8 +7,8 @@ enum { TAG_ORIENTATION = 0x0112, TYPE_SHORT = 3, TYPE_LONG = 4, ENTRY_BYTES = 12
 
 typedef struct Tiff {
     const uint8_t *bytes;
-    size_t         size;
-    bool           big_endian;
+    size_t size;
+    bool big_endian;
 } Tiff;
 
 static uint32_t read_u16(const Tiff *t, size_t at) {

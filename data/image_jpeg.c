@@ -16,21 +16,21 @@ enum {
 };
 
 typedef struct Reader {
-    struct jpeg_error_mgr         errors; // first: libjpeg hands back its address
-    jmp_buf                       escape;
+    struct jpeg_error_mgr errors; // first: libjpeg hands back its address
+    jmp_buf escape;
     struct jpeg_decompress_struct jpeg;
-    struct jpeg_progress_mgr      progress;
-    Error                        *error;
-    const uint8_t                *bytes;
-    size_t                        size;
-    const DecodeOptions          *options;
-    uint8_t                      *pixels; // the picture being decoded
-    uint8_t                      *line;   // a CMYK line
+    struct jpeg_progress_mgr progress;
+    Error *error;
+    const uint8_t *bytes;
+    size_t size;
+    const DecodeOptions *options;
+    uint8_t *pixels; // the picture being decoded
+    uint8_t *line;   // a CMYK line
 } Reader;
 
 _Noreturn static void on_error(j_common_ptr jpeg) {
     Reader *reader = (Reader *)jpeg->err;
-    char    text[JMSG_LENGTH_MAX];
+    char text[JMSG_LENGTH_MAX];
     jpeg->err->format_message(jpeg, text);
     error_set(reader->error, ERROR_FAILED, "JPEG: %s", text);
     longjmp(reader->escape, 1);
@@ -47,8 +47,10 @@ static void on_message(j_common_ptr jpeg, int level) {
     case JWRN_JPEG_EOF:
     case JWRN_MUST_RESYNC:
     case JWRN_ARITH_BAD_CODE:
-    case JWRN_BOGUS_PROGRESSION: on_error(jpeg);
-    default: return;
+    case JWRN_BOGUS_PROGRESSION:
+        on_error(jpeg);
+    default:
+        return;
     }
 }
 
@@ -115,10 +117,14 @@ static void choose_scale(Reader *r) {
 static void choose_colour(Reader *r) {
     switch (r->jpeg.jpeg_color_space) {
     case JCS_CMYK:
-    case JCS_YCCK: r->jpeg.out_color_space = JCS_CMYK; return;
+    case JCS_YCCK:
+        r->jpeg.out_color_space = JCS_CMYK;
+        return;
     case JCS_GRAYSCALE:
     case JCS_YCbCr:
-    case JCS_RGB: r->jpeg.out_color_space = JCS_RGB; return;
+    case JCS_RGB:
+        r->jpeg.out_color_space = JCS_RGB;
+        return;
     default:
         error_set(r->error, ERROR_FAILED, "JPEG: %d colour components are not understood; convert it to RGB",
                   r->jpeg.num_components);
@@ -142,7 +148,7 @@ static void read_pixels(Reader *r) {
     choose_colour(r);
     jpeg_start_decompress(j);
     size_t width = j->output_width;
-    bool   cmyk = j->out_color_space == JCS_CMYK;
+    bool cmyk = j->out_color_space == JCS_CMYK;
     r->pixels = malloc(width * 3 * j->output_height);
     if (cmyk) r->line = malloc(width * 4);
     check(r->pixels && (!cmyk || r->line));
@@ -170,7 +176,7 @@ static bool run_decode(Reader *r) {
 }
 
 bool jpeg_probe(const uint8_t *bytes, size_t size, ImageInfo *info, Error *error) {
-    Reader              r;
+    Reader r;
     const DecodeOptions any = {.most_pixels = INT64_MAX};
     reader_start(&r, bytes, size, &any, error);
     bool ok = run_probe(&r);

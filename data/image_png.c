@@ -10,22 +10,22 @@
 
 enum {
     SIGNATURE_BYTES = 8,
-    CHUNK_OVERHEAD = 12,           // length, type, CRC
-    HEADER_BYTES = 13,             // of IHDR's data
-    DEFLATE_RATIO = 1032,          // the most that deflate can shrink
-    MOST_CHUNK_MEMORY = 1 << 20,   // bytes libpng may allocate for an ancillary chunk
+    CHUNK_OVERHEAD = 12,         // length, type, CRC
+    HEADER_BYTES = 13,           // of IHDR's data
+    DEFLATE_RATIO = 1032,        // the most that deflate can shrink
+    MOST_CHUNK_MEMORY = 1 << 20, // bytes libpng may allocate for an ancillary chunk
 };
 
 typedef struct Reader {
-    png_structp          png;
-    png_infop            info;
-    jmp_buf              escape;
-    Error               *error;
-    const uint8_t       *bytes; // what is left
-    size_t               left, size;
+    png_structp png;
+    png_infop info;
+    jmp_buf escape;
+    Error *error;
+    const uint8_t *bytes; // what is left
+    size_t left, size;
     const DecodeOptions *options;
-    Image                image;
-    uint8_t             *rgba; // a line, or the whole picture where it is interlaced
+    Image image;
+    uint8_t *rgba; // a line, or the whole picture where it is interlaced
 } Reader;
 
 _Noreturn static void on_error(png_structp png, png_const_charp text) {
@@ -73,8 +73,8 @@ bool png_probe(const uint8_t *bytes, size_t size, ImageInfo *info, Error *error)
 static void refuse_cut(Reader *r, png_uint_32 width, png_uint_32 height) {
     uint64_t raw = (uint64_t)png_get_rowbytes(r->png, r->info) * height;
     if (raw / DEFLATE_RATIO <= r->size) return;
-    error_set(r->error, ERROR_FAILED, "PNG: %zu bytes cannot hold %u x %u pixels: the file is cut short", r->size, width,
-              height);
+    error_set(r->error, ERROR_FAILED, "PNG: %zu bytes cannot hold %u x %u pixels: the file is cut short", r->size,
+              width, height);
     longjmp(r->escape, 1);
 }
 
@@ -109,8 +109,8 @@ static void composite(const uint8_t *rgba, uint8_t *rgb, size_t width, const uin
 
 static void read_pixels(Reader *r) {
     static const uint8_t black[3] = {0};
-    const uint8_t       *background = r->options ? r->options->background : black;
-    png_uint_32          width = png_get_image_width(r->png, r->info), height = png_get_image_height(r->png, r->info);
+    const uint8_t *background = r->options ? r->options->background : black;
+    png_uint_32 width = png_get_image_width(r->png, r->info), height = png_get_image_height(r->png, r->info);
     if (!image_size_allowed(width, height, r->options, r->error)) longjmp(r->escape, 1);
     refuse_cut(r, width, height);
     set_transforms(r);
@@ -124,8 +124,7 @@ static void read_pixels(Reader *r) {
     for (int pass = 0; pass < passes; pass++)
         for (size_t y = 0; y < height; y++) {
             png_read_row(r->png, r->rgba + y * kept, NULL);
-            if (pass == passes - 1)
-                composite(r->rgba + y * kept, r->image.pixels + y * width * 3, width, background);
+            if (pass == passes - 1) composite(r->rgba + y * kept, r->image.pixels + y * width * 3, width, background);
         }
     png_read_end(r->png, NULL);
 }
@@ -141,7 +140,7 @@ static bool run_decode(Reader *r) {
 bool png_decode(const uint8_t *bytes, size_t size, const DecodeOptions *options, Image *out, int *orientation,
                 Error *error) {
     Reader r = {.bytes = bytes, .left = size, .size = size, .options = options, .error = error};
-    bool   ok = run_decode(&r);
+    bool ok = run_decode(&r);
     if (ok) {
         *out = r.image;
         *orientation = find_orientation(bytes, size);
