@@ -1,37 +1,242 @@
-/* Matrix products of the CPU backend. */
-#include "kernels/cpu/cpu.h"
+/* Matrix products of the CPU backend.
+ *
+ * C is cut into blocks of columns and of rows, the inner dimension into even chunks that depend on the problem alone, so
+ * the bits of the result do not depend on the number of threads. A task is one block: for each chunk it copies its part
+ * of B to panels in its own scratch (sized for the second-level cache) and runs the tile kernel over all pairs of row
+ * panel and column panel. A is read in place unless its order or its strides forbid it. */
+#include "kernels/cpu/simd/matmul_pack.h"
+#include "kernels/cpu/simd/matmul_serial.h"
 
-static inline float element(const void *x, int64_t i, Dtype t) {
-    return t == F32 ? ((const float *)x)[i] : bf16_to_f32(((const uint16_t *)x)[i]);
-}
+enum {
+    CHUNK_UNITS = 768,        // of the inner dimension at once
+    CHUNK_UNITS_STAGED = 384, // where A is copied: wider blocks of B, so that the copy serves more columns
+    B_FLOATS = 384 * 384,     // room for a block of B
+    A_FLOATS = 8 * CHUNK_UNITS_STAGED * 16, // for panels of A
+    C_FLOATS = 1 << 16,       // for partial sums of a block of a bf16 C
+    B_FLOATS_IN_PLACE = 128 * CHUNK_UNITS,
+    STAGE_STEP = 32,          // units copied of each panel before the next panel's
+    ALIAS_BYTES = 4096,       // lines this far apart share a set of the first-level cache
+    SERIAL_UNITS = 1 << 20,   // multiply-adds below which no second thread is called
+};
+_Static_assert((B_FLOATS + A_FLOATS + C_FLOATS) * 4 <= MATMUL_SCRATCH, "the parts of the scratch fit");
+
+typedef struct Plan {
+    MatmulUnit unit;
+    int        size;              // bytes of an element of A and B
+    int64_t    per_unit;          // elements of a unit
+    int64_t    units, chunks;     // of the inner dimension
+    bool       stage;             // A is copied
+    bool       in_place;          // whole panels of B are read where they lie
+    int64_t    row_panels;        // of M, each of MATMUL_ROWS rows or one less
+    int64_t    row_blocks;        // tasks along M
+    int64_t    column_panels;     // of N, each MATMUL_PANEL wide
+    int64_t    column_blocks;     // tasks along N
+} Plan;
 
 typedef struct Job {
     const Matmul  *p;
+    const Plan    *plan;
     const Backend *backend;
 } Job;
 
-// One row of C of one product of the batch.
-static void row_task(void *context, int64_t task, int worker) {
-    const Job    *job = context;
-    const Matmul *p = job->p;
-    int64_t       z = task / p->m, m = task % p->m;
-    float        *sum = cpu_worker_scratch(job->backend, worker, (size_t)p->n * sizeof *sum);
-    for (int64_t n = 0; n < p->n; n++) sum[n] = p->bias ? p->bias[n] : 0;
-    for (int64_t k = 0; k < p->k; k++) {
-        float a = element(p->a, z * p->a_batch + m * p->a_row + k * p->a_column, p->in);
-        for (int64_t n = 0; n < p->n; n++)
-            sum[n] += a * element(p->b, z * p->b_batch + k * p->b_row + n * p->b_column, p->in);
-    }
-    int64_t at = z * p->c_batch + m * p->c_row;
-    for (int64_t n = 0; n < p->n; n++) {
-        float v = p->add ? sum[n] + element(p->c, at + n, p->out) : sum[n];
-        if (p->out == F32) ((float *)p->c)[at + n] = v;
-        else ((uint16_t *)p->c)[at + n] = f32_to_bf16(v);
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Work of the slowest thread, in units of a multiply-add of two vectors, when C is cut into `rows` x `columns` blocks.
+static int64_t cost_of(const Plan *plan, int64_t batch, int64_t rows, int64_t columns, int threads) {
+    int64_t m = divide_up(plan->row_panels, rows), n = divide_up(plan->column_panels, columns);
+    int64_t task = m * n * MATMUL_ROWS + (plan->in_place ? 0 : 5 * n) + (plan->stage ? 8 : 2) * m;
+    return divide_up(batch * rows * columns, threads) * task;
+}
+
+static void choose_blocks(Plan *plan, const Matmul *p, int threads) {
+    int64_t chunk = divide_up(plan->units, plan->chunks);
+    int64_t widest = (plan->stage ? B_FLOATS : B_FLOATS_IN_PLACE) / (chunk * MATMUL_PANEL); // panels
+    if (p->out == BF16 && plan->chunks > 1) widest = least(widest, 128 / MATMUL_PANEL * (plan->stage ? 3 : 1));
+    int64_t fewest = divide_up(plan->column_panels, widest > 0 ? widest : 1);
+    plan->row_blocks = 1;
+    plan->column_blocks = fewest;
+    if (threads == 1 || p->batch * p->m * p->n * plan->units < SERIAL_UNITS) return;
+    int64_t best = INT64_MAX;
+    for (int64_t columns = fewest; columns <= least(plan->column_panels, fewest + 2 * threads); columns++) {
+        for (int64_t rows = 1; rows <= least(plan->row_panels, 2 * threads); rows++) {
+            int64_t cost = cost_of(plan, p->batch, rows, columns, threads);
+            if (cost >= best) continue;
+            best = cost;
+            plan->row_blocks = rows;
+            plan->column_blocks = columns;
+        }
     }
 }
 
+static Plan plan_for(const Matmul *p, int threads) {
+#if defined(__AVX512BF16__)
+    bool pairs = p->in == BF16;
+#else
+    bool pairs = false;
+#endif
+    Plan    plan = {.unit = pairs ? UNIT_PAIR : UNIT_F32, .size = (int)dtype_size(p->in), .per_unit = pairs ? 2 : 1};
+    int64_t apart = (p->a_column == 1 ? p->a_row : p->a_column) * plan.size;
+    bool    order = p->in == BF16 && (!pairs || p->a_column != 1 || p->k % 2);
+    plan.stage = order || (p->m > 1 && apart % ALIAS_BYTES == 0 && p->n > MATMUL_PANEL);
+    plan.units = divide_up(p->k, plan.per_unit);
+    plan.chunks = divide_up(plan.units, plan.stage ? CHUNK_UNITS_STAGED : CHUNK_UNITS);
+    plan.in_place = p->in == F32 && p->b_column == 1 && p->m <= 2 * MATMUL_ROWS;
+    plan.row_panels = divide_up(p->m, MATMUL_ROWS);
+    plan.column_panels = divide_up(p->n, MATMUL_PANEL);
+    choose_blocks(&plan, p, threads);
+    return plan;
+}
+
+// ---- one block of C ----
+
+typedef struct Block {
+    const Matmul *p;
+    const Plan   *plan;
+    const char   *a, *b;  // of this product of the batch
+    char         *c;
+    int64_t       panel0, panel1; // row panels
+    int64_t       n0, n1;         // columns
+    int64_t       u0, u1;         // units of the running chunk
+    float        *packed_b, *packed_a, *partial; // (panels, units, MATMUL_PANEL) (panels, units, MATMUL_STAGE) (rows, columns)
+} Block;
+
+static int64_t first_row(const Block *w, int64_t panel) { return panel * w->p->m / w->plan->row_panels; }
+
+static int64_t inner_count(const Block *w, int64_t u0, int64_t u1) { // elements k of units [u0, u1)
+    return least(u1 * w->plan->per_unit, w->p->k) - u0 * w->plan->per_unit;
+}
+
+static void pack_b(const Block *w) {
+    const Matmul *p = w->p;
+    int64_t       units = w->u1 - w->u0;
+    float        *out = w->packed_b;
+    for (int64_t n = w->n0; n < w->n1; n += MATMUL_PANEL, out += units * MATMUL_PANEL) {
+        int64_t count = least(MATMUL_PANEL, w->n1 - n);
+        if (w->plan->in_place && count == MATMUL_PANEL) continue;
+        int64_t at = w->u0 * w->plan->per_unit * p->b_row + n * p->b_column;
+        Lines   x = {w->b + at * w->plan->size, p->b_column, p->b_row, count, inner_count(w, w->u0, w->u1), p->in};
+        SIMD_NAME(matmul_pack)(out, MATMUL_PANEL, &x, w->plan->unit);
+    }
+}
+
+// Row panels [panel0, panel1). Some units of each in turn, because neighbouring panels share cache lines.
+static void pack_a(const Block *w, int64_t panel0, int64_t panel1) {
+    const Matmul *p = w->p;
+    int64_t       units = w->u1 - w->u0;
+    for (int64_t u = w->u0; u < w->u1; u += STAGE_STEP) {
+        for (int64_t panel = panel0; panel < panel1; panel++) {
+            int64_t row = first_row(w, panel), at = row * p->a_row + u * w->plan->per_unit * p->a_column;
+            int64_t k = inner_count(w, u, least(u + STAGE_STEP, w->u1));
+            Lines   x = {w->a + at * w->plan->size, p->a_row, p->a_column, first_row(w, panel + 1) - row, k, p->in};
+            float  *out = w->packed_a + ((panel - panel0) * units + u - w->u0) * MATMUL_STAGE;
+            SIMD_NAME(matmul_pack)(out, MATMUL_STAGE, &x, w->plan->unit);
+        }
+    }
+}
+
+// Where the sums of this chunk start from and where they go: the first takes bias and C, the last writes C, and between
+// them a bf16 C keeps its sums in f32 aside.
+static void route(const Block *w, Tile *t, int64_t row, int64_t n) {
+    const Matmul *p = w->p;
+    bool          first = w->u0 == 0, last = w->u1 == w->plan->units;
+    char         *c = w->c + (row * p->c_row + n) * (int64_t)dtype_size(p->out);
+    float        *aside = w->partial + (row - first_row(w, w->panel0)) * (w->n1 - w->n0) + n - w->n0;
+    bool          through = p->out == F32;
+    t->bias = first && p->bias ? p->bias + n : NULL;
+    t->from = first ? (p->add ? c : NULL) : through ? c : (char *)aside;
+    t->from_type = first ? p->out : F32;
+    t->from_row = first || through ? p->c_row : w->n1 - w->n0;
+    t->to = last || through ? c : (char *)aside;
+    t->to_type = last ? p->out : F32;
+    t->to_row = last || through ? p->c_row : w->n1 - w->n0;
+}
+
+// All tiles of one row panel. a, a_row and a_unit of the tile are set.
+static void run_panel(const Block *w, Tile *t, int64_t panel) {
+    const Matmul *p = w->p;
+    int64_t       row = first_row(w, panel), units = w->u1 - w->u0;
+    const float  *packed = w->packed_b;
+    t->rows = (int)(first_row(w, panel + 1) - row);
+    t->units = units;
+    for (int64_t n = w->n0; n < w->n1; n += MATMUL_PANEL, packed += units * MATMUL_PANEL) {
+        t->columns = (int)least(MATMUL_PANEL, w->n1 - n);
+        bool in_place = w->plan->in_place && t->columns == MATMUL_PANEL;
+        t->b = in_place ? (const float *)(const void *)w->b + w->u0 * p->b_row + n : packed;
+        t->b_unit = in_place ? p->b_row : MATMUL_PANEL;
+        route(w, t, row, n);
+        SIMD_NAME(matmul_tile)(t, w->plan->unit);
+    }
+}
+
+static void run_chunk(const Block *w) {
+    const Matmul *p = w->p;
+    int64_t       units = w->u1 - w->u0, group = A_FLOATS / (units * MATMUL_STAGE);
+    pack_b(w);
+    for (int64_t panel = w->panel0; panel < w->panel1; panel++) {
+        int64_t at = first_row(w, panel) * p->a_row + w->u0 * w->plan->per_unit * p->a_column;
+        Tile    t = {.a = w->a + at * w->plan->size, .a_row = p->a_row * w->plan->size, .a_unit = 4};
+        if (p->a_column != 1) t.a_unit = p->a_column * w->plan->size, t.a_row = 4;
+        if (w->plan->stage) {
+            int64_t in_group = (panel - w->panel0) % group;
+            if (!in_group) pack_a(w, panel, least(panel + group, w->panel1));
+            t.a = (const char *)(w->packed_a + in_group * units * MATMUL_STAGE);
+            t.a_unit = 4 * MATMUL_STAGE, t.a_row = 4;
+        }
+        run_panel(w, &t, panel);
+    }
+}
+
+// Row panels [panel0, panel1) and columns [n0, n1) of product z of the batch.
+static void run_block(const Matmul *p, const Plan *plan, int64_t z, const int64_t panels[2], const int64_t columns[2],
+                      float *scratch) {
+    Block   w = {.p = p, .plan = plan, .n0 = columns[0], .n1 = least(columns[1], p->n), .packed_b = scratch,
+                 .packed_a = scratch + B_FLOATS, .partial = scratch + B_FLOATS + A_FLOATS};
+    w.a = (const char *)p->a + z * p->a_batch * plan->size;
+    w.b = (const char *)p->b + z * p->b_batch * plan->size;
+    w.c = (char *)p->c + z * p->c_batch * (int64_t)dtype_size(p->out);
+    int64_t at_once = panels[1] - panels[0];
+    if (p->out == BF16 && plan->chunks > 1) at_once = C_FLOATS / (w.n1 - w.n0) / MATMUL_ROWS;
+    for (w.panel0 = panels[0]; w.panel0 < panels[1]; w.panel0 = w.panel1) {
+        w.panel1 = least(w.panel0 + at_once, panels[1]);
+        for (int64_t chunk = 0; chunk < plan->chunks; chunk++) {
+            w.u0 = chunk * plan->units / plan->chunks;
+            w.u1 = (chunk + 1) * plan->units / plan->chunks;
+            run_chunk(&w);
+        }
+    }
+}
+
+// Blocks count along columns first, then rows, then the batch.
+static void run_task(const Matmul *p, const Plan *plan, int64_t task, float *scratch) {
+    int64_t column = task % plan->column_blocks, row = task / plan->column_blocks % plan->row_blocks;
+    int64_t z = task / plan->column_blocks / plan->row_blocks;
+    int64_t panels[2] = {row * plan->row_panels / plan->row_blocks, (row + 1) * plan->row_panels / plan->row_blocks};
+    int64_t columns[2] = {column * plan->column_panels / plan->column_blocks * MATMUL_PANEL,
+                          (column + 1) * plan->column_panels / plan->column_blocks * MATMUL_PANEL};
+    run_block(p, plan, z, panels, columns, scratch);
+}
+
+static bool empty(const Matmul *p) { return p->m <= 0 || p->n <= 0 || p->batch <= 0; }
+
+void SIMD_NAME(matmul_serial)(const Matmul *p, void *scratch) {
+    if (empty(p)) return;
+    Plan plan = plan_for(p, 1);
+    for (int64_t task = 0; task < p->batch * plan.row_blocks * plan.column_blocks; task++)
+        run_task(p, &plan, task, scratch);
+}
+
+static void task_of(void *context, int64_t task, int worker) {
+    const Job *job = context;
+    run_task(job->p, job->plan, task, cpu_worker_scratch(job->backend, worker, MATMUL_SCRATCH));
+}
+
 static void matmul(Backend *b, const Matmul *p) {
-    threads_run(cpu_threads(b), p->m * p->batch, row_task, &(Job){p, b});
+    if (empty(p)) return;
+    Threads *threads = cpu_threads(b);
+    Plan     plan = plan_for(p, threads_count(threads));
+    Job      job = {p, &plan, b};
+    threads_run(threads, p->batch * plan.row_blocks * plan.column_blocks, task_of, &job);
 }
 
 void SIMD_NAME(install_matmul)(Backend *b) { b->matmul = matmul; }

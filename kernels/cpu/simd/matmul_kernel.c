@@ -1,0 +1,176 @@
+/* See matmul_kernel.h. For each unit of the inner dimension: two vectors of B, and for each row one broadcast of A and
+ * two multiply-adds. The multiply-adds are inline assembly where the machine has them: from intrinsics gcc 12 makes
+ * moves and spills. */
+#include "kernels/cpu/simd/matmul_kernel.h"
+#include <string.h>
+
+typedef float vec __attribute__((vector_size(4 * MATMUL_LANES)));
+typedef vec loose_vec __attribute__((aligned(4), may_alias)); // anywhere in memory
+#define INLINE static inline __attribute__((always_inline))
+
+// The number at base + row * a_row + offset, where a row is at most 4; by_three = 3 * a_row. The address is spelled out
+// because the compiler would keep one register for each of the rows. (It does not know that memory is
+// read: nothing that A points to is written in these functions.)
+INLINE vec broadcast(const char *base, int64_t a_row, int64_t by_three, const int row, const int offset) {
+#if defined(__AVX2__)
+    vec v;
+#define BROADCAST(place, ...) __asm__("vbroadcastss %c1" place ", %0" : "=v"(v) : "i"(offset), "r"(base), __VA_ARGS__)
+    if (row == 0) BROADCAST("(%2)", "r"(a_row));
+    else if (row == 1) BROADCAST("(%2,%3)", "r"(a_row));
+    else if (row == 2) BROADCAST("(%2,%3,2)", "r"(a_row));
+    else if (row == 3) BROADCAST("(%2,%3)", "r"(by_three));
+    else BROADCAST("(%2,%3,4)", "r"(a_row));
+    return v;
+#else
+    float f;
+    memcpy(&f, base + (row == 3 ? by_three : row * a_row) + offset, sizeof f);
+    return (vec){0} + f;
+#endif
+}
+
+INLINE void multiply_add(vec *sum, vec a, vec b, const MatmulUnit unit) {
+#if defined(__AVX512BF16__)
+    if (unit == UNIT_PAIR) {
+        __asm__("vdpbf16ps %2, %1, %0" : "+v"(*sum) : "v"(a), "v"(b));
+        return;
+    }
+#endif
+    (void)unit;
+#if defined(__AVX2__)
+    __asm__("vfmadd231ps %2, %1, %0" : "+v"(*sum) : "v"(a), "v"(b));
+#else
+    *sum += a * b;
+#endif
+}
+
+// One unit, the `ahead`th from where the pointers stand. Rows of A are reached from every fifth one.
+INLINE void step(vec (*sum)[2], const char *const *a, int64_t a_row, int64_t by_three, const float *b, const int ahead,
+                 const int rows, const bool by_row, const MatmulUnit unit) {
+    vec b0 = *(const loose_vec *)b, b1 = *(const loose_vec *)(b + MATMUL_LANES);
+#pragma GCC unroll 14
+    for (int r = 0; r < rows; r++) {
+        vec x = by_row ? broadcast(a[r / 5], a_row, by_three, r % 5, 4 * ahead) : broadcast(a[0], 0, 0, 0, 4 * r);
+        multiply_add(&sum[r][0], x, b0, unit);
+        multiply_add(&sum[r][1], x, b1, unit);
+    }
+}
+
+INLINE void advance(const char **a, int64_t bytes, const int rows) {
+    a[0] += bytes;
+    if (rows > 5) a[1] += bytes;
+    if (rows > 10) a[2] += bytes;
+}
+
+// Where the tile is not a whole one of f32: sums (rows, MATMUL_PANEL) go through memory.
+static __attribute__((noinline)) void store_any(const Tile *t, const vec (*sum)[2], int rows) {
+    for (int r = 0; r < rows; r++) {
+        float v[MATMUL_PANEL];
+        memcpy(v, sum[r], sizeof v);
+        if (t->bias)
+            for (int c = 0; c < t->columns; c++) v[c] += t->bias[c];
+        if (t->from && t->from_type == F32)
+            for (int c = 0; c < t->columns; c++) v[c] += ((const float *)t->from)[r * t->from_row + c];
+        if (t->from && t->from_type == BF16)
+            for (int c = 0; c < t->columns; c++) v[c] += bf16_to_f32(((const uint16_t *)t->from)[r * t->from_row + c]);
+        if (t->to_type == F32) memcpy((float *)t->to + r * t->to_row, v, (size_t)t->columns * sizeof *v);
+        else
+            for (int c = 0; c < t->columns; c++) ((uint16_t *)t->to)[r * t->to_row + c] = f32_to_bf16(v[c]);
+    }
+}
+
+INLINE void store(const Tile *t, vec (*sum)[2], const int rows) {
+    if (t->columns < MATMUL_PANEL || t->to_type != F32 || (t->from && t->from_type != F32)) {
+        vec copy[MATMUL_ROWS][2];
+#pragma GCC unroll 14
+        for (int r = 0; r < rows; r++) copy[r][0] = sum[r][0], copy[r][1] = sum[r][1];
+        store_any(t, copy, rows);
+        return;
+    }
+    if (t->bias) {
+        vec b0 = *(const loose_vec *)t->bias, b1 = *(const loose_vec *)(t->bias + MATMUL_LANES);
+#pragma GCC unroll 14
+        for (int r = 0; r < rows; r++) sum[r][0] += b0, sum[r][1] += b1;
+    }
+    if (t->from) {
+        const float *from = t->from;
+#pragma GCC unroll 14
+        for (int r = 0; r < rows; r++, from += t->from_row) {
+            sum[r][0] += *(const loose_vec *)from;
+            sum[r][1] += *(const loose_vec *)(from + MATMUL_LANES);
+        }
+    }
+    float *to = t->to;
+#pragma GCC unroll 14
+    for (int r = 0; r < rows; r++, to += t->to_row) {
+        *(loose_vec *)to = sum[r][0];
+        *(loose_vec *)(to + MATMUL_LANES) = sum[r][1];
+    }
+}
+
+INLINE void tile(const Tile *t, const int rows, const bool by_row, const MatmulUnit unit) {
+    vec sum[MATMUL_ROWS][2];
+#pragma GCC unroll 14
+    for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = (vec){0};
+    int64_t      a_row = t->a_row, by_three = 3 * a_row, a_unit = by_row ? 4 : t->a_unit, b_unit = t->b_unit, u = t->units;
+    const char  *a[3] = {t->a, rows > 5 ? t->a + 5 * a_row : NULL, rows > 10 ? t->a + 10 * a_row : NULL};
+    const float *b = t->b;
+    const char  *to = t->to;
+    int64_t      to_row = t->to_row * (int64_t)dtype_size(t->to_type);
+#pragma GCC unroll 14
+    for (int r = 0; r < rows; r++, to += to_row) __builtin_prefetch(to, 1), __builtin_prefetch(to + 64, 1);
+    for (; u >= 4; u -= 4) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+            step(sum, a, a_row, by_three, b, i, rows, by_row, unit);
+            b += b_unit;
+            if (!by_row) advance(a, a_unit, 1);
+        }
+        if (by_row) advance(a, 16, rows);
+    }
+    for (; u > 0; u--) {
+        step(sum, a, a_row, by_three, b, 0, rows, by_row, unit);
+        b += b_unit;
+        advance(a, a_unit, rows);
+    }
+    store(t, sum, rows);
+}
+
+// One function for each number of rows, order of A and kind of unit.
+#define TILE_FUNCTION(rows, name, by_row, unit) \
+    static void name##_##rows(const Tile *t) { tile(t, rows, by_row, unit); }
+#define ALL_ROWS_4(X, ...) X(1, __VA_ARGS__) X(2, __VA_ARGS__) X(3, __VA_ARGS__) X(4, __VA_ARGS__)
+#if defined(__AVX512F__)
+#define ALL_ROWS(X, ...)       \
+    ALL_ROWS_4(X, __VA_ARGS__) \
+    X(5, __VA_ARGS__)          \
+    X(6, __VA_ARGS__)          \
+    X(7, __VA_ARGS__)          \
+    X(8, __VA_ARGS__)          \
+    X(9, __VA_ARGS__) X(10, __VA_ARGS__) X(11, __VA_ARGS__) X(12, __VA_ARGS__) X(13, __VA_ARGS__) X(14, __VA_ARGS__)
+#elif defined(__AVX2__)
+#define ALL_ROWS(X, ...) ALL_ROWS_4(X, __VA_ARGS__) X(5, __VA_ARGS__) X(6, __VA_ARGS__)
+#else
+#define ALL_ROWS(X, ...) ALL_ROWS_4(X, __VA_ARGS__)
+#endif
+#define TILE_ENTRY(rows, name) name##_##rows,
+
+typedef void TileFunction(const Tile *);
+ALL_ROWS(TILE_FUNCTION, f32_by_row, true, UNIT_F32)
+ALL_ROWS(TILE_FUNCTION, f32_by_column, false, UNIT_F32)
+static TileFunction *const F32_BY_ROW[] = {ALL_ROWS(TILE_ENTRY, f32_by_row)};
+static TileFunction *const F32_BY_COLUMN[] = {ALL_ROWS(TILE_ENTRY, f32_by_column)};
+#if defined(__AVX512BF16__)
+ALL_ROWS(TILE_FUNCTION, pair_by_row, true, UNIT_PAIR)
+ALL_ROWS(TILE_FUNCTION, pair_by_column, false, UNIT_PAIR)
+static TileFunction *const PAIR_BY_ROW[] = {ALL_ROWS(TILE_ENTRY, pair_by_row)};
+static TileFunction *const PAIR_BY_COLUMN[] = {ALL_ROWS(TILE_ENTRY, pair_by_column)};
+#else
+#define PAIR_BY_ROW    F32_BY_ROW
+#define PAIR_BY_COLUMN F32_BY_COLUMN
+#endif
+
+void SIMD_NAME(matmul_tile)(const Tile *t, MatmulUnit unit) {
+    bool by_row = t->a_unit == 4;
+    if (unit == UNIT_PAIR) (by_row ? PAIR_BY_ROW : PAIR_BY_COLUMN)[t->rows - 1](t);
+    else (by_row ? F32_BY_ROW : F32_BY_COLUMN)[t->rows - 1](t);
+}
