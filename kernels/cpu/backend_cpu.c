@@ -25,7 +25,8 @@ static void install_avx512(Backend *b) { CPU_INSTALLERS(INSTALL_AVX512) }
 static void install_avx512bf16(Backend *b) { CPU_INSTALLERS(INSTALL_AVX512BF16) }
 #endif
 
-static const InstructionSet SETS[] = { // each holds those before it
+static const InstructionSet SETS[] = {
+    // each holds those before it
     {"plain", "AVX2 instructions", install_plain},
 #if defined(__x86_64__)
     {"avx2", "AVX-512 instructions", install_avx2},
@@ -51,7 +52,7 @@ static int best_set(void) { // index into SETS
 
 // The set named by the caller or the environment, if there is such a one and the machine has it; else the best.
 static int choose_set(const char *wanted, Log *log) {
-    int         best = best_set();
+    int best = best_set();
     const char *from = "";
     if (!wanted) {
         wanted = getenv("BIFOCAL_CPU");
@@ -83,7 +84,7 @@ static size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / 
 static void *allocate(void *backend, size_t bytes) {
     (void)backend;
     size_t unit = bytes >= HUGE_PAGE ? HUGE_PAGE : CACHE_LINE;
-    void  *memory = aligned_alloc(unit, round_up(bytes ? bytes : 1, unit));
+    void *memory = aligned_alloc(unit, round_up(bytes ? bytes : 1, unit));
     if (memory && unit == HUGE_PAGE) (void)madvise(memory, round_up(bytes, unit), MADV_HUGEPAGE);
     return memory;
 }
@@ -140,8 +141,8 @@ static void destroy(Backend *b) {
 }
 
 Backend *cpu_backend_new(int threads, const char *isa, Log *log) {
-    int       set = choose_set(isa, log), best = best_set();
-    Backend  *b = calloc(1, sizeof *b);
+    int set = choose_set(isa, log), best = best_set();
+    Backend *b = calloc(1, sizeof *b);
     CpuState *s = calloc(1, sizeof *s);
     check(b && s);
     *b = (Backend){.name = "cpu", .isa = SETS[set].name, .state = s, .destroy = destroy};

@@ -5,11 +5,11 @@
 enum { CHUNK_ROWS = 128, BLOCK_COLUMNS = 256 };
 
 typedef struct Job {
-    float      *out, *partial; // (width), (chunks, width)
-    const void *x;             // (rows, width)
-    int64_t     rows, width, chunks, blocks;
-    Dtype       type;
-    bool        add;
+    float *out, *partial; // (width), (chunks, width)
+    const void *x;        // (rows, width)
+    int64_t rows, width, chunks, blocks;
+    Dtype type;
+    bool add;
 } Job;
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -18,10 +18,10 @@ static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static void chunk_task(void *context, int64_t task, int worker) {
     (void)worker;
     const Job *j = context;
-    int64_t    chunk = task / j->blocks, first = task % j->blocks * BLOCK_COLUMNS;
-    int64_t    count = least(BLOCK_COLUMNS, j->width - first);
-    int64_t    end = least((chunk + 1) * CHUNK_ROWS, j->rows);
-    float      sum[BLOCK_COLUMNS] = {0};
+    int64_t chunk = task / j->blocks, first = task % j->blocks * BLOCK_COLUMNS;
+    int64_t count = least(BLOCK_COLUMNS, j->width - first);
+    int64_t end = least((chunk + 1) * CHUNK_ROWS, j->rows);
+    float sum[BLOCK_COLUMNS] = {0};
     for (int64_t r = chunk * CHUNK_ROWS; r < end; r++) {
         if (j->type == F32) {
             const float *x = (const float *)j->x + r * j->width + first;
@@ -37,8 +37,8 @@ static void chunk_task(void *context, int64_t task, int worker) {
 static void combine_task(void *context, int64_t task, int worker) {
     (void)worker;
     const Job *j = context;
-    int64_t    first = task * BLOCK_COLUMNS, count = least(BLOCK_COLUMNS, j->width - first);
-    float      sum[BLOCK_COLUMNS] = {0};
+    int64_t first = task * BLOCK_COLUMNS, count = least(BLOCK_COLUMNS, j->width - first);
+    float sum[BLOCK_COLUMNS] = {0};
     for (int64_t k = 0; k < j->chunks; k++) {
         const float *x = j->partial + k * j->width + first;
         for (int64_t c = 0; c < count; c++) sum[c] += x[c];
@@ -49,8 +49,8 @@ static void combine_task(void *context, int64_t task, int worker) {
 
 static void sum_columns(Backend *b, float *out, const void *x, int64_t rows, int64_t width, Dtype t, bool add) {
     int64_t chunks = (rows + CHUNK_ROWS - 1) / CHUNK_ROWS, blocks = (width + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS;
-    float  *partial = cpu_shared_scratch(b, (size_t)(chunks * width) * sizeof *partial + 1);
-    Job     job = {out, partial, x, rows, width, chunks, blocks, t, add};
+    float *partial = cpu_shared_scratch(b, (size_t)(chunks * width) * sizeof *partial + 1);
+    Job job = {out, partial, x, rows, width, chunks, blocks, t, add};
     threads_run(cpu_threads(b), chunks * blocks, chunk_task, &job);
     threads_run(cpu_threads(b), blocks, combine_task, &job);
 }

@@ -1,9 +1,9 @@
 /* Matrix products of the CPU backend.
  *
- * C is cut into blocks of columns and of rows, the inner dimension into even chunks that depend on the problem alone, so
- * the bits of the result do not depend on the number of threads. A task is one block: for each chunk it copies its part
- * of B to panels in its own scratch (sized for the second-level cache) and runs the tile kernel over all pairs of row
- * panel and column panel. A is read in place unless its order or its strides forbid it. */
+ * C is cut into blocks of columns and of rows, the inner dimension into even chunks that depend on the problem alone,
+ * so the bits of the result do not depend on the number of threads. A task is one block: for each chunk it copies its
+ * part of B to panels in its own scratch (sized for the second-level cache) and runs the tile kernel over all pairs of
+ * row panel and column panel. A is read in place unless its order or its strides forbid it. */
 #include "kernels/cpu/simd/matmul_pack.h"
 #include "kernels/cpu/simd/matmul_serial.h"
 
@@ -12,35 +12,32 @@ enum {
     CHUNK_UNITS_STAGED = 384, // where A is copied: wider blocks of B, so that the copy serves more columns
     B_FLOATS = 384 * 384,     // room for a block of B
     A_FLOATS = 8 * CHUNK_UNITS_STAGED * 16, // for panels of A
-    C_FLOATS = 1 << 16,       // for partial sums of a block of a bf16 C
+    C_FLOATS = 1 << 16,                     // for partial sums of a block of a bf16 C
     B_FLOATS_IN_PLACE = 128 * CHUNK_UNITS,
-    STAGE_STEP = 32,          // units copied of each panel before the next panel's
-    ALIAS_BYTES = 4096,       // lines this far apart share a set of the first-level cache
-    SERIAL_UNITS = 1 << 20,   // multiply-adds below which no second thread is called
+    STAGE_STEP = 32,        // units copied of each panel before the next panel's
+    ALIAS_BYTES = 4096,     // lines this far apart share a set of the first-level cache
+    SERIAL_UNITS = 1 << 20, // multiply-adds below which no second thread is called
 };
 _Static_assert((B_FLOATS + A_FLOATS + C_FLOATS) * 4 <= MATMUL_SCRATCH, "the parts of the scratch fit");
 
 typedef struct Plan {
     MatmulUnit unit;
-    int        size;              // bytes of an element of A and B
-    int64_t    per_unit;          // elements of a unit
-    int64_t    units, chunks;     // of the inner dimension
-    bool       stage;             // A is copied
-    bool       in_place;          // whole panels of B are read where they lie
-    int64_t    row_panels;        // of M, each of MATMUL_ROWS rows or one less
-    int64_t    row_blocks;        // tasks along M
-    int64_t    column_panels;     // of N, each MATMUL_PANEL wide
-    int64_t    column_blocks;     // tasks along N
+    int size;              // bytes of an element of A and B
+    int64_t per_unit;      // elements of a unit
+    int64_t units, chunks; // of the inner dimension
+    bool stage;            // A is copied
+    bool in_place;         // whole panels of B are read where they lie
+    int64_t row_panels;    // of M, each of MATMUL_ROWS rows or one less
+    int64_t row_blocks;    // tasks along M
+    int64_t column_panels; // of N, each MATMUL_PANEL wide
+    int64_t column_blocks; // tasks along N
 } Plan;
 
 typedef struct Job {
-    const Matmul  *p;
-    const Plan    *plan;
+    const Matmul *p;
+    const Plan *plan;
     const Backend *backend;
 } Job;
-
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Work of the slowest thread, in units of a multiply-add of two vectors, when C is cut into `rows` x `columns` blocks.
 static int64_t cost_of(const Plan *plan, int64_t batch, int64_t rows, int64_t columns, int threads) {
@@ -50,10 +47,10 @@ static int64_t cost_of(const Plan *plan, int64_t batch, int64_t rows, int64_t co
 }
 
 static void choose_blocks(Plan *plan, const Matmul *p, int threads) {
-    int64_t chunk = divide_up(plan->units, plan->chunks);
+    int64_t chunk = most(divide_up(plan->units, plan->chunks), 1);
     int64_t widest = (plan->stage ? B_FLOATS : B_FLOATS_IN_PLACE) / (chunk * MATMUL_PANEL); // panels
     if (p->out == BF16 && plan->chunks > 1) widest = least(widest, 128 / MATMUL_PANEL * (plan->stage ? 3 : 1));
-    int64_t fewest = divide_up(plan->column_panels, widest > 0 ? widest : 1);
+    int64_t fewest = divide_up(plan->column_panels, most(widest, 1));
     plan->row_blocks = 1;
     plan->column_blocks = fewest;
     if (threads == 1 || p->batch * p->m * p->n * plan->units < SERIAL_UNITS) return;
@@ -75,12 +72,12 @@ static Plan plan_for(const Matmul *p, int threads) {
 #else
     bool pairs = false;
 #endif
-    Plan    plan = {.unit = pairs ? UNIT_PAIR : UNIT_F32, .size = (int)dtype_size(p->in), .per_unit = pairs ? 2 : 1};
+    Plan plan = {.unit = pairs ? UNIT_PAIR : UNIT_F32, .size = (int)dtype_size(p->in), .per_unit = pairs ? 2 : 1};
     int64_t apart = (p->a_column == 1 ? p->a_row : p->a_column) * plan.size;
-    bool    order = p->in == BF16 && (!pairs || p->a_column != 1 || p->k % 2);
+    bool order = p->in == BF16 && (!pairs || p->a_column != 1 || p->k % 2);
     plan.stage = order || (p->m > 1 && apart % ALIAS_BYTES == 0 && p->n > MATMUL_PANEL);
     plan.units = divide_up(p->k, plan.per_unit);
-    plan.chunks = divide_up(plan.units, plan.stage ? CHUNK_UNITS_STAGED : CHUNK_UNITS);
+    plan.chunks = divide_up(most(plan.units, 1), plan.stage ? CHUNK_UNITS_STAGED : CHUNK_UNITS);
     plan.in_place = p->in == F32 && p->b_column == 1 && p->m <= 2 * MATMUL_ROWS;
     plan.row_panels = divide_up(p->m, MATMUL_ROWS);
     plan.column_panels = divide_up(p->n, MATMUL_PANEL);
@@ -92,13 +89,13 @@ static Plan plan_for(const Matmul *p, int threads) {
 
 typedef struct Block {
     const Matmul *p;
-    const Plan   *plan;
-    const char   *a, *b;  // of this product of the batch
-    char         *c;
-    int64_t       panel0, panel1; // row panels
-    int64_t       n0, n1;         // columns
-    int64_t       u0, u1;         // units of the running chunk
-    float        *packed_b, *packed_a, *partial; // (panels, units, MATMUL_PANEL) (panels, units, MATMUL_STAGE) (rows, columns)
+    const Plan *plan;
+    const char *a, *b; // of this product of the batch
+    char *c;
+    int64_t panel0, panel1;               // row panels
+    int64_t n0, n1;                       // columns
+    int64_t u0, u1;                       // units of the running chunk
+    float *packed_b, *packed_a, *partial; // (panels, units, MATMUL_PANEL) (panels, units, MATMUL_STAGE) (rows, columns)
 } Block;
 
 static int64_t first_row(const Block *w, int64_t panel) { return panel * w->p->m / w->plan->row_panels; }
@@ -109,13 +106,13 @@ static int64_t inner_count(const Block *w, int64_t u0, int64_t u1) { // elements
 
 static void pack_b(const Block *w) {
     const Matmul *p = w->p;
-    int64_t       units = w->u1 - w->u0;
-    float        *out = w->packed_b;
+    int64_t units = w->u1 - w->u0;
+    float *out = w->packed_b;
     for (int64_t n = w->n0; n < w->n1; n += MATMUL_PANEL, out += units * MATMUL_PANEL) {
         int64_t count = least(MATMUL_PANEL, w->n1 - n);
         if (w->plan->in_place && count == MATMUL_PANEL) continue;
         int64_t at = w->u0 * w->plan->per_unit * p->b_row + n * p->b_column;
-        Lines   x = {w->b + at * w->plan->size, p->b_column, p->b_row, count, inner_count(w, w->u0, w->u1), p->in};
+        Lines x = {w->b + at * w->plan->size, p->b_column, p->b_row, count, inner_count(w, w->u0, w->u1), p->in};
         SIMD_NAME(matmul_pack)(out, MATMUL_PANEL, &x, w->plan->unit);
     }
 }
@@ -123,13 +120,13 @@ static void pack_b(const Block *w) {
 // Row panels [panel0, panel1). Some units of each in turn, because neighbouring panels share cache lines.
 static void pack_a(const Block *w, int64_t panel0, int64_t panel1) {
     const Matmul *p = w->p;
-    int64_t       units = w->u1 - w->u0;
+    int64_t units = w->u1 - w->u0;
     for (int64_t u = w->u0; u < w->u1; u += STAGE_STEP) {
         for (int64_t panel = panel0; panel < panel1; panel++) {
             int64_t row = first_row(w, panel), at = row * p->a_row + u * w->plan->per_unit * p->a_column;
             int64_t k = inner_count(w, u, least(u + STAGE_STEP, w->u1));
-            Lines   x = {w->a + at * w->plan->size, p->a_row, p->a_column, first_row(w, panel + 1) - row, k, p->in};
-            float  *out = w->packed_a + ((panel - panel0) * units + u - w->u0) * MATMUL_STAGE;
+            Lines x = {w->a + at * w->plan->size, p->a_row, p->a_column, first_row(w, panel + 1) - row, k, p->in};
+            float *out = w->packed_a + ((panel - panel0) * units + u - w->u0) * MATMUL_STAGE;
             SIMD_NAME(matmul_pack)(out, MATMUL_STAGE, &x, w->plan->unit);
         }
     }
@@ -139,10 +136,10 @@ static void pack_a(const Block *w, int64_t panel0, int64_t panel1) {
 // them a bf16 C keeps its sums in f32 aside.
 static void route(const Block *w, Tile *t, int64_t row, int64_t n) {
     const Matmul *p = w->p;
-    bool          first = w->u0 == 0, last = w->u1 == w->plan->units;
-    char         *c = w->c + (row * p->c_row + n) * (int64_t)dtype_size(p->out);
-    float        *aside = w->partial + (row - first_row(w, w->panel0)) * (w->n1 - w->n0) + n - w->n0;
-    bool          through = p->out == F32;
+    bool first = w->u0 == 0, last = w->u1 == w->plan->units;
+    char *c = w->c + (row * p->c_row + n) * (int64_t)dtype_size(p->out);
+    float *aside = w->partial + (row - first_row(w, w->panel0)) * (w->n1 - w->n0) + n - w->n0;
+    bool through = p->out == F32;
     t->bias = first && p->bias ? p->bias + n : NULL;
     t->from = first ? (p->add ? c : NULL) : through ? c : (char *)aside;
     t->from_type = first ? p->out : F32;
@@ -155,8 +152,8 @@ static void route(const Block *w, Tile *t, int64_t row, int64_t n) {
 // All tiles of one row panel. a, a_row and a_unit of the tile are set.
 static void run_panel(const Block *w, Tile *t, int64_t panel) {
     const Matmul *p = w->p;
-    int64_t       row = first_row(w, panel), units = w->u1 - w->u0;
-    const float  *packed = w->packed_b;
+    int64_t row = first_row(w, panel), units = w->u1 - w->u0;
+    const float *packed = w->packed_b;
     t->rows = (int)(first_row(w, panel + 1) - row);
     t->units = units;
     for (int64_t n = w->n0; n < w->n1; n += MATMUL_PANEL, packed += units * MATMUL_PANEL) {
@@ -171,11 +168,11 @@ static void run_panel(const Block *w, Tile *t, int64_t panel) {
 
 static void run_chunk(const Block *w) {
     const Matmul *p = w->p;
-    int64_t       units = w->u1 - w->u0, group = A_FLOATS / (units * MATMUL_STAGE);
+    int64_t units = w->u1 - w->u0, group = A_FLOATS / (most(units, 1) * MATMUL_STAGE);
     pack_b(w);
     for (int64_t panel = w->panel0; panel < w->panel1; panel++) {
         int64_t at = first_row(w, panel) * p->a_row + w->u0 * w->plan->per_unit * p->a_column;
-        Tile    t = {.a = w->a + at * w->plan->size, .a_row = p->a_row * w->plan->size, .a_unit = 4};
+        Tile t = {.a = w->a + at * w->plan->size, .a_row = p->a_row * w->plan->size, .a_unit = 4};
         if (p->a_column != 1) t.a_unit = p->a_column * w->plan->size, t.a_row = 4;
         if (w->plan->stage) {
             int64_t in_group = (panel - w->panel0) % group;
@@ -190,8 +187,13 @@ static void run_chunk(const Block *w) {
 // Row panels [panel0, panel1) and columns [n0, n1) of product z of the batch.
 static void run_block(const Matmul *p, const Plan *plan, int64_t z, const int64_t panels[2], const int64_t columns[2],
                       float *scratch) {
-    Block   w = {.p = p, .plan = plan, .n0 = columns[0], .n1 = least(columns[1], p->n), .packed_b = scratch,
-                 .packed_a = scratch + B_FLOATS, .partial = scratch + B_FLOATS + A_FLOATS};
+    Block w = {.p = p,
+               .plan = plan,
+               .n0 = columns[0],
+               .n1 = least(columns[1], p->n),
+               .packed_b = scratch,
+               .packed_a = scratch + B_FLOATS,
+               .partial = scratch + B_FLOATS + A_FLOATS};
     w.a = (const char *)p->a + z * p->a_batch * plan->size;
     w.b = (const char *)p->b + z * p->b_batch * plan->size;
     w.c = (char *)p->c + z * p->c_batch * (int64_t)dtype_size(p->out);
@@ -234,8 +236,8 @@ static void task_of(void *context, int64_t task, int worker) {
 static void matmul(Backend *b, const Matmul *p) {
     if (empty(p)) return;
     Threads *threads = cpu_threads(b);
-    Plan     plan = plan_for(p, threads_count(threads));
-    Job      job = {p, &plan, b};
+    Plan plan = plan_for(p, threads_count(threads));
+    Job job = {p, &plan, b};
     threads_run(threads, p->batch * plan.row_blocks * plan.column_blocks, task_of, &job);
 }
 

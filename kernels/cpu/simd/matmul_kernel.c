@@ -15,11 +15,16 @@ INLINE vec broadcast(const char *base, int64_t a_row, int64_t by_three, const in
 #if defined(__AVX2__)
     vec v;
 #define BROADCAST(place, ...) __asm__("vbroadcastss %c1" place ", %0" : "=v"(v) : "i"(offset), "r"(base), __VA_ARGS__)
-    if (row == 0) BROADCAST("(%2)", "r"(a_row));
-    else if (row == 1) BROADCAST("(%2,%3)", "r"(a_row));
-    else if (row == 2) BROADCAST("(%2,%3,2)", "r"(a_row));
-    else if (row == 3) BROADCAST("(%2,%3)", "r"(by_three));
-    else BROADCAST("(%2,%3,4)", "r"(a_row));
+    if (row == 0)
+        BROADCAST("(%2)", "r"(a_row));
+    else if (row == 1)
+        BROADCAST("(%2,%3)", "r"(a_row));
+    else if (row == 2)
+        BROADCAST("(%2,%3,2)", "r"(a_row));
+    else if (row == 3)
+        BROADCAST("(%2,%3)", "r"(by_three));
+    else
+        BROADCAST("(%2,%3,4)", "r"(a_row));
     return v;
 #else
     float f;
@@ -72,7 +77,8 @@ static __attribute__((noinline)) void store_any(const Tile *t, const vec (*sum)[
             for (int c = 0; c < t->columns; c++) v[c] += ((const float *)t->from)[r * t->from_row + c];
         if (t->from && t->from_type == BF16)
             for (int c = 0; c < t->columns; c++) v[c] += bf16_to_f32(((const uint16_t *)t->from)[r * t->from_row + c]);
-        if (t->to_type == F32) memcpy((float *)t->to + r * t->to_row, v, (size_t)t->columns * sizeof *v);
+        if (t->to_type == F32)
+            memcpy((float *)t->to + r * t->to_row, v, (size_t)t->columns * sizeof *v);
         else
             for (int c = 0; c < t->columns; c++) ((uint16_t *)t->to)[r * t->to_row + c] = f32_to_bf16(v[c]);
     }
@@ -111,11 +117,11 @@ INLINE void tile(const Tile *t, const int rows, const bool by_row, const MatmulU
     vec sum[MATMUL_ROWS][2];
 #pragma GCC unroll 14
     for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = (vec){0};
-    int64_t      a_row = t->a_row, by_three = 3 * a_row, a_unit = by_row ? 4 : t->a_unit, b_unit = t->b_unit, u = t->units;
-    const char  *a[3] = {t->a, rows > 5 ? t->a + 5 * a_row : NULL, rows > 10 ? t->a + 10 * a_row : NULL};
+    int64_t a_row = t->a_row, by_three = 3 * a_row, a_unit = by_row ? 4 : t->a_unit, b_unit = t->b_unit, u = t->units;
+    const char *a[3] = {t->a, rows > 5 ? t->a + 5 * a_row : NULL, rows > 10 ? t->a + 10 * a_row : NULL};
     const float *b = t->b;
-    const char  *to = t->to;
-    int64_t      to_row = t->to_row * (int64_t)dtype_size(t->to_type);
+    const char *to = t->to;
+    int64_t to_row = t->to_row * (int64_t)dtype_size(t->to_type);
 #pragma GCC unroll 14
     for (int r = 0; r < rows; r++, to += to_row) __builtin_prefetch(to, 1), __builtin_prefetch(to + 64, 1);
     for (; u >= 4; u -= 4) {
@@ -136,16 +142,16 @@ INLINE void tile(const Tile *t, const int rows, const bool by_row, const MatmulU
 }
 
 // One function for each number of rows, order of A and kind of unit.
-#define TILE_FUNCTION(rows, name, by_row, unit) \
+#define TILE_FUNCTION(rows, name, by_row, unit)                                                                        \
     static void name##_##rows(const Tile *t) { tile(t, rows, by_row, unit); }
 #define ALL_ROWS_4(X, ...) X(1, __VA_ARGS__) X(2, __VA_ARGS__) X(3, __VA_ARGS__) X(4, __VA_ARGS__)
 #if defined(__AVX512F__)
-#define ALL_ROWS(X, ...)       \
-    ALL_ROWS_4(X, __VA_ARGS__) \
-    X(5, __VA_ARGS__)          \
-    X(6, __VA_ARGS__)          \
-    X(7, __VA_ARGS__)          \
-    X(8, __VA_ARGS__)          \
+#define ALL_ROWS(X, ...)                                                                                               \
+    ALL_ROWS_4(X, __VA_ARGS__)                                                                                         \
+    X(5, __VA_ARGS__)                                                                                                  \
+    X(6, __VA_ARGS__)                                                                                                  \
+    X(7, __VA_ARGS__)                                                                                                  \
+    X(8, __VA_ARGS__)                                                                                                  \
     X(9, __VA_ARGS__) X(10, __VA_ARGS__) X(11, __VA_ARGS__) X(12, __VA_ARGS__) X(13, __VA_ARGS__) X(14, __VA_ARGS__)
 #elif defined(__AVX2__)
 #define ALL_ROWS(X, ...) ALL_ROWS_4(X, __VA_ARGS__) X(5, __VA_ARGS__) X(6, __VA_ARGS__)
@@ -171,6 +177,8 @@ static TileFunction *const PAIR_BY_COLUMN[] = {ALL_ROWS(TILE_ENTRY, pair_by_colu
 
 void SIMD_NAME(matmul_tile)(const Tile *t, MatmulUnit unit) {
     bool by_row = t->a_unit == 4;
-    if (unit == UNIT_PAIR) (by_row ? PAIR_BY_ROW : PAIR_BY_COLUMN)[t->rows - 1](t);
-    else (by_row ? F32_BY_ROW : F32_BY_COLUMN)[t->rows - 1](t);
+    if (unit == UNIT_PAIR)
+        (by_row ? PAIR_BY_ROW : PAIR_BY_COLUMN)[t->rows - 1](t);
+    else
+        (by_row ? F32_BY_ROW : F32_BY_COLUMN)[t->rows - 1](t);
 }

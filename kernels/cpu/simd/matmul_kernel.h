@@ -13,22 +13,26 @@ enum { MATMUL_LANES = 4, MATMUL_ROWS = 4, MATMUL_STAGE = 4 }; // 8 + 2 + 1 of 16
 #endif
 enum { MATMUL_PANEL = 2 * MATMUL_LANES }; // columns of a tile; MATMUL_STAGE: rows of a copied panel of A, with padding
 
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 typedef enum MatmulUnit { UNIT_F32, UNIT_PAIR } MatmulUnit;
 
 typedef struct Tile {
-    const char  *a;      // A[0, unit 0]
-    int64_t      a_row;  // bytes from a row to the next
-    int64_t      a_unit; // bytes from a unit to the next; one of the two is 4
-    const float *b;      // (units, MATMUL_PANEL); pairs lie as their 32 bits
-    int64_t      b_unit; // floats from a unit to the next
-    int64_t      units;
-    int          rows, columns; // of C; at most MATMUL_ROWS, MATMUL_PANEL
+    const char *a;  // A[0, unit 0]
+    int64_t a_row;  // bytes from a row to the next
+    int64_t a_unit; // bytes from a unit to the next; one of the two is 4
+    const float *b; // (units, MATMUL_PANEL); pairs lie as their 32 bits
+    int64_t b_unit; // floats from a unit to the next
+    int64_t units;
+    int rows, columns; // of C; at most MATMUL_ROWS, MATMUL_PANEL
     // to = sums (+ bias) (+ from)
     const float *bias; // (columns) or NULL
-    const void  *from; // or NULL
-    void        *to;
-    int64_t      from_row, to_row; // elements
-    Dtype        from_type, to_type;
+    const void *from;  // or NULL
+    void *to;
+    int64_t from_row, to_row; // elements
+    Dtype from_type, to_type;
 } Tile;
 
 void SIMD_NAME(matmul_tile)(const Tile *, MatmulUnit);

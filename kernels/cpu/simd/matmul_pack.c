@@ -1,9 +1,7 @@
-/* See matmul_pack.h. With AVX-512, where lines are contiguous in k, blocks of 16 x 16 units are transposed in registers;
- * where k is strided, rows are copied (f32) or two rows interleaved (pairs of bf16). */
+/* See matmul_pack.h. With AVX-512, where lines are contiguous in k, blocks of 16 x 16 units are transposed in
+ * registers; where k is strided, rows are copied (f32) or two rows interleaved (pairs of bf16). */
 #include "kernels/cpu/simd/matmul_pack.h"
 #include <string.h>
-
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 static float element(const Lines *x, int64_t i, int64_t k) {
     int64_t at = i * x->line + k * x->step;
@@ -65,16 +63,16 @@ static inline __attribute__((always_inline)) void transpose(__m512 r[BLOCK]) {
 
 // Lines contiguous in k, at most 16 of them; pairs are 32 bits like f32, and only the last one may be half.
 static void pack_transposed(float *out, int width, const Lines *x) {
-    int         size = (int)dtype_size(x->type), halves = size / 2; // of 16 bits
+    int size = (int)dtype_size(x->type), halves = size / 2; // of 16 bits
     const char *from = x->data;
-    int64_t     line = x->line * size, left = x->k * halves; // bytes; halves
+    int64_t line = x->line * size, left = x->k * halves; // bytes; halves
     for (; left > 0; left -= 2 * BLOCK, from += 4 * BLOCK, out += BLOCK * width) {
         __mmask32 valid = left >= 2 * BLOCK ? ~(__mmask32)0 : ((__mmask32)1 << left) - 1;
-        __m512    r[BLOCK];
+        __m512 r[BLOCK];
 #pragma GCC unroll 16
         for (int i = 0; i < BLOCK; i++) {
             const char *row = from + least(i, x->count - 1) * line;
-            __m512i     v = _mm512_maskz_loadu_epi16(i < x->count ? valid : 0, row);
+            __m512i v = _mm512_maskz_loadu_epi16(i < x->count ? valid : 0, row);
             _mm_prefetch(row + 1024, _MM_HINT_T0);
             r[i] = _mm512_castsi512_ps(v);
         }
@@ -91,7 +89,7 @@ static void pack_transposed(float *out, int width, const Lines *x) {
 
 // Lines side by side, at most 16 of them, k strided; f32.
 static void pack_rows(float *out, int width, const Lines *x) {
-    __mmask16    valid = (__mmask16)((1u << x->count) - 1);
+    __mmask16 valid = (__mmask16)((1u << x->count) - 1);
     const float *from = x->data;
     for (int64_t k = 0; k < x->k; k++, from += x->step, out += width)
         _mm512_store_ps(out, _mm512_maskz_loadu_ps(valid, from));
@@ -99,10 +97,10 @@ static void pack_rows(float *out, int width, const Lines *x) {
 
 // The same for bf16: k and k + 1 become pairs.
 static void pack_row_pairs(float *out, int width, const Lines *x) {
-    __mmask16       valid = (__mmask16)((1u << x->count) - 1);
+    __mmask16 valid = (__mmask16)((1u << x->count) - 1);
     const uint16_t *from = x->data;
-    const __m512i   order = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6,
-                                             37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+    const __m512i order = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6,
+                                           37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
     for (int64_t k = 0; k < x->k; k += 2, from += 2 * x->step, out += width) {
         __m256i a = _mm256_maskz_loadu_epi16(valid, from);
         __m256i b = k + 1 < x->k ? _mm256_maskz_loadu_epi16(valid, from + x->step) : _mm256_setzero_si256();
@@ -119,9 +117,12 @@ static void pack_vectors(float *out, int width, const Lines *x) {
         part.count = least(BLOCK, x->count - first);
         if (part.count <= 0) {
             for (int64_t u = 0; u < units; u++) _mm512_store_ps(out + first + u * width, _mm512_setzero_ps());
-        } else if (x->step == 1) pack_transposed(out + first, width, &part);
-        else if (x->type == F32) pack_rows(out + first, width, &part);
-        else pack_row_pairs(out + first, width, &part);
+        } else if (x->step == 1)
+            pack_transposed(out + first, width, &part);
+        else if (x->type == F32)
+            pack_rows(out + first, width, &part);
+        else
+            pack_row_pairs(out + first, width, &part);
     }
 }
 #endif

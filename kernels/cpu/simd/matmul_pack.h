@@ -5,10 +5,10 @@
 
 // A part of A or B as lines (rows of A, columns of B) of inner elements k.
 typedef struct Lines {
-    const void *data;       // line 0, k 0
-    int64_t     line, step; // elements from a line to the next and from a k to the next; one of the two is 1
-    int64_t     count, k;   // lines, inner elements
-    Dtype       type;
+    const void *data;   // line 0, k 0
+    int64_t line, step; // elements from a line to the next and from a k to the next; one of the two is 1
+    int64_t count, k;   // lines, inner elements
+    Dtype type;
 } Lines;
 
 // out[u * width + i] = unit u of line i, zero for lines from `count` on. `width` >= count is MATMUL_STAGE or
