@@ -1,0 +1,90 @@
+/* The parts of a joint model as passes: pixels, image tokens, sequences with image slots, features, scores. Training
+ * (joint_loss.c) and inference run the same ones. */
+#include "fusion/joint_parts.h"
+
+// ---- images ----
+
+Tensor *joint_pixels(Tape *t, Joint *j, const uint8_t *bytes, int images) {
+    const JointConfig *c = &j->config;
+    int64_t side = c->vision.image_size;
+    check(c->has_vision);
+    return pixels(t, tape_constant(t, U8, SHAPE(images, side, side, 3), bytes), j->compute, c->pixel_mean,
+                  c->pixel_std);
+}
+
+Tensor *joint_connect(Tape *t, Joint *j, Tensor *tokens) {
+    Tensor *x = linear_layer(t, &j->connector[0], vit_patch_tokens(t, &j->vision, tokens));
+    if (j->config.connector == CONNECTOR_MLP) x = linear_layer(t, &j->connector[1], gelu(t, x, GELU_ERF));
+    return x;
+}
+
+Tensor *joint_project_images(Tape *t, Joint *j, Tensor *pooled) {
+    return l2_normalize(t, linear_layer(t, &j->image_projection, pooled));
+}
+
+Tensor *joint_image_tokens_forward(Tape *t, Joint *j, Tensor *images) {
+    check(joint_has(j, OBJECTIVE_CAPTION));
+    return joint_connect(t, j, vit_forward(t, &j->vision, images, NULL, 0, &(BlockContext){0}));
+}
+
+Tensor *joint_image_features(Tape *t, Joint *j, Tensor *images) {
+    check(joint_has(j, OBJECTIVE_CONTRASTIVE));
+    Tensor *tokens = vit_forward(t, &j->vision, images, NULL, 0, &(BlockContext){0});
+    return joint_project_images(t, j, vit_pool(t, &j->vision, tokens));
+}
+
+// ---- sequences ----
+
+// Puts image tokens (B, K, C) into their slots of x (R, T, C).
+static Tensor *fill_slots(Tape *t, Joint *j, const Sequences *s, Tensor *x, Tensor *image_tokens) {
+    int64_t positions = (int64_t)s->rows * s->length, slots = 0;
+    if (!s->image_rows || !x) return x;
+    ArenaMark mark = arena_mark(j->host);
+    int32_t *from = arena_array(j->host, int32_t, positions), *to = arena_array(j->host, int32_t, positions);
+    for (int64_t i = 0; i < positions; i++)
+        if (s->image_rows[i] >= 0) {
+            from[slots] = s->image_rows[i];
+            to[slots++] = (int32_t)i;
+        }
+    if (slots) {
+        Tensor *tokens = gather_rows(t, image_tokens, tape_constant(t, I32, SHAPE(slots), from));
+        x = scatter_rows(t, x, tokens, tape_constant(t, I32, SHAPE(slots), to), positions);
+        if (x) x = tape_reshape(t, x, SHAPE(s->rows, s->length, tensor_width(x)));
+    }
+    arena_rewind(j->host, mark);
+    return x;
+}
+
+Tensor *joint_hidden(Tape *t, Joint *j, const Sequences *s, Tensor *image_tokens, const BlockContext *given) {
+    BlockContext context = given ? *given : (BlockContext){0};
+    Tensor *ids = tape_constant(t, I32, SHAPE(s->rows, s->length), s->tokens);
+    context.positions = tape_constant(t, I32, SHAPE((int64_t)s->rows * s->length), s->positions);
+    context.range = tape_constant(t, I32, SHAPE(s->rows, s->length, 2), s->range);
+    Tensor *x = fill_slots(t, j, s, text_embed(t, &j->text, ids), image_tokens);
+    return text_forward(t, &j->text, x, &context);
+}
+
+Tensor *joint_project_text(Tape *t, Joint *j, const Sequences *s, Tensor *hidden) {
+    ArenaMark mark = arena_mark(j->host);
+    int32_t *last = arena_array(j->host, int32_t, s->rows);
+    for (int r = 0; r < s->rows; r++) last[r] = r * s->length + s->ends[r];
+    Tensor *pooled = gather_rows(t, hidden, tape_constant(t, I32, SHAPE(s->rows), last)); // (R, C)
+    arena_rewind(j->host, mark);
+    return l2_normalize(t, linear_layer(t, &j->text_projection, pooled));
+}
+
+Tensor *joint_text_features(Tape *t, Joint *j, const Sequences *s) {
+    check(joint_has(j, OBJECTIVE_CONTRASTIVE));
+    return joint_project_text(t, j, s, joint_hidden(t, j, s, NULL, NULL));
+}
+
+Tensor *joint_score(Tape *t, Joint *j, const Sequences *s, Tensor *hidden) {
+    Tensor *targets = tape_constant(t, I32, SHAPE((int64_t)s->rows * s->length), s->targets);
+    return linear_cross_entropy(t, hidden, j->text.head, targets, NULL);
+}
+
+Tensor *joint_token_losses(Tape *t, Joint *j, const Sequences *s, Tensor *image_tokens) {
+    return joint_score(t, j, s, joint_hidden(t, j, s, image_tokens, NULL));
+}
+
+Tensor *joint_logits(Tape *t, Joint *j, Tensor *hidden) { return linear(t, hidden, j->text.head, NULL); }
