@@ -136,8 +136,7 @@ static Tensor *activate(Tape *t, MlpKind kind, Tensor *x) {
     case MLP_SWIGLU:
         return swiglu(t, x);
     }
-    check(!"a kind of MLP");
-    return NULL;
+    check_failed("a kind of MLP", __FILE__, __LINE__);
 }
 
 Tensor *mlp_forward(Tape *t, const Linear *up, const Linear *down, MlpKind kind, Tensor *x) {
