@@ -1,0 +1,201 @@
+/* The table of a training run's keys, and the checks over several of them. */
+#include "train/train_config.h"
+#include "base/files.h"
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+
+#define SOURCE(member) offsetof(SourceConfig, member)
+static const ConfigKey source_keys[] = {
+    {.name = "path", .type = CONFIG_STRING, .offset = SOURCE(path), .help = "dataset folder to train on"},
+    {.name = "validation", .type = CONFIG_STRING, .offset = SOURCE(validation), .fallback = "",
+     .help = "dataset folder for validation losses"},
+    {.name = "objectives", .type = CONFIG_CHOICES, .offset = SOURCE(objectives), .choices = "lm|caption|contrastive|mae",
+     .help = "what its samples are used for; one picture may serve several"},
+    {.name = "batch", .type = CONFIG_INT, .offset = SOURCE(batch), .fallback = "32", .least = 1, .most = 1 << 20,
+     .unit = "samples", .help = "samples (or rows of packed text) in one step"},
+    {.name = "text", .type = CONFIG_STRING, .offset = SOURCE(text), .fallback = "",
+     .help = "caption as a template over JSON fields, \"a photo of {class}\"; variants behind ||; empty: the .txt"},
+    {.name = "question", .type = CONFIG_STRING, .offset = SOURCE(question), .fallback = "",
+     .help = "template of a question; with answer: rows of question and answer"},
+    {.name = "answer", .type = CONFIG_STRING, .offset = SOURCE(answer), .fallback = "",
+     .help = "template of the answer, the only part that is scored"},
+    {.name = "one_per", .type = CONFIG_STRING, .offset = SOURCE(one_per), .fallback = "",
+     .help = "JSON field: each step takes one sample of each of its values"},
+    {.name = "documents", .type = CONFIG_BOOL, .offset = SOURCE(documents), .fallback = "true",
+     .help = "lm: attention stays inside a document; false: one stream of text"},
+    {.name = "crop_scale_least", .type = CONFIG_FLOAT, .offset = SOURCE(crop_scale[0]), .fallback = "0.9", .least = 0.01,
+     .most = 1, .help = "random crop: least share of the area"},
+    {.name = "crop_scale_most", .type = CONFIG_FLOAT, .offset = SOURCE(crop_scale[1]), .fallback = "1", .least = 0.01,
+     .most = 1, .help = "random crop: largest share of the area"},
+    {.name = "crop_ratio_least", .type = CONFIG_FLOAT, .offset = SOURCE(crop_ratio[0]), .fallback = "0.75", .least = 0.1,
+     .most = 10, .help = "random crop: least width / height"},
+    {.name = "crop_ratio_most", .type = CONFIG_FLOAT, .offset = SOURCE(crop_ratio[1]), .fallback = "1.3333333333333333",
+     .least = 0.1, .most = 10, .help = "random crop: largest width / height"},
+    {.name = "flip", .type = CONFIG_FLOAT, .offset = SOURCE(flip), .fallback = "0", .least = 0, .most = 1,
+     .help = "probability of mirroring a picture"},
+};
+static const ConfigSchema source_schema = {source_keys, sizeof source_keys / sizeof *source_keys, sizeof(SourceConfig)};
+
+#define AT(member) offsetof(TrainConfig, member)
+static const ConfigKey train_keys[] = {
+    {.name = "seed", .type = CONFIG_INT, .offset = AT(seed), .fallback = "1", .least = 0, .most = 9e15,
+     .help = "of every random number of the run"},
+    {.name = "device", .type = CONFIG_CHOICE, .offset = AT(device), .fallback = "cpu", .choices = "cpu",
+     .help = "where the arithmetic runs"},
+    {.name = "threads", .type = CONFIG_INT, .offset = AT(threads), .fallback = "0", .least = 0, .most = 1024,
+     .help = "of the arithmetic; 0: one per core"},
+    {.name = "precision", .type = CONFIG_CHOICE, .offset = AT(precision), .fallback = "f32", .choices = "f32|bf16",
+     .help = "of activations and matrix products; masters are f32"},
+    {.name = "tokenizer", .type = CONFIG_STRING, .offset = AT(tokenizer), .help = "SentencePiece model file"},
+    {.name = "data", .type = CONFIG_LIST, .offset = AT(data), .item = &source_schema, .help = "the datasets of a step"},
+    {.name = "sequence.lm", .type = CONFIG_INT, .offset = AT(lm_length), .fallback = "0", .least = 0, .most = 1 << 20,
+     .unit = "tokens", .help = "row of packed text; 0: the text model's context"},
+    {.name = "sequence.caption", .type = CONFIG_INT, .offset = AT(caption_length), .fallback = "0", .least = 0,
+     .most = 1 << 20, .unit = "tokens", .help = "row of pictures and text, image slots included; 0: the context"},
+    {.name = "sequence.contrastive", .type = CONFIG_INT, .offset = AT(contrastive_length), .fallback = "0", .least = 0,
+     .most = 1 << 20, .unit = "tokens", .help = "caption of a pair; 0: the context"},
+    {.name = "train.steps", .type = CONFIG_INT, .offset = AT(steps), .fallback = "1000", .least = 1, .most = 1e12,
+     .help = "optimizer steps in all"},
+    {.name = "train.microbatches", .type = CONFIG_INT, .offset = AT(microbatches), .fallback = "1", .least = 1,
+     .most = 1 << 16, .help = "pieces in which a step's batch runs, to save memory; the loss does not change"},
+    {.name = "optimizer.learning_rate", .type = CONFIG_FLOAT, .offset = AT(optimizer.learning_rate), .fallback = "0.001",
+     .least = 0, .most = 10, .help = "peak"},
+    {.name = "optimizer.final_ratio", .type = CONFIG_FLOAT, .offset = AT(optimizer.final_ratio), .fallback = "0.1",
+     .least = 0, .most = 1, .help = "last learning rate / peak"},
+    {.name = "optimizer.schedule", .type = CONFIG_CHOICE, .offset = AT(optimizer.schedule), .fallback = "cosine",
+     .choices = "cosine|linear|constant", .help = "after the warm-up"},
+    {.name = "optimizer.warmup_steps", .type = CONFIG_INT, .offset = AT(optimizer.warmup_steps), .fallback = "100",
+     .least = 0, .most = 1e12, .unit = "steps", .help = "the rate rises linearly"},
+    {.name = "optimizer.weight_decay", .type = CONFIG_FLOAT, .offset = AT(optimizer.weight_decay), .fallback = "0.1",
+     .least = 0, .most = 10, .help = "decoupled; matrices only"},
+    {.name = "optimizer.beta1", .type = CONFIG_FLOAT, .offset = AT(optimizer.beta1), .fallback = "0.9", .least = 0,
+     .most = 0.99999, .help = "decay of the first moment"},
+    {.name = "optimizer.beta2", .type = CONFIG_FLOAT, .offset = AT(optimizer.beta2), .fallback = "0.98", .least = 0,
+     .most = 0.9999999, .help = "decay of the second moment"},
+    {.name = "optimizer.epsilon", .type = CONFIG_FLOAT, .offset = AT(optimizer.epsilon), .fallback = "1e-8",
+     .least = 1e-16, .most = 1, .help = "AdamW's"},
+    {.name = "optimizer.gradient_clip", .type = CONFIG_FLOAT, .offset = AT(optimizer.gradient_clip), .fallback = "1",
+     .least = 0, .most = 1e9, .help = "largest global norm of the gradient; 0: off"},
+    {.name = "loader.threads", .type = CONFIG_INT, .offset = AT(loader_threads), .fallback = "1", .least = 1, .most = 256,
+     .help = "workers that read, decode and tokenize"},
+    {.name = "loader.ahead", .type = CONFIG_INT, .offset = AT(loader_ahead), .fallback = "4", .least = 1, .most = 1024,
+     .unit = "batches", .help = "prepared ahead of the training loop"},
+    {.name = "loader.cache", .type = CONFIG_INT, .offset = AT(loader_cache), .fallback = "1073741824", .least = 0,
+     .most = 1e15, .unit = "bytes", .help = "decoded pictures and token ids kept in memory"},
+    {.name = "loader.bad_samples_per_million", .type = CONFIG_FLOAT, .offset = AT(bad_samples), .fallback = "1000",
+     .least = 0, .most = 1e6, .help = "the run stops beyond this"},
+    {.name = "loader.background", .type = CONFIG_STRING, .offset = AT(background), .fallback = "#ffffff",
+     .help = "colour under transparent pixels, #rrggbb"},
+    {.name = "validation.every", .type = CONFIG_INT, .offset = AT(validation_every), .fallback = "500", .least = 0,
+     .most = 1e12, .unit = "steps", .help = "0: never"},
+    {.name = "validation.batches", .type = CONFIG_INT, .offset = AT(validation_batches), .fallback = "20", .least = 1,
+     .most = 1e9, .unit = "batches", .help = "of one measurement, at most one pass over the data"},
+    {.name = "checkpoint.every", .type = CONFIG_INT, .offset = AT(checkpoint_every), .fallback = "1000", .least = 0,
+     .most = 1e12, .unit = "steps", .help = "0: at the end alone"},
+    {.name = "checkpoint.keep", .type = CONFIG_INT, .offset = AT(checkpoint_keep), .fallback = "2", .least = 1,
+     .most = 1e6, .help = "newest checkpoints that stay"},
+    {.name = "log.every", .type = CONFIG_INT, .offset = AT(log_every), .fallback = "10", .least = 1, .most = 1e9,
+     .unit = "steps", .help = "between lines where the log is not a terminal"},
+};
+enum { TRAIN_KEYS = sizeof train_keys / sizeof *train_keys };
+
+ConfigSchema train_schema(Arena *memory) {
+    int        count = TRAIN_KEYS + joint_schema.count;
+    ConfigKey *keys = arena_array(memory, ConfigKey, count);
+    memcpy(keys, train_keys, sizeof train_keys);
+    for (int i = 0; i < joint_schema.count; i++) {
+        keys[TRAIN_KEYS + i] = joint_schema.keys[i];
+        keys[TRAIN_KEYS + i].offset += AT(model);
+    }
+    return (ConfigSchema){keys, count, sizeof(TrainConfig)};
+}
+
+// ---- checks over several keys ----
+
+static const SourceConfig *source_at(const TrainConfig *c, int i) { return (const SourceConfig *)c->data.items + i; }
+
+static bool has_objective(const SourceConfig *s, Objective o) { return s->objectives >> o & 1; }
+
+static bool is_dataset(const char *folder) {
+    char manifest[4096];
+    snprintf(manifest, sizeof manifest, "%s/dataset.json", folder);
+    return file_exists(manifest);
+}
+
+static bool check_source(const TrainConfig *c, int i, Error *error) {
+    const SourceConfig *s = source_at(c, i);
+    if (!s->objectives)
+        return error_set(error, ERROR_USAGE, "data.%d.objectives is empty; give some of lm, caption, contrastive, mae", i);
+    if (!is_dataset(s->path))
+        return error_set(error, ERROR_USAGE, "data.%d.path: %s is not a dataset (no dataset.json); make one with `bifocal data build`",
+                         i, s->path);
+    if (*s->validation && !is_dataset(s->validation))
+        return error_set(error, ERROR_USAGE, "data.%d.validation: %s is not a dataset (no dataset.json)", i, s->validation);
+    if (!c->model.has_vision && (s->objectives & ~(1u << OBJECTIVE_LM)))
+        return error_set(error, ERROR_USAGE, "data.%d.objectives needs pictures, but the model has no vision part", i);
+    if (!*s->question != !*s->answer) return error_set(error, ERROR_USAGE, "data.%d: question and answer go together", i);
+    if (s->crop_scale[0] > s->crop_scale[1] || s->crop_ratio[0] > s->crop_ratio[1])
+        return error_set(error, ERROR_USAGE, "data.%d: the least of a crop range is above the most", i);
+    return true;
+}
+
+static bool check_objectives(const TrainConfig *c, Error *error) {
+    for (int o = 0; o < OBJECTIVES; o++) {
+        bool used = false;
+        for (int i = 0; i < c->data.count; i++) used |= has_objective(source_at(c, i), (Objective)o);
+        if (used && c->model.weight[o] == 0)
+            return error_set(error, ERROR_USAGE, "a dataset asks for %s, whose weight in the loss is 0; leave it out of objectives",
+                             objective_names[o]);
+    }
+    return true;
+}
+
+static bool check_lengths(const TrainConfig *c, Error *error) {
+    const struct {
+        const char *key;
+        int64_t     value;
+    } lengths[] = {{"sequence.lm", c->lm_length},
+                   {"sequence.caption", c->caption_length},
+                   {"sequence.contrastive", c->contrastive_length}};
+    for (int i = 0; i < 3; i++)
+        if (!c->model.text.rope && lengths[i].value > c->model.text.context)
+            return error_set(error, ERROR_USAGE, "%s is %lld, but the text model's context is %lld", lengths[i].key,
+                             (long long)lengths[i].value, (long long)c->model.text.context);
+    int slots = c->model.has_vision ? joint_image_tokens(&c->model) : 0;
+    for (int i = 0; i < c->data.count; i++)
+        if (has_objective(source_at(c, i), OBJECTIVE_CAPTION) && c->caption_length < slots + 4)
+            return error_set(error, ERROR_USAGE,
+                             "sequence.caption is %lld, but a picture takes %d places before any text; give at least %d",
+                             (long long)c->caption_length, slots, slots + 16);
+    return true;
+}
+
+static bool check_run(const TrainConfig *c, const char *path, Error *error) {
+    if (!c->data.count)
+        return error_set(error, ERROR_USAGE, "%s: data is empty; name at least one dataset", path ? path : "command line");
+    if (!file_exists(c->tokenizer))
+        return error_set(error, ERROR_USAGE, "tokenizer: %s does not exist; make one with `bifocal tokenizer train`", c->tokenizer);
+    if (c->optimizer.warmup_steps && c->optimizer.warmup_steps >= c->steps)
+        return error_set(error, ERROR_USAGE, "optimizer.warmup_steps (%lld) must be below train.steps (%lld)",
+                         (long long)c->optimizer.warmup_steps, (long long)c->steps);
+    unsigned red, green, blue;
+    if (strlen(c->background) != 7 || sscanf(c->background, "#%2x%2x%2x", &red, &green, &blue) != 3)
+        return error_set(error, ERROR_USAGE, "loader.background is '%s'; write a colour as #rrggbb", c->background);
+    return true;
+}
+
+bool train_config_read(TrainConfig *c, const char *path, const char *const *overrides, int n_overrides, Arena *memory,
+                       Error *error) {
+    ConfigSchema schema = train_schema(memory);
+    if (!config_read(&schema, path, overrides, n_overrides, c, memory, error)) return false;
+    if (!c->lm_length) c->lm_length = c->model.text.context;
+    if (!c->caption_length) c->caption_length = c->model.text.context;
+    if (!c->contrastive_length) c->contrastive_length = c->model.text.context;
+    if (!check_run(c, path, error)) return false;
+    for (int i = 0; i < c->data.count; i++)
+        if (!check_source(c, i, error)) return false;
+    const char *wrong = joint_check(&c->model, memory);
+    if (wrong) return error_set(error, ERROR_USAGE, "%s", wrong);
+    return check_objectives(c, error) && check_lengths(c, error);
+}
