@@ -95,8 +95,6 @@ static const ConfigKey train_keys[] = {
      .most = 1e12, .unit = "steps", .help = "0: at the end alone"},
     {.name = "checkpoint.keep", .type = CONFIG_INT, .offset = AT(checkpoint_keep), .fallback = "2", .least = 1,
      .most = 1e6, .help = "newest checkpoints that stay"},
-    {.name = "log.every", .type = CONFIG_INT, .offset = AT(log_every), .fallback = "10", .least = 1, .most = 1e9,
-     .unit = "steps", .help = "between lines where the log is not a terminal"},
 };
 enum { TRAIN_KEYS = sizeof train_keys / sizeof *train_keys };
 
@@ -185,6 +183,15 @@ static bool check_run(const TrainConfig *c, const char *path, Error *error) {
     return true;
 }
 
+// The vocabulary where the config leaves it to the tokenizer.
+static bool vocabulary_of(TrainConfig *c, Error *error) {
+    Tokenizer *tokenizer = tokenizer_load(c->tokenizer, error);
+    if (!tokenizer) return error_prefix(error, "tokenizer");
+    c->model.text.vocabulary = tokenizer_vocabulary(tokenizer);
+    tokenizer_free(tokenizer);
+    return true;
+}
+
 bool train_config_read(TrainConfig *c, const char *path, const char *const *overrides, int n_overrides, Arena *memory,
                        Error *error) {
     ConfigSchema schema = train_schema(memory);
@@ -195,6 +202,7 @@ bool train_config_read(TrainConfig *c, const char *path, const char *const *over
     if (!check_run(c, path, error)) return false;
     for (int i = 0; i < c->data.count; i++)
         if (!check_source(c, i, error)) return false;
+    if (!c->model.text.vocabulary && !vocabulary_of(c, error)) return false;
     const char *wrong = joint_check(&c->model, memory);
     if (wrong) return error_set(error, ERROR_USAGE, "%s", wrong);
     return check_objectives(c, error) && check_lengths(c, error);

@@ -29,7 +29,6 @@ typedef struct TrainConfig {
     const char     *background;                                    // "#rrggbb"
     int64_t         validation_every, validation_batches;
     int64_t         checkpoint_every, checkpoint_keep;
-    int64_t         log_every;
 } TrainConfig;
 
 // The whole table; its keys live in the arena.
