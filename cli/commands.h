@@ -1,0 +1,16 @@
+/* One function a sub-command: argv[0] is the sub-command's word. Results go to stdout, log and progress to stderr. Each
+ * returns the exit status: 0 done, 1 the work failed or found damage, 2 wrong usage or configuration. */
+#pragma once
+
+int data_main(int argc, char **argv);
+int tokenizer_main(int argc, char **argv);
+int train_main(int argc, char **argv);
+int eval_main(int argc, char **argv);
+int generate_main(int argc, char **argv);
+int report_main(int argc, char **argv);
+int config_main(int argc, char **argv);
+int bench_main(int argc, char **argv);
+int bench_ops_main(int argc, char **argv);
+int bench_train_main(int argc, char **argv);
+int bench_loader_main(int argc, char **argv);
+int doctor_main(int argc, char **argv);

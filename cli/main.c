@@ -1,0 +1,49 @@
+/* bifocal: one program for data, tokenizers, training, evaluation and generation. This file only finds the sub-command.
+ */
+#include "base/config.h"
+#include "cli/commands.h"
+#include <stdio.h>
+#include <string.h>
+
+typedef struct Command {
+    const char *name, *help;
+    int (*run)(int argc, char **argv);
+} Command;
+
+static const Command commands[] = {
+    {"data", "synth | build | ls | verify: make and look into datasets", data_main},
+    {"tokenizer", "train | encode | decode: SentencePiece models", tokenizer_main},
+    {"train", "pretrain a text-image model: CONFIG [section.key=value]... --run DIR", train_main},
+    {"eval", "zero-shot benchmarks: MODEL --task NAME,...", eval_main},
+    {"generate", "text from a prompt and pictures: MODEL --prompt TEXT [--image FILE]...", generate_main},
+    {"report", "one HTML page about a run: RUN", report_main},
+    {"config", "every key of a training config, with default, range and meaning", config_main},
+    {"bench", "ops | train | loader: measured speed beside the machine's limits", bench_main},
+    {"doctor", "what this machine has, and what the program makes of it", doctor_main},
+};
+enum { COMMANDS = sizeof commands / sizeof *commands };
+
+static void usage(FILE *out) {
+    fprintf(out, "usage: bifocal COMMAND [ARGUMENT]...\n\n");
+    for (int i = 0; i < COMMANDS; i++) fprintf(out, "  %-10s %s\n", commands[i].name, commands[i].help);
+    fprintf(out,
+            "\n`bifocal COMMAND --help` says more. Exit status: 0 done, 1 failed or damage found, 2 wrong usage.\n");
+}
+
+static int unknown(const char *word) {
+    const char *names[COMMANDS];
+    for (int i = 0; i < COMMANDS; i++) names[i] = commands[i].name;
+    const char *near = nearest_word(word, names, COMMANDS);
+    fprintf(stderr, "bifocal: no command '%s'%s%s%s; see `bifocal --help`\n", word, near ? ", did you mean '" : "",
+            near ? near : "", near ? "'" : "");
+    return 2;
+}
+
+int main(int argc, char **argv) {
+    if (argc < 2) return usage(stderr), 2;
+    if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) return usage(stdout), 0;
+    if (!strcmp(argv[1], "--version")) return printf("bifocal %s\n", BIFOCAL_VERSION), 0;
+    for (int i = 0; i < COMMANDS; i++)
+        if (!strcmp(argv[1], commands[i].name)) return commands[i].run(argc - 1, argv + 1);
+    return unknown(argv[1]);
+}

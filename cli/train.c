@@ -1,0 +1,149 @@
+/* bifocal train and bifocal config. */
+#include "cli/commands.h"
+#include "train/run.h"
+#include "train/train_config.h"
+#include <getopt.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+
+static volatile sig_atomic_t stop_signal; // the one global: a signal handler can reach nothing else
+
+static void on_signal(int number) {
+    if (stop_signal) { // a second time: the user does not want to wait
+        signal(number, SIG_DFL);
+        raise(number);
+    }
+    stop_signal = number;
+}
+
+static void catch_signals(void) {
+    struct sigaction action = {.sa_handler = on_signal};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+}
+
+static void usage(FILE *out) {
+    fputs("usage: bifocal train CONFIG [section.key=value]... --run DIR [--resume]\n\n"
+          "  CONFIG                 YAML file (`bifocal config` lists its keys); with --resume it may be left out\n"
+          "  section.key=value      set before the run starts; data.0.path=DIR reaches into lists\n"
+          "  --run DIR              folder of the run: config.yaml, metrics.jsonl, log.txt, checkpoints/\n"
+          "  --resume               go on from the newest checkpoint, bit for bit; start where there is none\n"
+          "  --allow-changed-data   resume although a dataset is not the one trained on so far\n"
+          "  --quiet                warnings and errors alone\n\n"
+          "SIGINT and SIGTERM save and stop (exit status 128 + the signal's number); a second one stops at once.\n",
+          out);
+}
+
+typedef struct Arguments {
+    TrainOptions options;
+    const char *overrides[256];
+    LogLevel level;
+    int status; // -1: go on
+} Arguments;
+
+static int wrong(const char *what, const char *detail) {
+    fprintf(stderr, "bifocal train: %s%s; see `bifocal train --help`\n", what, detail);
+    return 2;
+}
+
+static void take_words(Arguments *a, int argc, char **argv) {
+    for (int i = optind; i < argc && a->status < 0; i++) {
+        if (strchr(argv[i], '=')) {
+            if (a->options.n_overrides == 256)
+                a->status = wrong("too many settings: ", "256 at the most");
+            else
+                a->overrides[a->options.n_overrides++] = argv[i];
+        } else if (a->options.config)
+            a->status = wrong("a second CONFIG: ", argv[i]);
+        else
+            a->options.config = argv[i];
+    }
+}
+
+static void parse(Arguments *a, int argc, char **argv) {
+    static const struct option options[] = {{"run", required_argument, 0, 'r'},
+                                            {"resume", no_argument, 0, 'c'},
+                                            {"allow-changed-data", no_argument, 0, 'd'},
+                                            {"quiet", no_argument, 0, 'q'},
+                                            {"help", no_argument, 0, 'h'},
+                                            {0}};
+    *a = (Arguments){.status = -1, .level = LOG_INFO};
+    a->options.overrides = a->overrides;
+    a->options.stop = &stop_signal;
+    for (int c; (c = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
+        if (c == 'r')
+            a->options.run = optarg;
+        else if (c == 'c')
+            a->options.resume = true;
+        else if (c == 'd')
+            a->options.allow_changed_data = true;
+        else if (c == 'q')
+            a->level = LOG_WARNING;
+        else if (c == 'h')
+            usage(stdout), a->status = 0;
+        else
+            a->status = 2;
+        if (a->status >= 0) return;
+    }
+    take_words(a, argc, argv);
+    if (a->status < 0 && !a->options.run) a->status = wrong("--run DIR is missing", "");
+    if (a->status < 0 && !a->options.config && !a->options.resume) a->status = wrong("CONFIG is missing", "");
+}
+
+int train_main(int argc, char **argv) {
+    Arguments a;
+    TrainResult result;
+    Error error = {0};
+    parse(&a, argc, argv);
+    if (a.status >= 0) return a.status;
+    catch_signals();
+    Log *log = log_new(a.level, stderr);
+    bool ok = train_run(&a.options, &result, log, &error);
+    if (!ok)
+        log_error(log, "%s", error.message);
+    else if (result.interrupted)
+        log_warning(log, "stopped after step %lld, saved; go on with: bifocal train --run %s --resume", result.step,
+                    a.options.run);
+    else
+        log_info(log, "done: %lld steps, %.1f s in this call; `bifocal report %s` draws it", result.step,
+                 result.seconds, a.options.run);
+    log_free(log);
+    return !ok ? (int)error.kind : result.interrupted ? 128 + stop_signal : 0;
+}
+
+static bool print_resolved(const char *path, char **overrides, int count, Error *error) {
+    Arena *memory = arena_new(1 << 16);
+    TrainConfig config;
+    Buffer yaml = {0};
+    ConfigSchema schema = train_schema(memory);
+    bool ok = config_read(&schema, path, (const char *const *)overrides, count, &config, memory, error);
+    if (ok) config_write(&schema, &config, &yaml);
+    if (ok) fwrite(yaml.data, 1, yaml.size, stdout);
+    buffer_free(&yaml);
+    arena_free(memory);
+    return ok;
+}
+
+int config_main(int argc, char **argv) {
+    if (argc > 1 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h"))) {
+        puts("usage: bifocal config [FILE [section.key=value]...]\n\n"
+             "Without FILE: every key with type, default, range, unit and meaning. With FILE: what it resolves to.");
+        return 0;
+    }
+    if (argc > 1) {
+        Error error = {0};
+        bool ok = print_resolved(argv[1], argv + 2, argc - 2, &error);
+        if (!ok) fprintf(stderr, "bifocal config: %s\n", error.message);
+        return ok ? 0 : (int)error.kind;
+    }
+    Arena *memory = arena_new(1 << 16);
+    Buffer text = {0};
+    ConfigSchema schema = train_schema(memory);
+    config_help(&schema, &text);
+    fwrite(text.data, 1, text.size, stdout);
+    buffer_free(&text);
+    arena_free(memory);
+    return 0;
+}
