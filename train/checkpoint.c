@@ -8,10 +8,10 @@
 enum { PATH_BYTES = 4096 };
 
 static bool save_optimizer(const char *folder, const Optimizer *optimizer, Error *error) {
-    char        path[PATH_BYTES];
+    char path[PATH_BYTES];
     SafeTensor *entries;
-    Arena      *memory = arena_new(1 << 20);
-    int         count = optimizer_export(optimizer, memory, &entries);
+    Arena *memory = arena_new(1 << 20);
+    int count = optimizer_export(optimizer, memory, &entries);
     snprintf(path, sizeof path, "%s/optimizer.safetensors", folder);
     bool ok = safetensors_write(path, entries, count, NULL, 0, error);
     arena_free(memory);
@@ -24,21 +24,22 @@ static bool save_state(const char *folder, const TrainState *s, Error *error) {
     snprintf(path, sizeof path, "%s/state.json", folder);
     json_t *roots = json_array();
     for (int i = 0; i < s->root_count; i++) json_array_append_new(roots, json_string(s->roots[i]));
-    json_t *state = json_pack("{s:I, s:I, s:o, s:s, s:s}", "step", (json_int_t)s->step, "seed", (json_int_t)s->seed, "dataset_roots", roots,
-                              "written", date, "version", BIFOCAL_VERSION);
+    json_t *state = json_pack("{s:I, s:I, s:o, s:s, s:s}", "step", (json_int_t)s->step, "seed", (json_int_t)s->seed,
+                              "dataset_roots", roots, "written", date, "version", BIFOCAL_VERSION);
     bool ok = json_write_file(path, state, error);
     json_decref(state);
     return ok;
 }
 
-bool checkpoint_save(const char *run, const TrainState *s, const Joint *joint, const Tokenizer *tokenizer, const Optimizer *optimizer,
-                     Error *error) {
+bool checkpoint_save(const char *run, const TrainState *s, const Joint *joint, const Tokenizer *tokenizer,
+                     const Optimizer *optimizer, Error *error) {
     char aside[PATH_BYTES], folder[PATH_BYTES];
     snprintf(folder, sizeof folder, "%s/checkpoints/step-%08lld", run, (long long)s->step);
     snprintf(aside, sizeof aside, "%s/checkpoints/.step-%08lld.tmp", run, (long long)s->step);
-    bool ok = folder_remove(aside, error) && folder_create(aside, error) && model_save(aside, joint, tokenizer, error) &&
-              save_optimizer(aside, optimizer, error) && save_state(aside, s, error) && folder_sync(aside, error) &&
-              folder_remove(folder, error) && path_rename(aside, folder, error);
+    bool ok = folder_remove(aside, error) && folder_create(aside, error) &&
+              model_save(aside, joint, tokenizer, error) && save_optimizer(aside, optimizer, error) &&
+              save_state(aside, s, error) && folder_sync(aside, error) && folder_remove(folder, error) &&
+              path_rename(aside, folder, error);
     if (ok) return true;
     Error ignored;
     folder_remove(aside, &ignored);
@@ -51,22 +52,24 @@ static bool load_state(const char *folder, TrainState *s, Error *error) {
     json_t *state = json_read_file(path, error);
     if (!state) return false;
     *s = (TrainState){.step = json_get_int(state, "step", -1), .seed = json_get_int(state, "seed", 0)};
-    size_t  i;
+    size_t i;
     json_t *root;
     json_array_foreach(json_object_get(state, "dataset_roots"), i, root) {
         if (i >= sizeof s->roots / sizeof *s->roots) break;
-        snprintf(s->roots[s->root_count++], sizeof *s->roots, "%s", json_is_string(root) ? json_string_value(root) : "");
+        snprintf(s->roots[s->root_count++], sizeof *s->roots, "%s",
+                 json_is_string(root) ? json_string_value(root) : "");
     }
     json_decref(state);
     return s->step >= 0 || error_set(error, ERROR_FAILED, "%s: no \"step\"; take an earlier checkpoint", path);
 }
 
 static bool load_file(const char *folder, const char *name, Joint *joint, Optimizer *optimizer, Error *error) {
-    char        path[PATH_BYTES];
+    char path[PATH_BYTES];
     SafeTensors file = {0};
     snprintf(path, sizeof path, "%s/%s", folder, name);
     bool ok = safetensors_open(&file, path, error) && safetensors_verify(&file, path, error) &&
-              (joint ? parameters_import(joint_parameters(joint), &file, path, error) : optimizer_import(optimizer, &file, path, error));
+              (joint ? parameters_import(joint_parameters(joint), &file, path, error)
+                     : optimizer_import(optimizer, &file, path, error));
     safetensors_close(&file);
     return ok;
 }
@@ -77,9 +80,9 @@ bool checkpoint_load(const char *folder, TrainState *s, Joint *joint, Optimizer 
 }
 
 bool checkpoint_prune(const char *run, int64_t keep, Error *error) {
-    char   folder[PATH_BYTES], path[2 * PATH_BYTES];
+    char folder[PATH_BYTES], path[2 * PATH_BYTES];
     char **names;
-    int    count, complete = 0;
+    int count, complete = 0;
     snprintf(folder, sizeof folder, "%s/checkpoints", run);
     if (!folder_list(folder, &names, &count, error)) return false;
     for (int i = 0; i < count; i++) complete += strncmp(names[i], "step-", 5) == 0;

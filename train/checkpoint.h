@@ -6,10 +6,10 @@
 #include "train/optimizer.h"
 
 typedef struct TrainState {
-    int64_t step;         // updates done
+    int64_t step; // updates done
     int64_t seed;
-    char    roots[16][80]; // Merkle roots of the datasets trained on, in the order of `data`
-    int     root_count;
+    char roots[16][80]; // Merkle roots of the datasets trained on, in the order of `data`
+    int root_count;
 } TrainState;
 
 bool checkpoint_save(const char *run, const TrainState *, const Joint *, const Tokenizer *, const Optimizer *, Error *);

@@ -8,16 +8,17 @@
 
 struct Metrics {
     FILE *file;
-    char  path[4096];
+    char path[4096];
 };
 
 // The records up to last_step. A last line without a newline was being written when the run died: it goes.
 static bool keep_until(const char *path, int64_t last_step, Error *error) {
     Buffer text = {0}, kept = {0};
-    bool   ok = file_read(path, &text, error);
+    bool ok = file_read(path, &text, error);
     for (char *line = text.data, *end; ok && line && (end = strchr(line, '\n')); line = end + 1) {
         json_t *record = json_parse(line, (size_t)(end - line), path, error);
-        if (record && json_get_int(record, "step", INT64_MAX) <= last_step) buffer_append(&kept, line, (size_t)(end + 1 - line));
+        if (record && json_get_int(record, "step", INT64_MAX) <= last_step)
+            buffer_append(&kept, line, (size_t)(end + 1 - line));
         json_decref(record);
     }
     ok = ok && file_write(path, kept.data ? kept.data : "", kept.size, error);

@@ -2,7 +2,9 @@
 #include "train/microbatch.h"
 #include <string.h>
 
-typedef struct Range { int first, end; } Range;
+typedef struct Range {
+    int first, end;
+} Range;
 
 static Range share(int rows, int part, int parts) {
     return (Range){(int)((int64_t)rows * part / parts), (int)((int64_t)rows * (part + 1) / parts)};
@@ -11,7 +13,7 @@ static Range share(int rows, int part, int parts) {
 // Rows [first, end) as a view, with the counts of just these.
 static Sequences rows_of(const Sequences *s, Range r) {
     Sequences out = *s;
-    int64_t   skip = (int64_t)r.first * s->length;
+    int64_t skip = (int64_t)r.first * s->length;
     out.rows = r.end - r.first;
     if (!out.rows) return (Sequences){.length = s->length};
     out.tokens += skip;
@@ -33,9 +35,10 @@ static Sequences rows_of(const Sequences *s, Range r) {
 }
 
 // Which pictures a piece needs, and where each goes: new_index[old] or -1. Order is kept.
-static int32_t *needed_images(const Batch *b, const Sequences *caption, Range pairs, Range mae, int image_tokens, int *count, Arena *memory) {
+static int32_t *needed_images(const Batch *b, const Sequences *caption, Range pairs, Range mae, int image_tokens,
+                              int *count, Arena *memory) {
     int32_t *index = arena_array(memory, int32_t, b->images + 1);
-    int64_t  places = (int64_t)caption->rows * caption->length;
+    int64_t places = (int64_t)caption->rows * caption->length;
     for (int64_t i = 0; i < places; i++)
         if (caption->image_rows[i] >= 0) index[caption->image_rows[i] / image_tokens] = 1;
     for (int i = pairs.first; i < pairs.end; i++) index[b->contrastive_image[i]] = 1;

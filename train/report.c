@@ -12,14 +12,14 @@ enum { MOST_SERIES = 16 };
 
 // One column of the metrics: the value of a key against the step.
 typedef struct Column {
-    char    name[48];
+    char name[48];
     double *x, *y;
-    int     count, capacity;
+    int count, capacity;
 } Column;
 
 typedef struct Table {
     Column columns[3 * MOST_SERIES];
-    int    count;
+    int count;
 } Table;
 
 static Column *column(Table *t, const char *name) {
@@ -46,9 +46,10 @@ static void column_add(Table *t, const char *name, double x, double y) {
 
 static void add_record(Table *t, json_t *record) {
     const char *key;
-    json_t     *value;
-    double      step = json_get_number(record, "step", NAN), seconds = json_get_number(record, "seconds", 0);
-    json_object_foreach(record, key, value) if (json_is_number(value) && strcmp(key, "step") != 0) column_add(t, key, step, json_number_value(value));
+    json_t *value;
+    double step = json_get_number(record, "step", NAN), seconds = json_get_number(record, "seconds", 0);
+    json_object_foreach(record, key, value) if (json_is_number(value) && strcmp(key, "step") != 0)
+        column_add(t, key, step, json_number_value(value));
     if (seconds <= 0) return;
     column_add(t, "rate/tokens", step, json_get_number(record, "tokens", 0) / seconds);
     column_add(t, "rate/images", step, json_get_number(record, "images", 0) / seconds);
@@ -56,7 +57,7 @@ static void add_record(Table *t, json_t *record) {
 }
 
 static bool read_metrics(const char *run, Table *t, Error *error) {
-    char    path[4096];
+    char path[4096];
     json_t *record;
     snprintf(path, sizeof path, "%s/metrics.jsonl", run);
     JsonLines *lines = json_lines_open(path, error);
@@ -80,25 +81,38 @@ static void table_free(Table *t) {
 // ---- drawing ----
 
 static const char STYLE[] =
-    "<style>:root{--ink:#1c2330;--soft:#5d6778;--line:#d9dee7;--page:#fff;--card:#f6f8fb;--c0:#2563eb;--c1:#d9480f;--c2:#2b8a3e;"
-    "--c3:#862e9c;--c4:#0b7285;--c5:#a61e4d}@media(prefers-color-scheme:dark){:root{--ink:#e6e9ef;--soft:#9aa5b5;--line:#333b48;--page:#14181f;"
+    "<style>:root{--ink:#1c2330;--soft:#5d6778;--line:#d9dee7;--page:#fff;--card:#f6f8fb;--c0:#2563eb;--c1:#d9480f;--"
+    "c2:#2b8a3e;"
+    "--c3:#862e9c;--c4:#0b7285;--c5:#a61e4d}@media(prefers-color-scheme:dark){:root{--ink:#e6e9ef;--soft:#9aa5b5;--"
+    "line:#333b48;--page:#14181f;"
     "--card:#1c222c;--c0:#74a7ff;--c1:#ff9a62;--c2:#69d58c;--c3:#d08bf0;--c4:#4fc9dd;--c5:#f783ac}}"
-    "body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page);max-width:1360px;margin:2rem auto;padding:0 1rem}"
+    "body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page);max-width:1360px;margin:2rem "
+    "auto;padding:0 1rem}"
     "h1{font-size:1.5rem;margin:0}h2{font-size:1.1rem;margin:2rem 0 .6rem}.soft{color:var(--soft)}"
-    ".grid2{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:1rem}.chart{background:var(--card);border-radius:8px;width:100%}"
-    ".chart .title{font-weight:600;fill:var(--ink);font-size:14px}.chart .tick,.chart .legend{fill:var(--soft);font-size:12px}"
-    ".chart .grid{stroke:var(--line)}polyline{fill:none;stroke-width:1.8;stroke-linejoin:round}.series0{stroke:var(--c0)}.series1{stroke:var(--c1)}"
-    ".series2{stroke:var(--c2)}.series3{stroke:var(--c3)}.series4{stroke:var(--c4)}.series5{stroke:var(--c5)}line[class^=series]{stroke-width:3}"
-    "table{border-collapse:collapse}td,th{padding:.25rem .8rem;border-bottom:1px solid var(--line);text-align:left}td.n{text-align:right;"
-    "font-variant-numeric:tabular-nums}.samples{display:grid;grid-template-columns:repeat(auto-fill,minmax(250px,1fr));gap:1rem}"
-    ".sample{background:var(--card);border-radius:8px;padding:.8rem}.sample img{width:128px;height:128px;object-fit:contain;image-rendering:pixelated;"
-    "border-radius:4px}.sample p{margin:.3rem 0}.right{color:var(--c2)}.wrong{color:var(--c1)}pre{background:var(--card);padding:1rem;"
+    ".grid2{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:1rem}.chart{background:var(--"
+    "card);border-radius:8px;width:100%}"
+    ".chart .title{font-weight:600;fill:var(--ink);font-size:14px}.chart .tick,.chart "
+    ".legend{fill:var(--soft);font-size:12px}"
+    ".chart "
+    ".grid{stroke:var(--line)}polyline{fill:none;stroke-width:1.8;stroke-linejoin:round}.series0{stroke:var(--c0)}."
+    "series1{stroke:var(--c1)}"
+    ".series2{stroke:var(--c2)}.series3{stroke:var(--c3)}.series4{stroke:var(--c4)}.series5{stroke:var(--c5)}line["
+    "class^=series]{stroke-width:3}"
+    "table{border-collapse:collapse}td,th{padding:.25rem .8rem;border-bottom:1px solid "
+    "var(--line);text-align:left}td.n{text-align:right;"
+    "font-variant-numeric:tabular-nums}.samples{display:grid;grid-template-columns:repeat(auto-fill,minmax(250px,1fr));"
+    "gap:1rem}"
+    ".sample{background:var(--card);border-radius:8px;padding:.8rem}.sample "
+    "img{width:128px;height:128px;object-fit:contain;image-rendering:pixelated;"
+    "border-radius:4px}.sample p{margin:.3rem "
+    "0}.right{color:var(--c2)}.wrong{color:var(--c1)}pre{background:var(--card);padding:1rem;"
     "border-radius:8px;overflow:auto;font-size:13px}</style>";
 
 // A chart of all columns whose name starts with `prefix`, named by what follows it.
-static void chart_of(Buffer *b, const Table *t, const char *prefix, const char *title, const char *y_label, bool from_zero) {
+static void chart_of(Buffer *b, const Table *t, const char *prefix, const char *title, const char *y_label,
+                     bool from_zero) {
     Series series[MOST_SERIES];
-    int    n = 0;
+    int n = 0;
     for (int i = 0; i < t->count && n < MOST_SERIES; i++) {
         const Column *c = &t->columns[i];
         if (strncmp(c->name, prefix, strlen(prefix)) != 0) continue;
@@ -146,15 +160,18 @@ static void head(Buffer *b, const char *run, const Table *t) {
     const Column *loss = NULL;
     for (int i = 0; i < t->count; i++)
         if (!strcmp(t->columns[i].name, "loss")) loss = &t->columns[i];
-    buffer_text(b, "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\"><title>");
+    buffer_text(b, "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" "
+                   "content=\"width=device-width\"><title>");
     html_text(b, path_base(run));
     buffer_printf(b, "</title>%s<h1>", STYLE);
     html_text(b, path_base(run));
     buffer_text(b, "</h1><p class=\"soft\">");
     if (loss)
-        buffer_printf(b, "%.0f steps, last loss %.4f, %.1f s of training steps; median step %.1f ms, %.0f tokens/s, %.0f images/s, %.1f GFLOP/s",
-                      loss->x[loss->count - 1], last_of(t, "loss"), sum_of(t, "seconds"), 1e3 * median_of(t, "seconds"), median_of(t, "rate/tokens"),
-                      median_of(t, "rate/images"), median_of(t, "rate/gflops"));
+        buffer_printf(b,
+                      "%.0f steps, last loss %.4f, %.1f s of training steps; median step %.1f ms, %.0f tokens/s, %.0f "
+                      "images/s, %.1f GFLOP/s",
+                      loss->x[loss->count - 1], last_of(t, "loss"), sum_of(t, "seconds"), 1e3 * median_of(t, "seconds"),
+                      median_of(t, "rate/tokens"), median_of(t, "rate/images"), median_of(t, "rate/gflops"));
     buffer_text(b, "</p>\n");
 }
 
@@ -171,9 +188,9 @@ static void charts(Buffer *b, const Table *t) {
 
 // One row a metric: results are {task: {"acc,none": value, "acc_stderr,none": value, "acc_chance,none": value, ...}}.
 static void metric_row(Buffer *b, const char *task, const char *key, json_t *values) {
-    char        other[128];
+    char other[128];
     const char *comma = strchr(key, ',');
-    int         n = comma ? (int)(comma - key) : (int)strlen(key);
+    int n = comma ? (int)(comma - key) : (int)strlen(key);
     buffer_text(b, "<tr><td>");
     html_text(b, task);
     buffer_printf(b, "</td><td>%.*s</td><td class=\"n\">%.4f</td>", n, key, json_get_number(values, key, NAN));
@@ -181,24 +198,27 @@ static void metric_row(Buffer *b, const char *task, const char *key, json_t *val
     for (int i = 0; i < 2; i++) {
         snprintf(other, sizeof other, "%.*s%s%s", n, key, suffixes[i], comma ? comma : "");
         double v = json_get_number(values, other, NAN);
-        if (isfinite(v)) buffer_printf(b, "<td class=\"n\">%.4f</td>", v);
-        else buffer_text(b, "<td></td>");
+        if (isfinite(v))
+            buffer_printf(b, "<td class=\"n\">%.4f</td>", v);
+        else
+            buffer_text(b, "<td></td>");
     }
     buffer_text(b, "</tr>");
 }
 
 static void evaluation(Buffer *b, const char *run) {
-    char        path[4096];
-    Error       error;
+    char path[4096];
+    Error error;
     const char *task, *key;
-    json_t     *values, *value;
+    json_t *values, *value;
     snprintf(path, sizeof path, "%s/eval/results.json", run);
     json_t *file = file_exists(path) ? json_read_file(path, &error) : NULL;
     if (!file) return;
     buffer_text(b, "<h2>Evaluation</h2><table><tr><th>task<th>metric<th>value<th>standard error<th>chance</tr>");
     json_object_foreach(json_object_get(file, "results"), task, values) {
         json_object_foreach(values, key, value) {
-            if (json_is_number(value) && !strstr(key, "_stderr") && !strstr(key, "_chance")) metric_row(b, task, key, values);
+            if (json_is_number(value) && !strstr(key, "_stderr") && !strstr(key, "_chance"))
+                metric_row(b, task, key, values);
         }
     }
     buffer_text(b, "</table>\n");
@@ -217,7 +237,7 @@ static void samples_of(Buffer *b, const ReportSample *samples, int count) {
     buffer_text(b, "<h2>Held-out pictures, and what the model says of them</h2><div class=\"samples\">");
     for (int i = 0; i < count; i++) {
         const ReportSample *s = &samples[i];
-        bool                right = s->answer && s->model_answer && !strcmp(s->answer, s->model_answer);
+        bool right = s->answer && s->model_answer && !strcmp(s->answer, s->model_answer);
         buffer_printf(b, "<div class=\"sample\"><img alt=\"\" src=\"%s\">", s->picture);
         line_of(b, "given:", "", s->truth);
         line_of(b, "model:", "", s->says);
@@ -230,9 +250,9 @@ static void samples_of(Buffer *b, const ReportSample *samples, int count) {
 }
 
 static void config_of(Buffer *b, const char *run) {
-    char   path[4096];
+    char path[4096];
     Buffer yaml = {0};
-    Error  error;
+    Error error;
     snprintf(path, sizeof path, "%s/config.yaml", run);
     if (file_read(path, &yaml, &error)) {
         buffer_text(b, "<h2>Configuration</h2><details><summary>config.yaml, resolved</summary><pre>");
@@ -243,10 +263,10 @@ static void config_of(Buffer *b, const char *run) {
 }
 
 bool report_write(const char *run, const ReportSample *samples, int count, Error *error) {
-    char   path[4096];
-    Table  table = {0};
+    char path[4096];
+    Table table = {0};
     Buffer html = {0};
-    bool   ok = read_metrics(run, &table, error);
+    bool ok = read_metrics(run, &table, error);
     if (ok) {
         head(&html, run, &table);
         evaluation(&html, run);

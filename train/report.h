@@ -4,9 +4,9 @@
 #include "base/error.h"
 #include "base/log.h"
 
-typedef struct ReportSample { // owned by whoever made it; see report_samples.h
-    char *picture;            // a data: URL
-    char *truth, *says;       // caption as given, and by the model
+typedef struct ReportSample {               // owned by whoever made it; see report_samples.h
+    char *picture;                          // a data: URL
+    char *truth, *says;                     // caption as given, and by the model
     char *question, *answer, *model_answer; // NULL where the data has no questions
 } ReportSample;
 

@@ -12,26 +12,26 @@
 
 typedef struct Run {
     const TrainOptions *options;
-    Log                *log;
-    Arena              *memory; // strings of the config
-    TrainConfig         config;
-    Tokenizer          *tokenizer;
-    Backend            *backend;
-    Joint              *joint;
-    Optimizer          *optimizer;
-    Loader             *loader, *validation; // validation: NULL where no source has any
-    Tape               *tape, *inference;
-    Metrics            *metrics;
-    Progress           *progress;
-    TrainState          state;
-    int64_t             saved; // step of the newest checkpoint; -1: none yet
+    Log *log;
+    Arena *memory; // strings of the config
+    TrainConfig config;
+    Tokenizer *tokenizer;
+    Backend *backend;
+    Joint *joint;
+    Optimizer *optimizer;
+    Loader *loader, *validation; // validation: NULL where no source has any
+    Tape *tape, *inference;
+    Metrics *metrics;
+    Progress *progress;
+    TrainState state;
+    int64_t saved; // step of the newest checkpoint; -1: none yet
 } Run;
 
 // ---- opening ----
 
 static bool write_config(Run *r, Error *error) {
-    char         path[4096];
-    Buffer       yaml = {0};
+    char path[4096];
+    Buffer yaml = {0};
     ConfigSchema schema = train_schema(r->memory);
     config_write(&schema, &r->config, &yaml);
     snprintf(path, sizeof path, "%s/config.yaml", r->options->run);
@@ -47,20 +47,22 @@ static bool find_start(const TrainOptions *o, char found[1024], Error *error) {
     if (!folder_create(o->run, error)) return false;
     if (!model_find_checkpoint(o->run, found, &none)) found[0] = 0;
     if (found[0] && !o->resume)
-        return error_set(error, ERROR_USAGE, "%s already holds a checkpoint (%s); go on with --resume, or give another --run", o->run, found);
+        return error_set(error, ERROR_USAGE,
+                         "%s already holds a checkpoint (%s); go on with --resume, or give another --run", o->run,
+                         found);
     return true;
 }
 
 static bool read_config(Run *r, Error *error) {
     const TrainOptions *o = r->options;
-    char                own[4096];
+    char own[4096];
     snprintf(own, sizeof own, "%s/config.yaml", o->run);
     const char *path = o->config ? o->config : o->resume && file_exists(own) ? arena_string(r->memory, own) : NULL;
     return train_config_read(&r->config, path, o->overrides, o->n_overrides, r->memory, error);
 }
 
 static LoaderConfig loader_config(const TrainConfig *c, bool validation) {
-    unsigned     rgb[3] = {255, 255, 255};
+    unsigned rgb[3] = {255, 255, 255};
     LoaderConfig l = {.sources = c->data.items,
                       .source_count = c->data.count,
                       .validation = validation,
@@ -81,7 +83,7 @@ static LoaderConfig loader_config(const TrainConfig *c, bool validation) {
 
 static bool open_loaders(Run *r, Error *error) {
     LoaderConfig training = loader_config(&r->config, false);
-    bool         any = false;
+    bool any = false;
     r->loader = loader_open(&training, r->tokenizer, r->log, error);
     if (!r->loader) return false;
     for (int i = 0; i < training.source_count; i++) {
@@ -100,8 +102,9 @@ static bool open_model(Run *r, Error *error) {
     r->tokenizer = tokenizer_load(r->config.tokenizer, error);
     if (!r->tokenizer) return false;
     if (tokenizer_vocabulary(r->tokenizer) > r->config.model.text.vocabulary)
-        return error_set(error, ERROR_USAGE, "model.text.vocabulary is %lld, but %s has %d pieces; leave it out to take theirs",
-                         (long long)r->config.model.text.vocabulary, r->config.tokenizer, tokenizer_vocabulary(r->tokenizer));
+        return error_set(
+            error, ERROR_USAGE, "model.text.vocabulary is %lld, but %s has %d pieces; leave it out to take theirs",
+            (long long)r->config.model.text.vocabulary, r->config.tokenizer, tokenizer_vocabulary(r->tokenizer));
     r->backend = cpu_backend_new((int)r->config.threads, NULL, r->log);
     r->joint = joint_new(r->backend, &r->config.model, compute, (uint64_t)r->config.seed, error);
     if (!r->joint) return false;
@@ -115,8 +118,9 @@ static bool same_data(const Run *r, const TrainState *saved, Error *error) {
     bool same = saved->root_count == r->state.root_count;
     for (int i = 0; same && i < saved->root_count; i++) same = strcmp(saved->roots[i], r->state.roots[i]) == 0;
     if (same || r->options->allow_changed_data) return true;
-    return error_set(error, ERROR_FAILED, "the datasets are not the ones this run was trained on (their roots differ); "
-                                          "restore them, or go on all the same with --allow-changed-data");
+    return error_set(error, ERROR_FAILED,
+                     "the datasets are not the ones this run was trained on (their roots differ); "
+                     "restore them, or go on all the same with --allow-changed-data");
 }
 
 static bool load_checkpoint(Run *r, const char *folder, Error *error) {
@@ -124,7 +128,8 @@ static bool load_checkpoint(Run *r, const char *folder, Error *error) {
     if (!checkpoint_load(folder, &saved, r->joint, r->optimizer, error)) return false;
     if (!same_data(r, &saved, error)) return false;
     if (saved.seed != r->config.seed)
-        log_warning(r->log, "the run was started with seed %lld, goes on with %lld", (long long)saved.seed, (long long)r->config.seed);
+        log_warning(r->log, "the run was started with seed %lld, goes on with %lld", (long long)saved.seed,
+                    (long long)r->config.seed);
     r->state.step = r->saved = saved.step;
     log_info(r->log, "resuming after step %lld from %s", (long long)saved.step, folder);
     return true;
@@ -140,7 +145,8 @@ static bool open_run(Run *r, Error *error) {
     r->state.seed = r->config.seed;
     if (!open_model(r, error) || !open_loaders(r, error)) return false;
     if (found[0] && !load_checkpoint(r, found, error)) return false;
-    if (r->options->resume && !found[0]) log_warning(r->log, "%s holds no checkpoint yet: starting from the beginning", r->options->run);
+    if (r->options->resume && !found[0])
+        log_warning(r->log, "%s holds no checkpoint yet: starting from the beginning", r->options->run);
     if (!write_config(r, error)) return false;
     r->metrics = metrics_open(r->options->run, r->state.step, error);
     return r->metrics != NULL;
@@ -169,21 +175,27 @@ static bool explain_not_finite(Run *r, const Batch *batch, const char *what, Err
     if (step_run(r->tape, r->joint, batch, (int)r->config.microbatches, (uint64_t)r->config.seed, &again, error))
         error_set(error, ERROR_FAILED, "every activation and gradient by itself is finite, their sum is not");
     tape_check_finite(r->tape, false);
-    return error_prefix(error, "step %lld: %s is not a finite number; nothing was updated. Lower optimizer.learning_rate, or look at the data",
-                        (long long)r->state.step + 1, what);
+    return error_prefix(
+        error,
+        "step %lld: %s is not a finite number; nothing was updated. Lower optimizer.learning_rate, or look at the data",
+        (long long)r->state.step + 1, what);
 }
 
-static int64_t batch_tokens(const Batch *b) { return b->lm.token_count + b->caption.token_count + b->contrastive.token_count; }
+static int64_t batch_tokens(const Batch *b) {
+    return b->lm.token_count + b->caption.token_count + b->contrastive.token_count;
+}
 
-static json_t *step_record(const Run *r, const StepLoss *loss, const Batch *batch, double norm, double seconds, double waited) {
-    char    name[64];
+static json_t *step_record(const Run *r, const StepLoss *loss, const Batch *batch, double norm, double seconds,
+                           double waited) {
+    char name[64];
     json_t *record = json_pack("{s:I, s:f}", "step", (json_int_t)r->state.step, "loss", loss->total);
     for (int o = 0; o < OBJECTIVES; o++) {
         if (!loss->count[o]) continue;
         snprintf(name, sizeof name, "loss/%s", objective_names[o]);
         json_object_set_new(record, name, json_real(loss->mean[o]));
     }
-    json_object_set_new(record, "learning_rate", json_real(learning_rate_at(&r->config.optimizer, r->state.step, r->config.steps)));
+    json_object_set_new(record, "learning_rate",
+                        json_real(learning_rate_at(&r->config.optimizer, r->state.step, r->config.steps)));
     json_object_set_new(record, "gradient_norm", json_real(norm));
     json_object_set_new(record, "tokens", json_integer(batch_tokens(batch)));
     json_object_set_new(record, "images", json_integer(batch->images));
@@ -194,22 +206,25 @@ static json_t *step_record(const Run *r, const StepLoss *loss, const Batch *batc
 }
 
 static void show(Run *r, const StepLoss *loss, const Batch *batch, double seconds, double waited) {
-    char   detail[256];
+    char detail[256];
     size_t n = (size_t)snprintf(detail, sizeof detail, "loss %.4f", loss->total);
     for (int o = 0; o < OBJECTIVES; o++)
-        if (loss->count[o] && n < sizeof detail) n += (size_t)snprintf(detail + n, sizeof detail - n, " %s %.4f", objective_names[o], loss->mean[o]);
+        if (loss->count[o] && n < sizeof detail)
+            n += (size_t)snprintf(detail + n, sizeof detail - n, " %s %.4f", objective_names[o], loss->mean[o]);
     if (n < sizeof detail)
-        snprintf(detail + n, sizeof detail - n, "; %.0f tokens/s %.0f images/s%s", (double)batch_tokens(batch) / seconds,
-                 (double)batch->images / seconds, waited > 0.2 * seconds ? "; waits for data" : "");
+        snprintf(detail + n, sizeof detail - n, "; %.0f tokens/s %.0f images/s%s",
+                 (double)batch_tokens(batch) / seconds, (double)batch->images / seconds,
+                 waited > 0.2 * seconds ? "; waits for data" : "");
     progress_update(r->progress, r->state.step, detail);
 }
 
 static bool one_step(Run *r, Error *error) {
-    StepLoss     loss;
-    double       start = clock_seconds(), waited = loader_waited(r->loader);
+    StepLoss loss;
+    double start = clock_seconds(), waited = loader_waited(r->loader);
     const Batch *batch = loader_next(r->loader, r->state.step, error);
     if (!batch) return false;
-    if (!step_run(r->tape, r->joint, batch, (int)r->config.microbatches, (uint64_t)r->config.seed, &loss, error)) return false;
+    if (!step_run(r->tape, r->joint, batch, (int)r->config.microbatches, (uint64_t)r->config.seed, &loss, error))
+        return false;
     if (!isfinite(loss.total)) return explain_not_finite(r, batch, "the loss", error);
     double norm = optimizer_gradient_norm(r->optimizer);
     if (!isfinite(norm)) return explain_not_finite(r, batch, "the gradient's norm", error);
@@ -225,8 +240,8 @@ static bool one_step(Run *r, Error *error) {
 
 static bool validate(Run *r, Error *error) {
     StepLoss one;
-    double   sum[OBJECTIVES] = {0};
-    int64_t  count[OBJECTIVES] = {0}, batches = loader_steps_per_epoch(r->validation);
+    double sum[OBJECTIVES] = {0};
+    int64_t count[OBJECTIVES] = {0}, batches = loader_steps_per_epoch(r->validation);
     if (batches > r->config.validation_batches) batches = r->config.validation_batches;
     for (int64_t i = 0; i < batches; i++) {
         const Batch *batch = loader_next(r->validation, i, error);
@@ -237,7 +252,7 @@ static bool validate(Run *r, Error *error) {
             count[o] += one.count[o];
         }
     }
-    char    name[64], line[256] = "";
+    char name[64], line[256] = "";
     json_t *record = json_pack("{s:I}", "step", (json_int_t)r->state.step);
     for (int o = 0; o < OBJECTIVES; o++) {
         if (!count[o]) continue;
@@ -277,13 +292,14 @@ static void describe_start(const Run *r) {
     log_info(r->log, "%.2f M parameters (%.2f M trained), vocabulary %lld, %s on %s (%s), %d threads",
              (double)parameters_elements(joint_parameters(r->joint), false) / 1e6,
              (double)parameters_elements(joint_parameters(r->joint), true) / 1e6, (long long)m->text.vocabulary,
-             r->config.precision ? "bf16" : "f32", r->backend->name, r->backend->isa, threads_count(cpu_threads(r->backend)));
+             r->config.precision ? "bf16" : "f32", r->backend->name, r->backend->isa,
+             threads_count(cpu_threads(r->backend)));
 }
 
 bool train_run(const TrainOptions *options, TrainResult *result, Log *log, Error *error) {
-    Run    r = {.options = options, .log = log};
+    Run r = {.options = options, .log = log};
     double start = clock_seconds();
-    bool   ok = open_run(&r, error);
+    bool ok = open_run(&r, error);
     if (ok) {
         describe_start(&r);
         r.progress = progress_start(log, "training", "steps", r.config.steps);

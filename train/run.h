@@ -8,12 +8,12 @@
 #include <signal.h>
 
 typedef struct TrainOptions {
-    const char        *config;      // YAML file; NULL: the run's own (resume), or defaults and overrides alone
-    const char *const *overrides;   // "section.key=value"
-    int                n_overrides;
-    const char        *run;         // folder, created where absent
-    bool               resume;      // go on from the newest checkpoint; false: the run must hold none
-    bool               allow_changed_data; // resume although a dataset is not the one the run was trained on
+    const char *config;           // YAML file; NULL: the run's own (resume), or defaults and overrides alone
+    const char *const *overrides; // "section.key=value"
+    int n_overrides;
+    const char *run;                   // folder, created where absent
+    bool resume;                       // go on from the newest checkpoint; false: the run must hold none
+    bool allow_changed_data;           // resume although a dataset is not the one the run was trained on
     const volatile sig_atomic_t *stop; // becomes non-zero when the run shall save and stop; may be NULL
 } TrainOptions;
 

@@ -4,9 +4,9 @@
 #include "fusion/joint.h"
 
 typedef struct StepLoss {
-    double  total;              // what was minimised
-    double  mean[OBJECTIVES];   // each objective's own mean; meaningless where count is 0
-    int64_t count[OBJECTIVES];  // target tokens, pairs, masked patches
+    double total;              // what was minimised
+    double mean[OBJECTIVES];   // each objective's own mean; meaningless where count is 0
+    int64_t count[OBJECTIVES]; // target tokens, pairs, masked patches
 } StepLoss;
 
 // Runs a batch in `parts` pieces. A recording tape leaves the gradients in the model's parameters; a tape that does not

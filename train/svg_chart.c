@@ -7,15 +7,22 @@
 
 enum { WIDTH = 640, HEIGHT = 280, LEFT = 62, RIGHT = 14, TOP = 34, BOTTOM = 44, BUCKETS = 280, COLOURS = 6 };
 
-typedef struct Axis { double low, high, step; } Axis;
+typedef struct Axis {
+    double low, high, step;
+} Axis;
 
 void html_text(Buffer *b, const char *text) {
     for (; *text; text++) {
-        if (*text == '&') buffer_text(b, "&amp;");
-        else if (*text == '<') buffer_text(b, "&lt;");
-        else if (*text == '>') buffer_text(b, "&gt;");
-        else if (*text == '"') buffer_text(b, "&quot;");
-        else buffer_append(b, text, 1);
+        if (*text == '&')
+            buffer_text(b, "&amp;");
+        else if (*text == '<')
+            buffer_text(b, "&lt;");
+        else if (*text == '>')
+            buffer_text(b, "&gt;");
+        else if (*text == '"')
+            buffer_text(b, "&quot;");
+        else
+            buffer_append(b, text, 1);
     }
 }
 
@@ -48,32 +55,43 @@ static bool fit(const Chart *c, bool vertical, Axis *axis) {
     return true;
 }
 
-static double place_x(const Axis *a, double x) { return LEFT + (x - a->low) / (a->high - a->low) * (WIDTH - LEFT - RIGHT); }
-static double place_y(const Axis *a, double y) { return HEIGHT - BOTTOM - (y - a->low) / (a->high - a->low) * (HEIGHT - TOP - BOTTOM); }
+static double place_x(const Axis *a, double x) {
+    return LEFT + (x - a->low) / (a->high - a->low) * (WIDTH - LEFT - RIGHT);
+}
+static double place_y(const Axis *a, double y) {
+    return HEIGHT - BOTTOM - (y - a->low) / (a->high - a->low) * (HEIGHT - TOP - BOTTOM);
+}
 
 static void label_number(Buffer *b, double v, double step) {
     if (fabs(v) < step * 1e-6) v = 0;
-    if (fabs(v) >= 1e6 || (step < 1e-3 && v != 0)) buffer_printf(b, "%.2g", v);
-    else buffer_printf(b, "%.*f", step >= 1 ? 0 : (int)ceil(-log10(step) - 1e-9), v);
+    if (fabs(v) >= 1e6 || (step < 1e-3 && v != 0))
+        buffer_printf(b, "%.2g", v);
+    else
+        buffer_printf(b, "%.*f", step >= 1 ? 0 : (int)ceil(-log10(step) - 1e-9), v);
 }
 
 static void draw_axes(Buffer *b, const Chart *c, const Axis *x, const Axis *y) {
     for (double v = ceil(y->low / y->step - 1e-9) * y->step; v <= y->high + 1e-9 * y->step; v += y->step) {
-        buffer_printf(b, "<line class=\"grid\" x1=\"%d\" x2=\"%d\" y1=\"%.1f\" y2=\"%.1f\"/><text class=\"tick\" x=\"%d\" y=\"%.1f\" text-anchor=\"end\">",
+        buffer_printf(b,
+                      "<line class=\"grid\" x1=\"%d\" x2=\"%d\" y1=\"%.1f\" y2=\"%.1f\"/><text class=\"tick\" x=\"%d\" "
+                      "y=\"%.1f\" text-anchor=\"end\">",
                       LEFT, WIDTH - RIGHT, place_y(y, v), place_y(y, v), LEFT - 7, place_y(y, v) + 4);
         label_number(b, v, y->step);
         buffer_text(b, "</text>");
     }
     for (double v = ceil(x->low / x->step - 1e-9) * x->step; v <= x->high + 1e-9 * x->step; v += x->step) {
-        buffer_printf(b, "<text class=\"tick\" x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">", place_x(x, v), HEIGHT - BOTTOM + 17);
+        buffer_printf(b, "<text class=\"tick\" x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">", place_x(x, v),
+                      HEIGHT - BOTTOM + 17);
         label_number(b, v, x->step);
         buffer_text(b, "</text>");
     }
-    buffer_printf(b, "<text class=\"tick\" x=\"%d\" y=\"%d\" text-anchor=\"middle\">", (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8);
+    buffer_printf(b, "<text class=\"tick\" x=\"%d\" y=\"%d\" text-anchor=\"middle\">", (LEFT + WIDTH - RIGHT) / 2,
+                  HEIGHT - 8);
     html_text(b, c->x_label);
     buffer_text(b, "</text>");
     if (c->y_label && *c->y_label) {
-        buffer_printf(b, "<text class=\"tick\" transform=\"translate(13 %d) rotate(-90)\" text-anchor=\"middle\">", (TOP + HEIGHT - BOTTOM) / 2);
+        buffer_printf(b, "<text class=\"tick\" transform=\"translate(13 %d) rotate(-90)\" text-anchor=\"middle\">",
+                      (TOP + HEIGHT - BOTTOM) / 2);
         html_text(b, c->y_label);
         buffer_text(b, "</text>");
     }
@@ -85,7 +103,7 @@ static void draw_series(Buffer *b, const Series *s, int colour, const Axis *x, c
     buffer_printf(b, "<polyline class=\"series%d\" points=\"", colour % COLOURS);
     for (int i = 0; i < s->count; i += per) {
         double sum_x = 0, sum_y = 0;
-        int    n = 0;
+        int n = 0;
         for (int j = i; j < i + per && j < s->count; j++) {
             if (!drawable(s, j)) continue;
             sum_x += s->x[j];
@@ -102,8 +120,10 @@ static void draw_legend(Buffer *b, const Chart *c) {
     int at = WIDTH - RIGHT;
     for (int k = c->count - 1; k >= 0 && c->count > 1; k--) { // from the right
         at -= 7 * (int)strlen(c->series[k].name) + 26;
-        buffer_printf(b, "<line class=\"series%d\" x1=\"%d\" x2=\"%d\" y1=\"16\" y2=\"16\"/><text class=\"legend\" x=\"%d\" y=\"20\">", k % COLOURS, at,
-                      at + 14, at + 18);
+        buffer_printf(b,
+                      "<line class=\"series%d\" x1=\"%d\" x2=\"%d\" y1=\"16\" y2=\"16\"/><text class=\"legend\" "
+                      "x=\"%d\" y=\"20\">",
+                      k % COLOURS, at, at + 14, at + 18);
         html_text(b, c->series[k].name);
         buffer_text(b, "</text>");
     }
@@ -121,7 +141,8 @@ void svg_chart(Buffer *b, const Chart *c) {
         for (int k = 0; k < c->count; k++) draw_series(b, &c->series[k], k, &x, &y);
         draw_legend(b, c);
     } else {
-        buffer_printf(b, "<text class=\"tick\" x=\"%d\" y=\"%d\" text-anchor=\"middle\">nothing measured yet</text>", WIDTH / 2, HEIGHT / 2);
+        buffer_printf(b, "<text class=\"tick\" x=\"%d\" y=\"%d\" text-anchor=\"middle\">nothing measured yet</text>",
+                      WIDTH / 2, HEIGHT / 2);
     }
     buffer_text(b, "</svg>\n");
 }

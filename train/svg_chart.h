@@ -5,16 +5,16 @@
 #include <stdbool.h>
 
 typedef struct Series {
-    const char   *name;
+    const char *name;
     const double *x, *y; // (count), x ascending; points that are not finite are left out
-    int           count;
+    int count;
 } Series;
 
 typedef struct Chart {
-    const char   *title, *x_label, *y_label;
+    const char *title, *x_label, *y_label;
     const Series *series;
-    int           count;
-    bool          from_zero; // the y axis starts at 0
+    int count;
+    bool from_zero; // the y axis starts at 0
 } Chart;
 
 // Appends an <svg> element. Long series are thinned to the chart's resolution: each drawn point is the mean of its

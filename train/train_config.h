@@ -7,32 +7,33 @@
 typedef enum { SCHEDULE_COSINE, SCHEDULE_LINEAR, SCHEDULE_CONSTANT } Schedule;
 
 typedef struct OptimizerConfig {
-    double  learning_rate, final_ratio; // peak; the last step's rate is final_ratio x peak
-    int     schedule;                   // Schedule
+    double learning_rate, final_ratio; // peak; the last step's rate is final_ratio x peak
+    int schedule;                      // Schedule
     int64_t warmup_steps;
-    double  weight_decay, beta1, beta2, epsilon;
-    double  gradient_clip; // global norm; 0: off
+    double weight_decay, beta1, beta2, epsilon;
+    double gradient_clip; // global norm; 0: off
 } OptimizerConfig;
 
 typedef struct TrainConfig {
-    int64_t         seed, threads;
-    int             device;    // index into "cpu"
-    int             precision; // 0 f32, 1 bf16
-    const char     *tokenizer; // path of the model
-    ConfigList      data;      // of SourceConfig
-    JointConfig     model;
+    int64_t seed, threads;
+    int device;            // index into "cpu"
+    int precision;         // 0 f32, 1 bf16
+    const char *tokenizer; // path of the model
+    ConfigList data;       // of SourceConfig
+    JointConfig model;
     OptimizerConfig optimizer;
-    int64_t         steps, microbatches;
-    int64_t         lm_length, caption_length, contrastive_length; // tokens; resolved from 0 by train_config_read
-    int64_t         loader_threads, loader_ahead, loader_cache;    // cache: bytes
-    double          bad_samples;                                   // per million
-    const char     *background;                                    // "#rrggbb"
-    int64_t         validation_every, validation_batches;
-    int64_t         checkpoint_every, checkpoint_keep;
+    int64_t steps, microbatches;
+    int64_t lm_length, caption_length, contrastive_length; // tokens; resolved from 0 by train_config_read
+    int64_t loader_threads, loader_ahead, loader_cache;    // cache: bytes
+    double bad_samples;                                    // per million
+    const char *background;                                // "#rrggbb"
+    int64_t validation_every, validation_batches;
+    int64_t checkpoint_every, checkpoint_keep;
 } TrainConfig;
 
 // The whole table; its keys live in the arena.
 ConfigSchema train_schema(Arena *);
 // Reads file and overrides, then checks what no single key can: sizes that do not divide, files that are missing,
 // objectives without a weight, a warm-up longer than the run. Nothing is allocated but the strings.
-bool train_config_read(TrainConfig *, const char *path, const char *const *overrides, int n_overrides, Arena *, Error *);
+bool train_config_read(TrainConfig *, const char *path, const char *const *overrides, int n_overrides, Arena *,
+                       Error *);

@@ -1,0 +1,160 @@
+/* bifocal bench: ops | train | loader. Every figure stands beside the machine's limit, or a peer's in the same run. */
+#include "base/json.h"
+#include "base/log.h"
+#include "cli/commands.h"
+#include "train/bench_train.h"
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct BenchArguments {
+    BenchTrainOptions options;
+    const char *peer; // a command that prints one JSON line with "median_ms"; {preset} and {precision} are filled in
+    int rounds;
+    bool json;
+} BenchArguments;
+
+static void usage(FILE *out) {
+    fputs("usage: bifocal bench train [--preset NAME] [--precision f32|bf16] [--threads N] [--iterations N] [--peer "
+          "COMMAND] [--json]\n\n"
+          "A whole training step on random data: forward, backward, clip, AdamW. Presets: ",
+          out);
+    for (int i = 0; bench_train_presets[i]; i++) fprintf(out, "%s%s", i ? ", " : "", bench_train_presets[i]);
+    fputs("\n\n  --peer COMMAND   run this in turn with ours, on the same cores; it prints one JSON line with "
+          "\"median_ms\".\n"
+          "                   {preset} and {precision} in it are filled in\n"
+          "  --rounds N       turns of ours and the peer's (default 3); the median over the turns counts\n",
+          out);
+}
+
+static void fill_in(Buffer *command, const char *template, const char *preset, const char *precision) {
+    for (const char *p = template; *p;) {
+        if (!strncmp(p, "{preset}", 8))
+            buffer_text(command, preset), p += 8;
+        else if (!strncmp(p, "{precision}", 11))
+            buffer_text(command, precision), p += 11;
+        else
+            buffer_append(command, p++, 1);
+    }
+}
+
+// The peer's median time of a step in seconds, or a negative number with a message.
+static double run_peer(const BenchArguments *a, Error *error) {
+    char line[4096] = "";
+    Buffer command = {0};
+    fill_in(&command, a->peer, a->options.preset, a->options.precision == BF16 ? "bf16" : "f32");
+    FILE *pipe = popen(command.data, "r");
+    bool read = pipe && fgets(line, sizeof line, pipe);
+    int status = pipe ? pclose(pipe) : -1;
+    json_t *answer = read && status == 0 ? json_parse(line, strlen(line), "the peer's answer", error) : NULL;
+    double median = json_get_number(answer, "median_ms", -1) / 1e3;
+    if (!answer || median <= 0)
+        error_set(error, ERROR_FAILED, "the peer's command gave no \"median_ms\": %s", command.data);
+    json_decref(answer);
+    buffer_free(&command);
+    return median;
+}
+
+static int by_value(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static void print(const BenchArguments *a, const BenchTrainResult *r, const double *ours, const double *peer) {
+    const char *precision = a->options.precision == BF16 ? "bf16" : "f32";
+    double units = r->per_second * r->median, mine = ours[a->rounds / 2], other = a->peer ? peer[a->rounds / 2] : 0;
+    if (a->json) {
+        printf("{\"preset\": \"%s\", \"precision\": \"%s\", \"median_ms\": %.3f, \"best_ms\": %.3f, \"worst_ms\": "
+               "%.3f, \"per_second\": %.2f, \"unit\": \"%s\", "
+               "\"gflops\": %.1f, \"peak_gb\": %.3f, \"parameters\": %.0f, \"peer_median_ms\": %.3f}\n",
+               a->options.preset, precision, 1e3 * mine, 1e3 * ours[0], 1e3 * ours[a->rounds - 1], units / mine,
+               r->unit, r->gflops * r->median / mine, r->peak_bytes / 1e9, r->parameters, 1e3 * other);
+        return;
+    }
+    printf("%-9s %-4s  %8.2f ms a step (%.2f .. %.2f over %d turns)  %10.0f %s/s  %7.1f GFLOP/s  peak %.2f GB",
+           a->options.preset, precision, 1e3 * mine, 1e3 * ours[0], 1e3 * ours[a->rounds - 1], a->rounds, units / mine,
+           r->unit, r->gflops * r->median / mine, r->peak_bytes / 1e9);
+    if (a->peer)
+        printf("  peer %.2f ms (%.2f .. %.2f): %.2f x", 1e3 * other, 1e3 * peer[0], 1e3 * peer[a->rounds - 1],
+               other / mine);
+    printf("\n");
+}
+
+static bool run(const BenchArguments *a, Error *error) {
+    BenchTrainResult result = {0};
+    Log *log = log_new(LOG_WARNING, stderr);
+    double *ours = calloc((size_t)a->rounds, sizeof *ours), *peer = calloc((size_t)a->rounds, sizeof *peer);
+    bool ok = ours && peer;
+    for (int i = 0; i < a->rounds && ok; i++) {
+        ok = bench_train(&a->options, &result, log, error);
+        ours[i] = result.median;
+        if (ok && a->peer) ok = (peer[i] = run_peer(a, error)) > 0;
+    }
+    if (ok) {
+        qsort(ours, (size_t)a->rounds, sizeof *ours, by_value);
+        qsort(peer, (size_t)a->rounds, sizeof *peer, by_value);
+        print(a, &result, ours, peer);
+    }
+    free(ours);
+    free(peer);
+    log_free(log);
+    return ok;
+}
+
+// True where the arguments are understood; *status is the exit status where there is nothing more to do, else -1.
+static void parse(BenchArguments *a, int argc, char **argv, int *status) {
+    static const struct option options[] = {{"preset", required_argument, 0, 'p'},
+                                            {"precision", required_argument, 0, 'f'},
+                                            {"threads", required_argument, 0, 't'},
+                                            {"iterations", required_argument, 0, 'i'},
+                                            {"peer", required_argument, 0, 'e'},
+                                            {"rounds", required_argument, 0, 'r'},
+                                            {"json", no_argument, 0, 'j'},
+                                            {"help", no_argument, 0, 'h'},
+                                            {0}};
+    *a = (BenchArguments){.options = {.preset = "nanochar", .precision = F32, .iterations = 20}, .rounds = 3};
+    *status = -1;
+    for (int c; *status < 0 && (c = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
+        if (c == 'p')
+            a->options.preset = optarg;
+        else if (c == 'f' && !strcmp(optarg, "bf16"))
+            a->options.precision = BF16;
+        else if (c == 'f' && !strcmp(optarg, "f32"))
+            a->options.precision = F32;
+        else if (c == 't')
+            a->options.threads = atoi(optarg);
+        else if (c == 'i')
+            a->options.iterations = atoi(optarg);
+        else if (c == 'e')
+            a->peer = optarg;
+        else if (c == 'r')
+            a->rounds = atoi(optarg);
+        else if (c == 'j')
+            a->json = true;
+        else
+            usage(c == 'h' ? stdout : stderr), *status = c == 'h' ? 0 : 2;
+    }
+    if (*status < 0 && (a->rounds < 1 || a->options.iterations < 1 || a->options.threads < 0))
+        usage(stderr), *status = 2;
+}
+
+int bench_train_main(int argc, char **argv) {
+    BenchArguments a;
+    Error error = {0};
+    int status;
+    parse(&a, argc, argv, &status);
+    if (status >= 0) return status;
+    if (run(&a, &error)) return 0;
+    fprintf(stderr, "bifocal bench train: %s\n", error.message);
+    return (int)error.kind;
+}
+
+int bench_main(int argc, char **argv) {
+    if (argc > 1 && !strcmp(argv[1], "ops")) return bench_ops_main(argc - 1, argv + 1);
+    if (argc > 1 && !strcmp(argv[1], "train")) return bench_train_main(argc - 1, argv + 1);
+    if (argc > 1 && !strcmp(argv[1], "loader")) return bench_loader_main(argc - 1, argv + 1);
+    fputs("usage: bifocal bench ops | train | loader [--help]\n",
+          argc > 1 && !strcmp(argv[1], "--help") ? stdout : stderr);
+    return argc > 1 && !strcmp(argv[1], "--help") ? 0 : 2;
+}
