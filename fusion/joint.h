@@ -44,12 +44,23 @@ typedef struct JointLoss {
     Tensor *mean[OBJECTIVES];     // (1) F32: sum / count, NULL where absent in this batch
     int64_t count[OBJECTIVES];    // target tokens, pairs, masked patches
 } JointLoss;
-// global_count: divisors over the whole step (all microbatches, all ranks); NULL: this batch's own.
-typedef struct JointPass { uint64_t seed; bool training; const int64_t *global_count; } JointPass;
+typedef struct JointPass {
+    uint64_t seed;
+    bool training;                // dropout on
+    const int64_t *global_count;  // (OBJECTIVES) divisors over the whole step (all microbatches, all ranks); NULL: this batch's own
+    // A contrastive loss over more pairs than this batch holds is formed elsewhere (joint_pair_features of all, then
+    // joint_pair_loss; Gao et al. 2021) and played back here: gradients of the features of this batch's pairs, (R, E)
+    // on the host, weight and divisor included. NULL: the loss is over the batch's own pairs.
+    const float *image_gradient, *text_gradient;
+} JointPass;
 JointLoss joint_loss(Tape *, Joint *, const Batch *, const JointPass *);
 void joint_counts(const JointConfig *, const Batch *, int64_t count[OBJECTIVES]);
 // Model FLOP of one step on this batch, forward + backward, attention counted as computed.
 double joint_flop(const JointConfig *, const Batch *);
+
+// Features of the pairs of a batch, as joint_loss would compute them: (R, E) F32 each, normalised.
+void joint_pair_features(Tape *, Joint *, const Batch *, const JointPass *, Tensor **image_features, Tensor **text_features);
+Tensor *joint_pair_loss(Tape *, Joint *, Tensor *image_features, Tensor *text_features); // (R, E) (R, E) -> (1): a sum
 
 // For evaluation and generation (tapes that do not record).
 Tensor *joint_image_features(Tape *, Joint *, Tensor *images); // (B, 3, S, S) -> (B, E) F32, normalised

@@ -84,12 +84,14 @@ static void look(Step *s) {
     s->tokens = vit_forward(s->tape, &j->vision, pick_images(s, list, s->seen), NULL, 0, &context);
 }
 
+static void add_to_total(Step *s, Tensor *part) {
+    s->loss.total = s->loss.total ? add(s->tape, s->loss.total, part) : part;
+}
+
 // Mean over the objective's own count, and its part of the total.
 static void account(Step *s, Objective o, int64_t divisor, Tensor *total) {
-    Tape *t = s->tape;
-    s->loss.mean[o] = sum(t, total, 1.0 / (double)(divisor > 0 ? divisor : 1));
-    Tensor *part = scale(t, s->loss.mean[o], s->joint->config.weight[o]);
-    s->loss.total = s->loss.total ? add(t, s->loss.total, part) : part;
+    s->loss.mean[o] = sum(s->tape, total, 1.0 / (double)(divisor > 0 ? divisor : 1));
+    add_to_total(s, scale(s->tape, s->loss.mean[o], s->joint->config.weight[o]));
 }
 
 // ---- objectives: each gives what is to be summed ----
@@ -115,7 +117,8 @@ static Tensor *caption_loss(Step *s) {
     return joint_score(s->tape, s->joint, &rows, joint_hidden(s->tape, s->joint, &rows, images, &context));
 }
 
-static Tensor *contrastive_loss(Step *s) {
+// Features of the pairs, (R, E) each, normalised.
+static void pair_features(Step *s, Tensor **image_features, Tensor **text_features) {
     Tape *t = s->tape;
     Joint *j = s->joint;
     const Sequences *rows = &s->batch->contrastive;
@@ -123,10 +126,30 @@ static Tensor *contrastive_loss(Step *s) {
     for (int i = 0; i < rows->rows; i++) image[i] = s->place[s->batch->contrastive_image[i]];
     Tensor *pooled = vit_pool(t, &j->vision, s->tokens);                              // (U, Cv)
     pooled = gather_rows(t, pooled, tape_constant(t, I32, SHAPE(rows->rows), image)); // (R, Cv)
-    Tensor *a = joint_project_images(t, j, pooled);
+    *image_features = joint_project_images(t, j, pooled);
     BlockContext context = context_of(s, OBJECTIVE_CONTRASTIVE, s->batch->first_row[OBJECTIVE_CONTRASTIVE]);
-    Tensor *b = joint_project_text(t, j, rows, joint_hidden(t, j, rows, NULL, &context));
+    *text_features = joint_project_text(t, j, rows, joint_hidden(t, j, rows, NULL, &context));
+}
+
+Tensor *joint_pair_loss(Tape *t, Joint *j, Tensor *a, Tensor *b) {
     return j->bias ? siglip_loss(t, a, b, j->log_scale, j->bias) : clip_loss(t, a, b, j->log_scale);
+}
+
+static Tensor *contrastive_loss(Step *s) {
+    Tensor *a, *b;
+    pair_features(s, &a, &b);
+    return joint_pair_loss(s->tape, s->joint, a, b);
+}
+
+// Where the loss of all pairs was formed elsewhere: features . their gradients, which has those gradients.
+static Tensor *replayed_pairs(Step *s) {
+    Tape *t = s->tape;
+    Tensor *a, *b;
+    pair_features(s, &a, &b);
+    if (!a || !b) return NULL;
+    Tensor *da = tape_constant(t, F32, a->rank, a->shape, s->pass->image_gradient);
+    Tensor *db = tape_constant(t, F32, b->rank, b->shape, s->pass->text_gradient);
+    return add(t, sum(t, mul(t, a, da), 1), sum(t, mul(t, b, db), 1));
 }
 
 static Tensor *masked_loss(Step *s) {
@@ -157,8 +180,19 @@ JointLoss joint_loss(Tape *tape, Joint *j, const Batch *batch, const JointPass *
     joint_counts(&j->config, batch, s.loss.count);
     if (j->config.has_vision && batch->images) look(&s);
     for (int o = 0; o < OBJECTIVES; o++)
-        if (s.loss.count[o] > 0)
+        if (s.loss.count[o] > 0 && o == OBJECTIVE_CONTRASTIVE && pass->image_gradient)
+            add_to_total(&s, replayed_pairs(&s));
+        else if (s.loss.count[o] > 0)
             account(&s, (Objective)o, pass->global_count ? pass->global_count[o] : s.loss.count[o], objective[o](&s));
     arena_rewind(j->host, mark);
     return s.loss;
+}
+
+void joint_pair_features(Tape *tape, Joint *j, const Batch *batch, const JointPass *pass, Tensor **image_features,
+                         Tensor **text_features) {
+    Step s = {.tape = tape, .joint = j, .batch = batch, .pass = pass};
+    ArenaMark mark = arena_mark(j->host);
+    look(&s);
+    pair_features(&s, image_features, text_features);
+    arena_rewind(j->host, mark);
 }
