@@ -59,6 +59,7 @@ void tape_reset(Tape *t) {
 }
 
 bool tape_recording(const Tape *t) { return t->record; }
+void tape_set_recording(Tape *t, bool record) { t->record = record; }
 Backend *tape_backend(const Tape *t) { return t->backend; }
 const char *tape_error(const Tape *t) { return t->error; }
 size_t tape_peak(const Tape *t) { return arena_peak(t->memory) + arena_peak(t->scratch); }

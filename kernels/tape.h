@@ -15,6 +15,7 @@ Tape *tape_new(Backend *, bool record); // record false: inference. The backend 
 void  tape_free(Tape *);                // NULL is allowed
 void  tape_reset(Tape *);               // forgets nodes, tensors and the error
 bool  tape_recording(const Tape *);
+void  tape_set_recording(Tape *, bool record); // between passes
 Backend    *tape_backend(const Tape *);
 const char *tape_error(const Tape *);   // NULL, or the first thing that went wrong: later calls return NULL and do nothing
 size_t      tape_peak(const Tape *);    // bytes, the most in use at once since tape_new
