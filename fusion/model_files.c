@@ -51,8 +51,7 @@ static json_t *value_to_json(const ConfigKey *key, const void *config) {
     case CONFIG_STRINGS:
         return strings_to_json(at);
     default:
-        check(!"a type of key that models have");
-        return NULL;
+        check_failed("a type of key that models have", __FILE__, __LINE__);
     }
 }
 
