@@ -11,13 +11,13 @@ typedef struct SourceConfig { // one entry of `data` in a training config
     const char *path;            // a dataset folder
     const char *validation;      // another, for validation losses; "" for none
     unsigned    objectives;      // bit Objective
-    int64_t     batch;           // samples (or text rows) of a step
+    int64_t     batch;           // samples of a step; with lm: rows of text of a step
     const char *text;            // how a sample's text is made: "" its .txt member; else a template over the fields of its
                                  // .json: "a photo of {class}". Several variants separated by "||": one is drawn
     const char *question, *answer; // templates; with both, caption rows are [image] question answer and only the answer is scored
-    const char *one_per;         // a json field: each step takes one sample of each of its values (batch = their number)
+    const char *one_per;         // "", or a json field: each step takes one sample of each of its values (batch = their number)
     bool        documents;       // lm: attention stays inside a document and documents end with </s>; false: one stream
-    double      crop_scale[2];   // least and most share of the area, random resized crop; 1, 1: the whole picture
+    double      crop_scale[2];   // least and most share of the area, random resized crop; 1, 1: none, the centre square
     double      crop_ratio[2];   // aspect
     double      flip;            // probability
 } SourceConfig;
@@ -33,6 +33,7 @@ typedef struct LoaderConfig {
     int64_t     contrastive_length; // T of contrastive rows
     uint8_t     background[3];
     uint64_t    seed;
+    int64_t     cache_bytes;     // decoded pictures and texts kept in memory from epoch to epoch; 0: none
     int         threads;         // workers; >= 1
     int         ahead;           // batches prepared ahead
     int64_t     cache_bytes;     // decoded pictures and token ids kept in memory, at the most; 0: none
