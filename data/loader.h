@@ -33,7 +33,6 @@ typedef struct LoaderConfig {
     int64_t     contrastive_length; // T of contrastive rows
     uint8_t     background[3];
     uint64_t    seed;
-    int64_t     cache_bytes;     // decoded pictures and texts kept in memory from epoch to epoch; 0: none
     int         threads;         // workers; >= 1
     int         ahead;           // batches prepared ahead
     int64_t     cache_bytes;     // decoded pictures and token ids kept in memory, at the most; 0: none
