@@ -38,6 +38,7 @@ static void set_value(void *x, int64_t i, Dtype t, float v) {
 }
 
 static void *random_array(Rng *rng, int64_t count, Dtype t) {
+    if (count < 0) count = 0;
     void *x = malloc((size_t)count * dtype_size(t) + 1);
     for (int64_t i = 0; i < count; i++) set_value(x, i, t, (float)(2 * rng_uniform(rng) - 1));
     return x;

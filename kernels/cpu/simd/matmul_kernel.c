@@ -8,11 +8,11 @@ typedef float vec __attribute__((vector_size(4 * MATMUL_LANES)));
 typedef vec loose_vec __attribute__((aligned(4), may_alias)); // anywhere in memory
 #define INLINE static inline __attribute__((always_inline))
 
-// The number at base + row * a_row + offset, where a row is at most 4; by_three = 3 * a_row. The address is spelled out
-// because the compiler would keep one register for each of the rows. (It does not know that memory is
-// read: nothing that A points to is written in these functions.)
+// The number at base + row * a_row + offset, where row is at most 4; by_three = 3 * a_row. The address is spelled out
+// because gcc would keep one register for each of the rows. (It is not told that memory is read: nothing that A points
+// to is written in these functions.)
 INLINE vec broadcast(const char *base, int64_t a_row, int64_t by_three, const int row, const int offset) {
-#if defined(__AVX2__)
+#if defined(__AVX2__) && !defined(__clang__)
     vec v;
 #define BROADCAST(place, ...) __asm__("vbroadcastss %c1" place ", %0" : "=v"(v) : "i"(offset), "r"(base), __VA_ARGS__)
     if (row == 0)
@@ -29,7 +29,7 @@ INLINE vec broadcast(const char *base, int64_t a_row, int64_t by_three, const in
 #else
     float f;
     memcpy(&f, base + (row == 3 ? by_three : row * a_row) + offset, sizeof f);
-    return (vec){0} + f;
+    return f - (vec){0};
 #endif
 }
 
@@ -161,24 +161,17 @@ INLINE void tile(const Tile *t, const int rows, const bool by_row, const MatmulU
 #define TILE_ENTRY(rows, name) name##_##rows,
 
 typedef void TileFunction(const Tile *);
-ALL_ROWS(TILE_FUNCTION, f32_by_row, true, UNIT_F32)
 ALL_ROWS(TILE_FUNCTION, f32_by_column, false, UNIT_F32)
-static TileFunction *const F32_BY_ROW[] = {ALL_ROWS(TILE_ENTRY, f32_by_row)};
-static TileFunction *const F32_BY_COLUMN[] = {ALL_ROWS(TILE_ENTRY, f32_by_column)};
+ALL_ROWS(TILE_FUNCTION, f32_by_row, true, UNIT_F32)
 #if defined(__AVX512BF16__)
-ALL_ROWS(TILE_FUNCTION, pair_by_row, true, UNIT_PAIR)
 ALL_ROWS(TILE_FUNCTION, pair_by_column, false, UNIT_PAIR)
-static TileFunction *const PAIR_BY_ROW[] = {ALL_ROWS(TILE_ENTRY, pair_by_row)};
-static TileFunction *const PAIR_BY_COLUMN[] = {ALL_ROWS(TILE_ENTRY, pair_by_column)};
-#else
-#define PAIR_BY_ROW    F32_BY_ROW
-#define PAIR_BY_COLUMN F32_BY_COLUMN
+ALL_ROWS(TILE_FUNCTION, pair_by_row, true, UNIT_PAIR)
 #endif
+static TileFunction *const TILES[][2][MATMUL_ROWS] = {
+    [UNIT_F32] = {{ALL_ROWS(TILE_ENTRY, f32_by_column)}, {ALL_ROWS(TILE_ENTRY, f32_by_row)}},
+#if defined(__AVX512BF16__)
+    [UNIT_PAIR] = {{ALL_ROWS(TILE_ENTRY, pair_by_column)}, {ALL_ROWS(TILE_ENTRY, pair_by_row)}},
+#endif
+};
 
-void SIMD_NAME(matmul_tile)(const Tile *t, MatmulUnit unit) {
-    bool by_row = t->a_unit == 4;
-    if (unit == UNIT_PAIR)
-        (by_row ? PAIR_BY_ROW : PAIR_BY_COLUMN)[t->rows - 1](t);
-    else
-        (by_row ? F32_BY_ROW : F32_BY_COLUMN)[t->rows - 1](t);
-}
+void SIMD_NAME(matmul_tile)(const Tile *t, MatmulUnit unit) { TILES[unit][t->a_unit == 4][t->rows - 1](t); }
