@@ -79,7 +79,7 @@ struct Backend {
     void (*gather_rows)(Backend *, void *y, const void *x, const int32_t *rows, int64_t m, int64_t width, Dtype t, bool add);
     // y[rows[m]] (+)= x[m], in the order of m for a repeated row; only the named rows are touched (zero y first if need be)
     void (*scatter_add_rows)(Backend *, void *y, Dtype to, const void *x, Dtype from, const int32_t *rows, int64_t m, int64_t width, int64_t count);
-    // y[r] = x[m] where rows[m] = r, else base (rank 1: base_rows 1; whole: base_rows count; NULL: zeros)
+    // y[r] = x[m] where rows[m] = r, else base, of type t too (rank 1: base_rows 1; whole: base_rows count; NULL: zeros)
     void (*scatter_rows)(Backend *, void *y, const void *base, int64_t base_rows, const void *x, const int32_t *rows, int64_t m,
                          int64_t width, int64_t count, Dtype t);
     // copies `count` rows for each of `batch`: out row b * out_stride + out_first + i (+)= in row b * in_stride + in_first + i

@@ -24,4 +24,5 @@ int64_t example_pick(Example *, int64_t least, int64_t most); // a size
 Tensor *example_tensor(Example *, int slot, bool parameter, double std, int rank, const int64_t *shape);
 Tensor *example_f32(Example *, int slot, bool parameter, double mean, double std, int rank, const int64_t *shape);
 Tensor *example_indices(Example *, int slot, int64_t least, int64_t below, int rank, const int64_t *shape); // I32
+Tensor *example_bytes(Example *, int slot, int rank, const int64_t *shape);                              // U8
 Tensor *example_constant(Example *, int slot, Dtype, int rank, const int64_t *shape, const void *host);   // no gradient

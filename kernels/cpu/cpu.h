@@ -33,8 +33,13 @@ void    *cpu_shared_scratch(const Backend *, size_t bytes);
     X(matmul)             \
     X(columns)            \
     X(elementwise)        \
+    X(activations)        \
+    X(dropout)            \
+    X(rope)               \
+    X(reductions)         \
     X(norm)               \
     X(rows)               \
+    X(pooling)            \
     X(pictures)           \
     X(attention)          \
     X(cross_entropy)      \

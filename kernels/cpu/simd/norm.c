@@ -1,4 +1,268 @@
-/* The norm kernels of the CPU backend. */
-#include "kernels/cpu/cpu.h"
+/* Layer norm, RMS norm and L2 normalisation over rows. A row is read from memory once and from cache after that;
+ * statistics are f32. Gradients of scale and shift sum over fixed blocks of rows, whose sums combine in order. */
+#include "kernels/cpu/ranges.h"
+#include "kernels/cpu/simd/vec.h"
 
-void SIMD_NAME(install_norm)(Backend *b) { (void)b; }
+enum { WEIGHT_ROWS = 64, WEIGHT_COLUMNS = 256 }; // cut of the weight gradients
+
+typedef struct Norm {
+    void *y; // (N, C); backward: dx
+    const void *x, *dy;
+    const float *scale, *shift; // (C)
+    float *mean, *rstd;         // (N); rmsnorm: mean NULL
+    int64_t width;
+    float epsilon;
+    Dtype type;
+    bool add;
+} Norm;
+
+// ---- forward ----
+
+INLINE float row_sum(const void *x, int64_t width, Dtype t) {
+    Vec sum = {0};
+    for (int64_t i = 0; i < width; i += LANES) sum += vec_load_within(x, i, width, t);
+    return vec_sum(sum);
+}
+
+// sum of (x - mean)^2: the lanes beyond the row would add mean^2 each, so the rest of a row goes one by one
+INLINE float row_squares(const void *x, float mean, int64_t width, Dtype t) {
+    Vec sum = {0}, centre = vec_set(mean);
+    int64_t i = 0;
+    for (; i + LANES <= width; i += LANES) {
+        Vec d = vec_load(x, i, t) - centre;
+        sum += d * d;
+    }
+    float total = vec_sum(sum);
+    for (; i < width; i++) {
+        float d = element_load(x, i, t) - mean;
+        total += d * d;
+    }
+    return total;
+}
+
+INLINE void layernorm_rows(const Norm *j, int64_t first, int64_t end, Dtype t) {
+    int64_t width = j->width;
+    for (int64_t r = first; r < end; r++) {
+        const void *x = row_of(j->x, r, width, t);
+        void *y = row_at(j->y, r, width, t);
+        float mean = row_sum(x, width, t) / (float)width;
+        float rstd = 1.0f / __builtin_sqrtf(row_squares(x, mean, width, t) / (float)width + j->epsilon);
+        Vec centre = vec_set(mean), factor = vec_set(rstd);
+        for (int64_t i = 0; i < width; i += LANES) {
+            Vec xhat = (vec_load_within(x, i, width, t) - centre) * factor;
+            vec_store_within(y, i, width,
+                             xhat * vec_load_within(j->scale, i, width, F32) + vec_load_within(j->shift, i, width, F32),
+                             t);
+        }
+        j->mean[r] = mean;
+        j->rstd[r] = rstd;
+    }
+}
+
+INLINE void rmsnorm_rows(const Norm *j, int64_t first, int64_t end, Dtype t) {
+    int64_t width = j->width;
+    for (int64_t r = first; r < end; r++) {
+        const void *x = row_of(j->x, r, width, t);
+        void *y = row_at(j->y, r, width, t);
+        float rstd = 1.0f / __builtin_sqrtf(row_squares(x, 0, width, t) / (float)width + j->epsilon);
+        Vec factor = vec_set(rstd);
+        for (int64_t i = 0; i < width; i += LANES)
+            vec_store_within(y, i, width,
+                             vec_load_within(x, i, width, t) * factor * vec_load_within(j->scale, i, width, F32), t);
+        j->rstd[r] = rstd;
+    }
+}
+
+static void layernorm_task(void *context, int64_t first, int64_t end, int worker) {
+    (void)worker;
+    const Norm *j = context;
+    if (j->type == F32)
+        layernorm_rows(j, first, end, F32);
+    else
+        layernorm_rows(j, first, end, BF16);
+}
+static void rmsnorm_task(void *context, int64_t first, int64_t end, int worker) {
+    (void)worker;
+    const Norm *j = context;
+    if (j->type == F32)
+        rmsnorm_rows(j, first, end, F32);
+    else
+        rmsnorm_rows(j, first, end, BF16);
+}
+
+static void layernorm_forward(Backend *b, void *y, float *mean, float *rstd, const void *x, const float *scale,
+                              const float *shift, int64_t rows, int64_t width, double eps, Dtype t) {
+    Norm j = {.y = y,
+              .x = x,
+              .scale = scale,
+              .shift = shift,
+              .mean = mean,
+              .rstd = rstd,
+              .width = width,
+              .epsilon = (float)eps,
+              .type = t};
+    cpu_run_ranges(b, rows, range_rows(width, RANGE_ELEMENTS), layernorm_task, &j);
+}
+
+static void rmsnorm_forward(Backend *b, void *y, float *rstd, const void *x, const float *scale, int64_t rows,
+                            int64_t width, double eps, Dtype t) {
+    Norm j = {.y = y, .x = x, .scale = scale, .rstd = rstd, .width = width, .epsilon = (float)eps, .type = t};
+    cpu_run_ranges(b, rows, range_rows(width, RANGE_ELEMENTS), rmsnorm_task, &j);
+}
+
+// ---- gradient of the input: with g = dy scale, dx = rstd (g - mean(g) - xhat mean(g xhat)); rmsnorm: no mean(g) ----
+
+INLINE void backward_rows(const Norm *j, int64_t first, int64_t end, Dtype t, bool centred) {
+    int64_t width = j->width;
+    for (int64_t r = first; r < end; r++) {
+        const void *x = row_of(j->x, r, width, t), *dy = row_of(j->dy, r, width, t);
+        void *dx = row_at(j->y, r, width, t);
+        Vec centre = vec_set(centred ? j->mean[r] : 0), factor = vec_set(j->rstd[r]);
+        Vec sum = {0}, dot = {0};
+        for (int64_t i = 0; i < width; i += LANES) { // beyond the row g is 0
+            Vec g = vec_load_within(dy, i, width, t) * vec_load_within(j->scale, i, width, F32);
+            sum += g;
+            dot += g * ((vec_load_within(x, i, width, t) - centre) * factor);
+        }
+        Vec mean_g = vec_set(centred ? vec_sum(sum) / (float)width : 0),
+            mean_dot = vec_set(vec_sum(dot) / (float)width);
+        for (int64_t i = 0; i < width; i += LANES) {
+            Vec g = vec_load_within(dy, i, width, t) * vec_load_within(j->scale, i, width, F32);
+            Vec xhat = (vec_load_within(x, i, width, t) - centre) * factor;
+            vec_write_within(dx, i, width, factor * (g - mean_g - xhat * mean_dot), t, j->add);
+        }
+    }
+}
+
+static void layernorm_backward_task(void *context, int64_t first, int64_t end, int worker) {
+    (void)worker;
+    const Norm *j = context;
+    if (j->type == F32)
+        backward_rows(j, first, end, F32, true);
+    else
+        backward_rows(j, first, end, BF16, true);
+}
+static void rmsnorm_backward_task(void *context, int64_t first, int64_t end, int worker) {
+    (void)worker;
+    const Norm *j = context;
+    if (j->type == F32)
+        backward_rows(j, first, end, F32, false);
+    else
+        backward_rows(j, first, end, BF16, false);
+}
+
+static void layernorm_backward_input(Backend *b, void *dx, const void *dy, const void *x, const float *mean,
+                                     const float *rstd, const float *scale, int64_t rows, int64_t width, Dtype t,
+                                     bool add) {
+    Norm j = {.y = dx,
+              .x = x,
+              .dy = dy,
+              .scale = scale,
+              .mean = (float *)mean,
+              .rstd = (float *)rstd,
+              .width = width,
+              .type = t,
+              .add = add};
+    cpu_run_ranges(b, rows, range_rows(width, RANGE_ELEMENTS), layernorm_backward_task, &j);
+}
+
+static void rmsnorm_backward_input(Backend *b, void *dx, const void *dy, const void *x, const float *rstd,
+                                   const float *scale, int64_t rows, int64_t width, Dtype t, bool add) {
+    Norm j = {.y = dx, .x = x, .dy = dy, .scale = scale, .rstd = (float *)rstd, .width = width, .type = t, .add = add};
+    cpu_run_ranges(b, rows, range_rows(width, RANGE_ELEMENTS), rmsnorm_backward_task, &j);
+}
+
+// ---- gradients of scale and shift: dscale = sum over rows of dy xhat, dshift = sum of dy ----
+
+typedef struct Weights {
+    const void *x, *dy;
+    const float *mean, *rstd; // mean NULL: rmsnorm
+    float *partial;           // (blocks, 2, C): of dscale and of dshift
+    float *dscale, *dshift;   // NULL where not wanted
+    int64_t rows, width;
+    Dtype type;
+    bool add_scale, add_shift;
+} Weights;
+
+// partial[block] for columns [first, end)
+INLINE void weight_block(const Weights *j, int64_t block, int64_t first, int64_t end, Dtype t) {
+    int64_t width = j->width, stop = (block + 1) * WEIGHT_ROWS < j->rows ? (block + 1) * WEIGHT_ROWS : j->rows;
+    float scale[WEIGHT_COLUMNS] = {0}, shift[WEIGHT_COLUMNS] = {0};
+    for (int64_t r = block * WEIGHT_ROWS; r < stop; r++) {
+        const void *x = row_of(j->x, r, width, t), *dy = row_of(j->dy, r, width, t);
+        Vec centre = vec_set(j->mean ? j->mean[r] : 0), factor = vec_set(j->rstd[r]);
+        for (int64_t i = first; i < end; i += LANES) { // the arrays hold whole vectors
+            Vec g = vec_load_within(dy, i, end, t), xhat = (vec_load_within(x, i, end, t) - centre) * factor;
+            vec_store(scale, i - first, vec_load(scale, i - first, F32) + g * xhat, F32);
+            vec_store(shift, i - first, vec_load(shift, i - first, F32) + g, F32);
+        }
+    }
+    size_t bytes = (size_t)(end - first) * sizeof(float);
+    memcpy(j->partial + 2 * block * width + first, scale, bytes);
+    memcpy(j->partial + (2 * block + 1) * width + first, shift, bytes);
+}
+
+static void weight_task(void *context, int64_t first, int64_t end, int worker) {
+    (void)worker;
+    const Weights *j = context;
+    int64_t pieces = range_blocks(j->width, WEIGHT_COLUMNS);
+    for (int64_t task = first; task < end; task++) {
+        int64_t column = task % pieces * WEIGHT_COLUMNS;
+        int64_t stop = column + WEIGHT_COLUMNS < j->width ? column + WEIGHT_COLUMNS : j->width;
+        if (j->type == F32)
+            weight_block(j, task / pieces, column, stop, F32);
+        else
+            weight_block(j, task / pieces, column, stop, BF16);
+    }
+}
+
+static void combine(float *out, const float *partial, int64_t blocks, int64_t width, bool add) {
+    for (int64_t i = 0; i < width; i += LANES) {
+        Vec sum = {0};
+        for (int64_t k = 0; k < blocks; k++) sum += vec_load_within(partial + 2 * k * width, i, width, F32);
+        vec_write_within(out, i, width, sum, F32, add);
+    }
+}
+
+static void weight_gradients(Backend *b, Weights j) {
+    int64_t blocks = range_blocks(j.rows, WEIGHT_ROWS), pieces = range_blocks(j.width, WEIGHT_COLUMNS);
+    j.partial = cpu_shared_scratch(b, sizeof(float) * (size_t)(2 * blocks * j.width + 1));
+    cpu_run_ranges(b, blocks * pieces, 1, weight_task, &j);
+    if (j.dscale) combine(j.dscale, j.partial, blocks, j.width, j.add_scale);
+    if (j.dshift) combine(j.dshift, j.partial + j.width, blocks, j.width, j.add_shift);
+}
+
+static void layernorm_backward_weight(Backend *b, float *dscale, float *dshift, const void *dy, const void *x,
+                                      const float *mean, const float *rstd, int64_t rows, int64_t width, Dtype t,
+                                      bool add_scale, bool add_shift) {
+    weight_gradients(b, (Weights){.x = x,
+                                  .dy = dy,
+                                  .mean = mean,
+                                  .rstd = rstd,
+                                  .dscale = dscale,
+                                  .dshift = dshift,
+                                  .rows = rows,
+                                  .width = width,
+                                  .type = t,
+                                  .add_scale = add_scale,
+                                  .add_shift = add_shift});
+}
+
+static void rmsnorm_backward_weight(Backend *b, float *dscale, const void *dy, const void *x, const float *rstd,
+                                    int64_t rows, int64_t width, Dtype t, bool add) {
+    weight_gradients(b, (Weights){.x = x,
+                                  .dy = dy,
+                                  .rstd = rstd,
+                                  .dscale = dscale,
+                                  .rows = rows,
+                                  .width = width,
+                                  .type = t,
+                                  .add_scale = add});
+}
+
+void SIMD_NAME(install_norm)(Backend *b) {
+    b->layernorm_forward = layernorm_forward, b->layernorm_backward_input = layernorm_backward_input;
+    b->layernorm_backward_weight = layernorm_backward_weight;
+    b->rmsnorm_forward = rmsnorm_forward, b->rmsnorm_backward_input = rmsnorm_backward_input;
+    b->rmsnorm_backward_weight = rmsnorm_backward_weight;
+}

@@ -1,0 +1,251 @@
+/* Vectors of LANES floats in the compiler's vector extension: 16 on AVX-512, 8 on AVX2, 4 elsewhere, from one source.
+ * Loads and stores of f32 and bf16, reductions in a fixed order, and exp, log, tanh, sine and cosine and the normal
+ * distribution within about 2 ulp; NaN stays NaN, Inf and the limits are those of the C library. Polynomials are
+ * minimax fits made for these ranges. Where a function takes a Dtype, pass a constant: the branch folds away. */
+#pragma once
+#include "kernels/tensor.h"
+#include <stdint.h>
+#include <string.h>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX2__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float Vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t VecI __attribute__((vector_size(4 * LANES)));
+typedef uint32_t VecU __attribute__((vector_size(4 * LANES)));
+typedef uint16_t VecH __attribute__((vector_size(2 * LANES))); // bf16 bits
+typedef float VecMemory __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint16_t VecHMemory __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+
+INLINE Vec vec_set(float x) { return x - (Vec){0}; } // x - 0 keeps -0 and NaN
+
+// ---- selection: masks are VecI with all bits of a lane set or clear ----
+
+INLINE Vec vec_select(VecI mask, Vec a, Vec b) { return (Vec)((mask & (VecI)a) | (~mask & (VecI)b)); }
+INLINE Vec vec_max(Vec a, Vec b) { return vec_select(a < b, b, a); } // NaN in a stays; NaN in b does not
+INLINE Vec vec_min(Vec a, Vec b) { return vec_select(a > b, b, a); } // the same
+INLINE Vec vec_abs(Vec x) { return (Vec)((VecI)x & 0x7fffffff); }
+INLINE Vec vec_copysign(Vec size, Vec sign) { return (Vec)(((VecI)size & 0x7fffffff) | ((VecI)sign & INT32_MIN)); }
+INLINE Vec vec_sqrt(Vec x) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX2__)
+    return (Vec)_mm256_sqrt_ps((__m256)x);
+#else
+    for (int i = 0; i < LANES; i++) x[i] = __builtin_sqrtf(x[i]);
+    return x;
+#endif
+}
+
+// ---- memory ----
+
+INLINE Vec vec_from_bf16(VecH x) { return (Vec)(__builtin_convertvector(x, VecU) << 16); }
+INLINE VecH vec_to_bf16(Vec x) { // to nearest even; NaN stays NaN
+    VecU u = (VecU)x, rounded = (u + 0x7fffu + (u >> 16 & 1)) >> 16, nan = (VecU)(x != x);
+    return __builtin_convertvector((nan & (u >> 16 | 0x40)) | (~nan & rounded), VecH);
+}
+
+INLINE Vec vec_load(const void *x, int64_t at, Dtype t) {
+    if (t == F32) return *(const VecMemory *)((const float *)x + at);
+    return vec_from_bf16(*(const VecHMemory *)((const uint16_t *)x + at));
+}
+INLINE void vec_store(void *x, int64_t at, Vec value, Dtype t) {
+    if (t == F32)
+        *(VecMemory *)((float *)x + at) = value;
+    else
+        *(VecHMemory *)((uint16_t *)x + at) = vec_to_bf16(value);
+}
+
+// The first `count` < LANES lanes; the others load as zero.
+INLINE Vec vec_load_part(const void *x, int64_t at, int64_t count, Dtype t) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    __mmask16 mask = (__mmask16)((1u << count) - 1);
+    if (t == F32) return (Vec)_mm512_maskz_loadu_ps(mask, (const float *)x + at);
+    return vec_from_bf16((VecH)_mm256_maskz_loadu_epi16(mask, (const uint16_t *)x + at));
+#else
+    Vec value = {0};
+    if (t == F32) {
+        for (int64_t i = 0; i < count; i++) value[i] = ((const float *)x)[at + i];
+    } else {
+        for (int64_t i = 0; i < count; i++) value[i] = bf16_to_f32(((const uint16_t *)x)[at + i]);
+    }
+    return value;
+#endif
+}
+INLINE void vec_store_part(void *x, int64_t at, int64_t count, Vec value, Dtype t) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    __mmask16 mask = (__mmask16)((1u << count) - 1);
+    if (t == F32)
+        _mm512_mask_storeu_ps((float *)x + at, mask, (__m512)value);
+    else
+        _mm256_mask_storeu_epi16((uint16_t *)x + at, mask, (__m256i)vec_to_bf16(value));
+#else
+    if (t == F32) {
+        for (int64_t i = 0; i < count; i++) ((float *)x)[at + i] = value[i];
+    } else {
+        for (int64_t i = 0; i < count; i++) ((uint16_t *)x)[at + i] = f32_to_bf16(value[i]);
+    }
+#endif
+}
+
+// At the end of a row that stops at `end`: a whole vector where it fits, else part of one.
+INLINE Vec vec_load_within(const void *x, int64_t at, int64_t end, Dtype t) {
+    return at + LANES <= end ? vec_load(x, at, t) : vec_load_part(x, at, end - at, t);
+}
+INLINE void vec_store_within(void *x, int64_t at, int64_t end, Vec value, Dtype t) {
+    if (at + LANES <= end)
+        vec_store(x, at, value, t);
+    else
+        vec_store_part(x, at, end - at, value, t);
+}
+INLINE void vec_write_within(void *x, int64_t at, int64_t end, Vec value, Dtype t, bool add) {
+    vec_store_within(x, at, end, add ? vec_load_within(x, at, end, t) + value : value, t);
+}
+INLINE const void *row_of(const void *x, int64_t row, int64_t width, Dtype t) {
+    return (const char *)x + row * width * (int64_t)dtype_size(t);
+}
+INLINE void *row_at(void *x, int64_t row, int64_t width, Dtype t) {
+    return (char *)x + row * width * (int64_t)dtype_size(t);
+}
+
+// One element, for what is not worth a vector.
+INLINE float element_load(const void *x, int64_t at, Dtype t) {
+    return t == F32 ? ((const float *)x)[at] : bf16_to_f32(((const uint16_t *)x)[at]);
+}
+INLINE void element_store(void *x, int64_t at, float value, Dtype t) {
+    if (t == F32)
+        ((float *)x)[at] = value;
+    else
+        ((uint16_t *)x)[at] = f32_to_bf16(value);
+}
+
+// ---- reductions, in the same order always ----
+
+INLINE float vec_sum(Vec x) {
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) x[i] += x[i + half];
+    return x[0];
+}
+INLINE float vec_highest(Vec x) { // NaN is not looked for
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) x[i] = x[i] < x[i + half] ? x[i + half] : x[i];
+    return x[0];
+}
+
+// ---- functions ----
+
+// To the nearest integer, for |x| < 2^22; the low bits of `bits` hold the integer.
+INLINE Vec vec_round(Vec x, VecI *bits) {
+    const float magic = 12582912.0f; // 1.5 * 2^23: adding it rounds
+    Vec shifted = x + magic;
+    *bits = (VecI)shifted;
+    return shifted - magic;
+}
+
+// e^x = 2^n e^r with |r| <= ln 2 / 2. 2^n in two factors, so that results round once among the subnormals.
+INLINE Vec vec_exp(Vec x) {
+    x = vec_select(x > 89.0f, vec_set(89.0f), x);     // Inf from here on
+    x = vec_select(x < -104.0f, vec_set(-104.0f), x); // 0 from here on
+    VecI bits;
+    Vec n = vec_round(x * 1.44269504f, &bits);
+    Vec r = x - n * 0.693145752f; // 0x1.62e4p-1: the product is exact
+    r = r - n * 1.42860682e-6f;
+    Vec p = 1.395060030e-03f * r + 8.368953709e-03f;
+    p = p * r + 4.166620417e-02f;
+    p = p * r + 1.666651830e-01f;
+    p = p * r + 5.000000096e-01f;
+    p = (p * r) * r + r + 1.0f;
+#if defined(__AVX512F__)
+    return (Vec)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+    VecI whole = bits - 0x4b400000, half = whole >> 1;
+    return p * (Vec)((half + 127) << 23) * (Vec)((whole - half + 127) << 23);
+#endif
+}
+
+// log x = e ln 2 + log m with m in [sqrt 1/2, sqrt 2)
+INLINE Vec vec_log(Vec x) {
+    VecI tiny = x < 1.17549435e-38f; // subnormals, 0 and below
+    Vec scaled = vec_select(tiny, x * 8388608.0f, x);
+    VecI u = (VecI)scaled - 0x3f3504f3; // sqrt 1/2
+    Vec e = __builtin_convertvector((u >> 23) - (tiny & 23), Vec);
+    Vec f = (Vec)((u & 0x007fffff) + 0x3f3504f3) - 1.0f;
+    Vec p = 6.915165652e-02f * f - 1.178970508e-01f;
+    p = p * f + 1.187301290e-01f;
+    p = p * f - 1.238436845e-01f;
+    p = p * f + 1.421865565e-01f;
+    p = p * f - 1.666924958e-01f;
+    p = p * f + 2.000222670e-01f;
+    p = p * f - 2.499998662e-01f;
+    p = p * f + 3.333331044e-01f;
+    Vec y = (p * f - 0.5f) * (f * f) + e * 1.42860682e-6f + f + e * 0.693145752f;
+    y = vec_select(x == 0.0f, vec_set(-__builtin_inff()), y);
+    y = vec_select(x < 0.0f, vec_set(__builtin_nanf("")), y);
+    return vec_select(x < __builtin_inff(), y, x); // Inf and NaN stay
+}
+
+// log(1 + x) for x >= 0, accurate near 0: what rounding took from 1 + x is given back.
+INLINE Vec vec_log1p(Vec x) {
+    Vec u = x + 1.0f, lost = x - (u - 1.0f);
+    Vec y = vec_log(u) + lost / u;
+    return vec_select(u < __builtin_inff(), y, u);
+}
+
+INLINE Vec vec_sigmoid(Vec x) { return 1.0f / (1.0f + vec_exp(-x)); }
+
+INLINE Vec vec_tanh(Vec x) {
+    Vec a = vec_abs(x), s = x * x;
+    Vec p = -5.717036552e-03f * s + 2.065057899e-02f;
+    p = p * s - 5.374349526e-02f;
+    p = p * s + 1.333149125e-01f;
+    p = p * s - 3.333328392e-01f;
+    Vec small = (p * s) * x + x;
+    Vec large = vec_copysign(1.0f - 2.0f / (vec_exp(a + a) + 1.0f), x);
+    return vec_select(a < 0.625f, small, vec_select(x == x, large, x));
+}
+
+// Phi(x) = (1 + erf(x / sqrt 2)) / 2 and phi(x) = exp(-x^2 / 2) / sqrt(2 pi) with one exponential: beside it stands
+// exp(t^2) erfc(t), t = |x| / sqrt 2, a polynomial in u = 1 / (1 + 0.4 t). Phi's lower tail keeps its relative
+// accuracy.
+INLINE Vec vec_normal_distribution(Vec x, Vec *density) {
+    Vec e = vec_exp(-0.5f * (x * x));
+    Vec u = 1.0f / (1.0f + 0.282842712f * vec_abs(x));
+    Vec p = -2.901471928e-02f * u + 1.948669008e-01f;
+    p = p * u - 4.914175826e-01f;
+    p = p * u + 5.375827943e-01f;
+    p = p * u - 2.761802256e-01f;
+    p = p * u + 2.676774051e-01f;
+    p = p * u + 1.311945203e-01f;
+    p = p * u + 2.145950729e-01f;
+    p = p * u + 2.249909293e-01f;
+    p = p * u + 2.257049132e-01f;
+    Vec tail = 0.5f * e * (p * u);
+    *density = 0.398942280f * e;
+    return vec_select(x > 0.0f, 1.0f - tail, tail);
+}
+
+// Sine and cosine of an angle already reduced to |r| <= pi/4, turned by `quarter` quarter turns.
+INLINE void vec_sincos_reduced(Vec r, VecI quarter, Vec *sine, Vec *cosine) {
+    Vec s = r * r;
+    Vec p = 2.718237177e-06f * s - 1.983932712e-04f;
+    p = p * s + 8.333329362e-03f;
+    p = p * s - 1.666666664e-01f;
+    Vec sin_r = (p * s) * r + r;
+    Vec q = -2.720954253e-07f * s + 2.479951169e-05f;
+    q = q * s - 1.388888372e-03f;
+    q = q * s + 4.166666662e-02f;
+    Vec cos_r = (q * s - 0.5f) * s + 1.0f;
+    VecI swap = (quarter & 1) != 0;
+    Vec a = vec_select(swap, cos_r, sin_r), b = vec_select(swap, sin_r, cos_r);
+    *sine = (Vec)((VecI)a ^ ((quarter & 2) << 30));
+    *cosine = (Vec)((VecI)b ^ (((quarter + 1) & 2) << 30));
+}
