@@ -17,6 +17,7 @@ typedef enum Purpose { // what a draw is for; numbers are part of the format of 
     PURPOSE_SYNTH,
     PURPOSE_PACKING,
     PURPOSE_TEST,
+    PURPOSE_SPLIT,
 } Purpose;
 
 typedef struct PhiloxBlock { uint32_t word[4]; } PhiloxBlock;
