@@ -1,0 +1,143 @@
+/* Forward of attention, a chunk of queries of one (batch element, key-value head) at a time: keys and values are packed
+ * once for all heads that share them, then each panel of queries goes over tiles of its keys with a running maximum
+ * and sum (Dao et al. 2022). Tiles outside of the panel's interval are never touched. */
+#include "kernels/cpu/simd/attention_tiles.h"
+
+enum {
+    TILE_KEYS = 512,                 // a multiple of MATMUL_PANEL
+    TILE_STRIDE = TILE_KEYS + LANES, // rows 4 KiB apart would share cache sets
+};
+
+typedef struct Forward { // one task
+    const AttentionJob *job;
+    int64_t batch;
+    Interval keys;    // packed; first is a multiple of MATMUL_PANEL
+    int64_t width;    // D rounded up to panels
+    float *k, *v;     // panels: keys across, values along
+    float *scores;    // (MATMUL_ROWS, TILE_STRIDE), then probabilities
+    uint16_t *halves; // the same in bf16, where products take pairs
+    float *sums;      // (MATMUL_ROWS, width): of probability times value
+    float *q;         // (MATMUL_ROWS, D), where a copy is needed
+    float most[MATMUL_ROWS], sum[MATMUL_ROWS];
+} Forward;
+
+static Forward forward_new(const AttentionJob *job, int worker, Interval keys) {
+    const AttentionShape *s = job->s;
+    Forward f = {.job = job, .keys = keys, .width = round_up(s->head_size, MATMUL_PANEL)};
+    int64_t count = keys.end - keys.first;
+    int64_t k = panels_size(count, s->head_size, job->unit), v = panels_size(s->head_size, count, job->unit);
+    int64_t tile = MATMUL_ROWS * TILE_STRIDE, q = needs_copy(job) ? MATMUL_ROWS * round_up(s->head_size, LANES) : 0;
+    int64_t total = k + v + tile + tile / 2 + MATMUL_ROWS * f.width + q;
+    f.k = cpu_worker_scratch(job->backend, worker, (size_t)total * sizeof(float));
+    f.v = f.k + k;
+    f.scores = f.v + v;
+    f.halves = (uint16_t *)(f.scores + tile);
+    f.sums = f.scores + tile + tile / 2;
+    f.q = f.sums + MATMUL_ROWS * f.width;
+    return f;
+}
+
+// Row r of the tile of keys [tile.first, tile.end): scores become probabilities relative to the running maximum, zero
+// outside of `seen`. Returns the factor for what was summed before.
+static float softmax_row(Forward *f, int r, Interval tile, Interval seen) {
+    float *row = f->scores + r * TILE_STRIDE, scale = f->job->scale * LOG2_E;
+    int64_t first = most(seen.first, tile.first) - tile.first, end = least(seen.end, tile.end) - tile.first;
+    int64_t width = round_up(tile.end - tile.first, LANES);
+    if (first >= end) {
+        fill(row, 0, width, 0);
+        return 1;
+    }
+    int64_t from = first / LANES * LANES, to = round_up(end, LANES);
+    fill(row, from, first, -INFINITY);
+    fill(row, end, to, -INFINITY);
+    Vec high = vec_set(f->most[r]);
+    for (int64_t j = from; j < to; j += LANES) high = vec_max(high, vec_load(row, j, F32));
+    float before = f->most[r], now = f->most[r] = vec_highest(high), shift = now * scale;
+    Vec sum = {0};
+    for (int64_t j = from; j < to; j += LANES) {
+        Vec p = vec_exp2(vec_load(row, j, F32) * scale - shift);
+        sum += p;
+        vec_store(row, j, p, F32);
+    }
+    fill(row, 0, from, 0);
+    fill(row, to, width, 0);
+    float factor = before == -INFINITY ? 0 : vec_exp2(vec_set((before - now) * scale))[0];
+    f->sum[r] = f->sum[r] * factor + vec_sum(sum);
+    return factor;
+}
+
+static void rescale(float *x, float factor, int64_t n) {
+    for (int64_t i = 0; i < n; i++) x[i] *= factor;
+}
+
+static void to_halves(uint16_t *out, const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i += LANES) vec_store(out, i, vec_load(x, i, F32), BF16);
+}
+
+// One tile of keys for `rows` queries from `query`. tile.first is a multiple of LANES.
+static void forward_tile(Forward *f, RowsOfA q, int64_t query, int rows, Interval tile, bool first) {
+    const AttentionJob *job = f->job;
+    int64_t inner = units_of(job->s->head_size, job->unit), count = tile.end - tile.first;
+    int64_t panel = (tile.first - f->keys.first) / MATMUL_PANEL;
+    tile_product(f->scores, TILE_STRIDE, q.data, q.row, 4, f->k + panel * inner * MATMUL_PANEL, inner * MATMUL_PANEL,
+                 rows, round_up(count, MATMUL_PANEL), inner, job->unit, false);
+    for (int r = 0; r < rows; r++) {
+        float factor = softmax_row(f, r, tile, query_keys(job->s, f->batch, query + r));
+        if (!first && factor != 1) rescale(f->sums + r * f->width, factor, f->width);
+        if (job->unit == UNIT_PAIR)
+            to_halves(f->halves + r * TILE_STRIDE, f->scores + r * TILE_STRIDE, round_up(count, LANES));
+    }
+    const char *p = job->unit == UNIT_PAIR ? (const char *)f->halves : (const char *)f->scores;
+    int64_t row = TILE_STRIDE * (job->unit == UNIT_PAIR ? 2 : 4), at = units_of(tile.first - f->keys.first, job->unit);
+    tile_product(f->sums, f->width, p, row, 4, f->v + at * MATMUL_PANEL,
+                 units_of(f->keys.end - f->keys.first, job->unit) * MATMUL_PANEL, rows, f->width,
+                 units_of(count, job->unit), job->unit, !first);
+}
+
+// At most MATMUL_ROWS queries of one head.
+static void forward_rows(Forward *f, int64_t head, int64_t query, int rows) {
+    const AttentionJob *job = f->job;
+    const AttentionShape *s = job->s;
+    Interval keys = union_keys(s, f->batch, query, rows);
+    RowsOfA q =
+        rows_of_a(f->q, at_element(job->q, (f->batch * s->queries + query) * s->q_stride + head * s->head_size, job->t),
+                  s->q_stride, rows, s->head_size, job);
+    for (int r = 0; r < rows; r++) f->most[r] = -INFINITY, f->sum[r] = 0;
+    int64_t start = keys.first / MATMUL_PANEL * MATMUL_PANEL;
+    for (int64_t at = start; at < keys.end; at += TILE_KEYS)
+        forward_tile(f, q, query, rows, (Interval){at, least(at + TILE_KEYS, keys.end)}, at == start);
+    for (int r = 0; r < rows; r++) {
+        Interval seen = query_keys(s, f->batch, query + r);
+        bool empty = seen.first >= seen.end;
+        float *sums = f->sums + r * f->width;
+        if (empty) fill(sums, 0, f->width, 0);
+        store_row(job->o, (f->batch * s->queries + query + r) * s->o_stride + head * s->head_size, sums,
+                  empty ? 0 : 1 / f->sum[r], s->head_size, job->t, false);
+        job->lse[(f->batch * s->heads + head) * s->queries + query + r] =
+            empty ? -INFINITY : f->most[r] * job->scale + logf(f->sum[r]);
+    }
+}
+
+// task: a (batch element, key-value head, chunk of queries)
+void SIMD_NAME(attention_forward_task)(void *context, int64_t task, int worker) {
+    const AttentionJob *job = context;
+    const AttentionShape *s = job->s;
+    int64_t chunk = task % job->chunks, head = task / job->chunks % s->kv_heads,
+            batch = task / job->chunks / s->kv_heads;
+    int64_t first = chunk * s->queries / job->chunks, count = (chunk + 1) * s->queries / job->chunks - first;
+    int64_t group = s->heads / s->kv_heads, panels = divide_up(count, MATMUL_ROWS);
+    Interval keys = union_keys(s, batch, first, count);
+    keys.first = least(keys.first, keys.end) / MATMUL_PANEL * MATMUL_PANEL;
+    Forward f = forward_new(job, worker, keys);
+    f.batch = batch;
+    int64_t row = batch * s->keys + keys.first, column = head * s->head_size;
+    pack_across(f.k, at_element(job->k, row * s->k_stride + column, job->t), s->k_stride, keys.end - keys.first,
+                s->head_size, job);
+    pack_along(f.v, at_element(job->v, row * s->v_stride + column, job->t), s->v_stride, keys.end - keys.first,
+               s->head_size, job);
+    for (int64_t h = head * group; h < (head + 1) * group; h++)
+        for (int64_t p = 0; p < panels; p++) {
+            int64_t at = p * count / panels;
+            forward_rows(&f, h, first + at, (int)((p + 1) * count / panels - at));
+        }
+}
