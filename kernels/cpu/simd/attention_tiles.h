@@ -153,7 +153,7 @@ static inline void fill(float *x, int64_t first, int64_t end, float value) {
 
 // 2^x for x not far above 0, 0 for x <= -200; NaN stays.
 INLINE Vec vec_exp2(Vec x) {
-    x = vec_select(x < -200.0f, vec_set(-200.0f), x);
+    x = vec_max(x, vec_set(-200.0f));
     VecI bits;
     Vec n = vec_round(x, &bits), r = x - n;
     Vec p = 1.326472707e-03f * r + 9.671512649e-03f;

@@ -31,8 +31,17 @@ INLINE Vec vec_set(float x) { return x - (Vec){0}; } // x - 0 keeps -0 and NaN
 // ---- selection: masks are VecI with all bits of a lane set or clear ----
 
 INLINE Vec vec_select(VecI mask, Vec a, Vec b) { return (Vec)((mask & (VecI)a) | (~mask & (VecI)b)); }
-INLINE Vec vec_max(Vec a, Vec b) { return vec_select(a < b, b, a); } // NaN in a stays; NaN in b does not
-INLINE Vec vec_min(Vec a, Vec b) { return vec_select(a > b, b, a); } // the same
+// NaN in a stays; NaN in b does not.
+#if defined(__AVX512F__)
+INLINE Vec vec_max(Vec a, Vec b) { return (Vec)_mm512_max_ps((__m512)b, (__m512)a); }
+INLINE Vec vec_min(Vec a, Vec b) { return (Vec)_mm512_min_ps((__m512)b, (__m512)a); }
+#elif defined(__AVX2__)
+INLINE Vec vec_max(Vec a, Vec b) { return (Vec)_mm256_max_ps((__m256)b, (__m256)a); }
+INLINE Vec vec_min(Vec a, Vec b) { return (Vec)_mm256_min_ps((__m256)b, (__m256)a); }
+#else
+INLINE Vec vec_max(Vec a, Vec b) { return vec_select(a < b, b, a); }
+INLINE Vec vec_min(Vec a, Vec b) { return vec_select(a > b, b, a); }
+#endif
 INLINE Vec vec_abs(Vec x) { return (Vec)((VecI)x & 0x7fffffff); }
 INLINE Vec vec_copysign(Vec size, Vec sign) { return (Vec)(((VecI)size & 0x7fffffff) | ((VecI)sign & INT32_MIN)); }
 INLINE Vec vec_sqrt(Vec x) {
@@ -130,15 +139,38 @@ INLINE void element_store(void *x, int64_t at, float value, Dtype t) {
 
 // ---- reductions, in the same order always ----
 
+// (Halves are folded by hand: from a loop over lanes the compiler makes a chain of single elements.)
+#if defined(__AVX2__)
+#define VEC_FOLD(name, fold_128, fold_one)                                                                             \
+    INLINE float name(__m256 x) {                                                                                      \
+        __m128 y = fold_128(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));                                   \
+        y = fold_128(y, _mm_movehl_ps(y, y));                                                                          \
+        return _mm_cvtss_f32(fold_one(y, _mm_shuffle_ps(y, y, 1)));                                                    \
+    }
+VEC_FOLD(vec_sum_256, _mm_add_ps, _mm_add_ss)
+VEC_FOLD(vec_highest_256, _mm_max_ps, _mm_max_ss)
+#undef VEC_FOLD
+#endif
 INLINE float vec_sum(Vec x) {
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) x[i] += x[i + half];
-    return x[0];
+#if defined(__AVX512F__)
+    __m256 high = _mm512_extractf32x8_ps((__m512)x, 1);
+    return vec_sum_256(_mm256_add_ps(_mm512_castps512_ps256((__m512)x), high));
+#elif defined(__AVX2__)
+    return vec_sum_256((__m256)x);
+#else
+    return (x[0] + x[2]) + (x[1] + x[3]);
+#endif
 }
 INLINE float vec_highest(Vec x) { // NaN is not looked for
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) x[i] = x[i] < x[i + half] ? x[i + half] : x[i];
-    return x[0];
+#if defined(__AVX512F__)
+    __m256 high = _mm512_extractf32x8_ps((__m512)x, 1);
+    return vec_highest_256(_mm256_max_ps(_mm512_castps512_ps256((__m512)x), high));
+#elif defined(__AVX2__)
+    return vec_highest_256((__m256)x);
+#else
+    float a = x[0] < x[2] ? x[2] : x[0], b = x[1] < x[3] ? x[3] : x[1];
+    return a < b ? b : a;
+#endif
 }
 
 // ---- functions ----
@@ -153,8 +185,8 @@ INLINE Vec vec_round(Vec x, VecI *bits) {
 
 // e^x = 2^n e^r with |r| <= ln 2 / 2. 2^n in two factors, so that results round once among the subnormals.
 INLINE Vec vec_exp(Vec x) {
-    x = vec_select(x > 89.0f, vec_set(89.0f), x);     // Inf from here on
-    x = vec_select(x < -104.0f, vec_set(-104.0f), x); // 0 from here on
+    x = vec_min(x, vec_set(89.0f));   // Inf from here on
+    x = vec_max(x, vec_set(-104.0f)); // 0 from here on
     VecI bits;
     Vec n = vec_round(x * 1.44269504f, &bits);
     Vec r = x - n * 0.693145752f; // 0x1.62e4p-1: the product is exact
