@@ -74,7 +74,7 @@ bool mae_declare(Mae *m, Parameters *p, Arena *memory, const char *prefix, const
     int64_t width = c->decoder_width;
     *m = (Mae){.config = *c};
     m->embed = linear_declare(p, arena_printf(memory, "%s.embed", prefix), width, vit->width, true, 0);
-    m->mask_token = parameters_add(p, arena_printf(memory, "%s.mask_token", prefix), SHAPE(1, width),
+    m->mask_token = parameters_add(p, arena_printf(memory, "%s.mask_token", prefix), SHAPE(width),
                                    (Init){.kind = INIT_NORMAL, .value = 0.02}, false);
     m->positions = declare_positions(p, arena_printf(memory, "%s.positions", prefix), c, vit);
     m->blocks = arena_array(memory, Block, c->decoder_layers);

@@ -12,7 +12,7 @@ typedef struct MaeConfig {
 typedef struct Mae {
     MaeConfig config;
     Linear    embed;          // (Cd, C)
-    Tensor   *mask_token;     // (1, Cd)
+    Tensor   *mask_token;     // (Cd)
     Tensor   *positions;      // (N + 1, Cd), fixed sin-cos
     Block    *blocks;
     Norm      norm;
