@@ -20,6 +20,7 @@ struct Tape {
     Pool *pool;
     Node **nodes;
     int64_t count, capacity;
+    Node *last; // the call made last
     const char *error;
     const char *last_parameter; // name of the parameter used last, to say where in the model something happened
     Cost cost;
@@ -53,6 +54,7 @@ void tape_reset(Tape *t) {
     arena_reset(t->host);
     pool_clear(t->pool);
     t->count = 0;
+    t->last = NULL;
     t->error = NULL;
     t->last_parameter = NULL;
     t->cost = (Cost){0};
@@ -65,6 +67,7 @@ const char *tape_error(const Tape *t) { return t->error; }
 size_t tape_peak(const Tape *t) { return arena_peak(t->memory) + arena_peak(t->scratch); }
 Cost tape_cost(const Tape *t) { return t->cost; }
 int64_t tape_nodes(const Tape *t) { return t->count; }
+Node *tape_last(const Tape *t) { return t->last; }
 void tape_check_finite(Tape *t, bool on) { t->check_finite = on; }
 int64_t tape_system_allocations(const Tape *t) {
     return arena_system_allocations(t->memory) + arena_system_allocations(t->scratch) +
@@ -174,6 +177,7 @@ Tensor *tape_apply(Tape *t, const Operator *op, const Attributes *attributes, in
     for (int i = 0; i < n_in; i++)
         if (in[i] && in[i]->is_parameter && in[i]->name) t->last_parameter = in[i]->name;
     op->forward(n);
+    t->last = n;
     arena_reset(t->scratch);
     if (op->cost) add_cost(t, n);
     if (t->check_finite) complain_if_not_finite(t, n, n->out->data, n->out, n->out->dtype, "the output");

@@ -21,6 +21,7 @@ const char *tape_error(const Tape *);   // NULL, or the first thing that went wr
 size_t      tape_peak(const Tape *);    // bytes, the most in use at once since tape_new
 int64_t     tape_system_allocations(const Tape *); // chunks ever asked of the system
 int64_t     tape_nodes(const Tape *);  // calls recorded since the reset
+Node       *tape_last(const Tape *);   // the call made last, recorded or not, for tests and benches; NULL after a reset
 Cost        tape_cost(const Tape *);    // of the nodes and inference calls since the reset
 // From here on every operator's output is checked for NaN and Inf and the first bad one becomes the error. Slow: for
 // finding out what went wrong, not for every step.
