@@ -93,6 +93,7 @@ static bool parse_children(Yaml *yaml, YamlNode *parent, enum fy_event_type end,
             if (!child) return false;
             child->key = key->text;
             child->key_place = key->place;
+            if (child->place == yaml->name) child->place = key->place; // nothing was written: no place of its own
         }
         yaml_append(parent, child);
     }
