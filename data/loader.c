@@ -111,6 +111,7 @@ static bool open_sources(Loader *l, const Tokenizer *tokenizer, Error *error) {
     const LoaderConfig *c = &l->config;
     unsigned objectives = 0;
     for (int i = 0; i < c->source_count; i++) objectives |= c->sources[i].objectives;
+    check(tokenizer || !(objectives & ~(1u << OBJECTIVE_MAE)));
     if (!check_config(c, objectives, error)) return false;
     l->sources = calloc((size_t)c->source_count + 1, sizeof *l->sources);
     l->bad = calloc((size_t)c->source_count + 1, sizeof *l->bad);
@@ -125,7 +126,7 @@ static bool open_sources(Loader *l, const Tokenizer *tokenizer, Error *error) {
         int64_t steps = source_steps(s);
         if (steps > l->steps) l->steps = steps;
     }
-    l->plan = (BatchPlan){c, l->sources, tokenizer, sequence_ids(tokenizer)};
+    l->plan = (BatchPlan){c, l->sources, tokenizer, tokenizer ? sequence_ids(tokenizer) : (SequenceIds){0}};
     return l->steps || error_set(error, ERROR_USAGE, "no source gives %s", c->validation ? "validation data" : "data");
 }
 

@@ -41,7 +41,7 @@ typedef struct LoaderConfig {
 } LoaderConfig;
 
 typedef struct Loader Loader;
-// The tokenizer and log are borrowed.
+// The sources, tokenizer (NULL where mae is all that is wanted) and log are borrowed.
 Loader *loader_open(const LoaderConfig *, const Tokenizer *, Log *, Error *);
 void loader_close(Loader *); // reports what was skipped; NULL is allowed
 // The batch of `step`; valid until the next call or close. Steps in order are fast; any other step works (resume).

@@ -1,0 +1,187 @@
+/* bifocal bench loader: how fast batches come out of a dataset, beside how fast its pictures decode on one core. Reads
+ * first a whole epoch (nothing cached), then goes on for some seconds (what fits is cached). */
+#include "base/clock.h"
+#include "cli/commands.h"
+#include "data/image.h"
+#include "data/loader.h"
+#include <getopt.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { DECODED_ALONE = 256 }; // pictures
+
+typedef struct Arguments {
+    SourceConfig source;
+    LoaderConfig loader;
+    const char *tokenizer; // NULL: pictures alone
+    double seconds;        // after the first epoch
+    bool json;
+} Arguments;
+
+typedef struct Rate {
+    int64_t images, batches;
+    double seconds;
+} Rate;
+
+static void usage(FILE *out) {
+    fputs("usage: bifocal bench loader DATASET [OPTION]...\n\n"
+          "Images a second in the first epoch and, for some seconds, in later ones; beside it one core's decoding.\n\n"
+          "  --side N           pixels of an image (64)\n"
+          "  --batch N          samples of a step (64)\n"
+          "  --threads N        workers (1)\n"
+          "  --crop LEAST       random resized crops of at least this share of the area (1: none)\n"
+          "  --cache MB         memory for decoded pictures (512)\n"
+          "  --tokenizer FILE   captions too, with this model\n"
+          "  --text TEMPLATE    how a caption is made (the sample's .txt)\n"
+          "  --seconds S        how long later epochs are measured (3)\n"
+          "  --json             one JSON object on stdout\n",
+          out);
+}
+
+// False where the arguments are not understood; then *status is the exit status.
+static bool parse(Arguments *a, int argc, char **argv, int *status) {
+    static const struct option options[] = {
+        {"side", required_argument, 0, 's'},
+        {"batch", required_argument, 0, 'b'},
+        {"threads", required_argument, 0, 't'},
+        {"crop", required_argument, 0, 'c'},
+        {"cache", required_argument, 0, 'm'},
+        {"tokenizer", required_argument, 0, 'k'},
+        {"text", required_argument, 0, 'x'},
+        {"seconds", required_argument, 0, 'w'},
+        {"json", no_argument, 0, 'j'},
+        {"help", no_argument, 0, 'h'},
+        {0},
+    };
+    *status = 2;
+    for (int c; (c = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
+        switch (c) {
+        case 's':
+            a->loader.side = atoi(optarg);
+            break;
+        case 'b':
+            a->source.batch = atoi(optarg);
+            break;
+        case 't':
+            a->loader.threads = atoi(optarg);
+            break;
+        case 'c':
+            a->source.crop_scale[0] = atof(optarg);
+            break;
+        case 'm':
+            a->loader.cache_bytes = (int64_t)(atof(optarg) * 1e6);
+            break;
+        case 'k':
+            a->tokenizer = optarg;
+            break;
+        case 'x':
+            a->source.text = optarg;
+            break;
+        case 'w':
+            a->seconds = atof(optarg);
+            break;
+        case 'j':
+            a->json = true;
+            break;
+        default:
+            *status = c == 'h' ? 0 : 2;
+            usage(c == 'h' ? stdout : stderr);
+            return false;
+        }
+    }
+    bool good = optind + 1 == argc && a->loader.side > 0 && a->loader.side <= 4096 && a->source.batch > 0 &&
+                a->source.crop_scale[0] > 0 && a->source.crop_scale[0] <= 1 && a->seconds >= 0;
+    if (!good) usage(stderr);
+    if (good) a->source.path = argv[optind];
+    return good;
+}
+
+static bool decode_alone(const Arguments *a, Rate *rate, Error *error) {
+    Buffer bytes = {0};
+    Dataset *data = dataset_open(a->source.path, error);
+    for (int64_t i = 0; data && i < dataset_samples(data) && rate->images < DECODED_ALONE; i++) {
+        Sample sample;
+        Image image;
+        Error ignored;
+        const Member *member;
+        if (!dataset_sample(data, i, &sample, &bytes, &ignored)) continue;
+        if (!(member = sample_member(&sample, MEMBER_IMAGE, 0))) continue;
+        double start = clock_seconds();
+        if (!image_decode(member->bytes, (size_t)member->size, NULL, &image, &ignored)) continue;
+        rate->seconds += clock_seconds() - start;
+        rate->images++;
+        image_free(&image);
+    }
+    dataset_close(data);
+    buffer_free(&bytes);
+    return data != NULL;
+}
+
+// The first epoch, then later ones until the time is over.
+static bool load(const Arguments *a, const Tokenizer *tokenizer, Log *log, Rate rates[2], Error *error) {
+    Loader *loader = loader_open(&a->loader, tokenizer, log, error);
+    bool ok = loader != NULL;
+    int64_t epoch = ok ? loader_steps_per_epoch(loader) : 0;
+    double start = clock_seconds();
+    for (int64_t step = 0; ok && (step < epoch || rates[1].seconds < a->seconds); step++) {
+        const Batch *batch = loader_next(loader, step, error);
+        Rate *rate = &rates[step >= epoch];
+        if (step == epoch) start = clock_seconds();
+        if (!(ok = batch != NULL)) break;
+        rate->images += batch->images;
+        rate->batches++;
+        rate->seconds = clock_seconds() - start;
+    }
+    loader_close(loader);
+    return ok;
+}
+
+static double per_second(const Rate *rate) { return rate->seconds > 0 ? (double)rate->images / rate->seconds : 0; }
+
+static void print(const Arguments *a, const Rate *alone, const Rate rates[2]) {
+    if (a->json) {
+        printf("{\"threads\": %d, \"side\": %d, \"batch\": %" PRId64 ", \"first_epoch_images_per_second\": %.1f, "
+               "\"later_images_per_second\": %.1f, \"decode_images_per_second_per_core\": %.1f}\n",
+               a->loader.threads, a->loader.side, a->source.batch, per_second(&rates[0]), per_second(&rates[1]),
+               per_second(alone));
+        return;
+    }
+    printf("first epoch    %10.0f images/s  (%" PRId64 " images, %d thread%s, %d pixels)\n", per_second(&rates[0]),
+           rates[0].images, a->loader.threads, a->loader.threads == 1 ? "" : "s", a->loader.side);
+    printf("later epochs   %10.0f images/s  (%" PRId64 " images)\n", per_second(&rates[1]), rates[1].images);
+    printf("decoding alone %10.0f images/s  (one core, whole pictures)\n", per_second(alone));
+}
+
+static bool run(Arguments *a, Error *error) {
+    Log *log = log_new(LOG_WARNING, stderr);
+    Tokenizer *tokenizer = NULL;
+    Rate alone = {0}, rates[2] = {{0}};
+    bool ok = !a->tokenizer || (tokenizer = tokenizer_load(a->tokenizer, error));
+    a->loader.sources = &a->source;
+    a->source.objectives = 1u << OBJECTIVE_MAE | (a->tokenizer ? 1u << OBJECTIVE_CONTRASTIVE : 0);
+    ok = ok && decode_alone(a, &alone, error) && load(a, tokenizer, log, rates, error);
+    if (ok) print(a, &alone, rates);
+    tokenizer_free(tokenizer);
+    log_free(log);
+    return ok;
+}
+
+int bench_loader_main(int argc, char **argv) {
+    Arguments a = {.source = {.batch = 64, .text = "", .crop_scale = {1, 1}, .crop_ratio = {3.0 / 4, 4.0 / 3}},
+                   .loader = {.source_count = 1,
+                              .side = 64,
+                              .contrastive_length = 64,
+                              .cache_bytes = 512000000,
+                              .threads = 1,
+                              .ahead = 4,
+                              .bad_samples_per_million = 1e6},
+                   .seconds = 3};
+    Error error = {0};
+    int status;
+    if (!parse(&a, argc, argv, &status)) return status;
+    if (run(&a, &error)) return 0;
+    fprintf(stderr, "bifocal bench loader: %s\n", error.message);
+    return (int)error.kind;
+}
