@@ -166,7 +166,7 @@ typedef struct Act {
 } Act;
 
 static const Act acts[] = {
-    //{"synth", data_synth_main, "draw scenes with captions, questions and answers, to try things on"},
+    {"synth", data_synth_main, "draw scenes with captions, questions and answers, to try things on"},
     {"build", data_build_main, "make a dataset of pictures and texts"},
     {"ls", data_ls_main, "say what a dataset holds"},
     {"verify", data_verify_main, "check every byte of a dataset"},
