@@ -1,0 +1,232 @@
+/* Parameters: draws by name, layout, freezing, gradients of a step, files. */
+#include "kernels/cpu/cpu.h"
+#include "kernels/nn/block.h"
+#include "tests/support/test.h"
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const Init normal = {.kind = INIT_NORMAL, .value = 0.5};
+
+typedef struct Set {
+    Backend *backend;
+    Parameters *parameters;
+} Set;
+
+static Set set_new(void) {
+    Set s = {.backend = cpu_backend_new(1, NULL, NULL)};
+    s.parameters = parameters_new(s.backend);
+    return s;
+}
+
+static void set_free(Set *s) {
+    parameters_free(s->parameters);
+    backend_free(s->backend);
+}
+
+static void finish(Set *s, Dtype compute) {
+    Error error = {0};
+    assert_done(parameters_finish(s->parameters, compute, 9, &error), &error);
+}
+
+static void a_draw_depends_on_seed_name_and_place_alone(void **state) {
+    (void)state;
+    Set a = set_new(), b = set_new();
+    parameters_add(a.parameters, "wanted", SHAPE(7, 9), normal, true);
+    parameters_add(b.parameters, "before", SHAPE(100), normal, false);
+    parameters_add(b.parameters, "wanted", SHAPE(7, 9), normal, true);
+    finish(&a, F32);
+    finish(&b, BF16);
+    const float *first = parameters_find(a.parameters, "wanted")->master;
+    assert_memory_equal(first, parameters_find(b.parameters, "wanted")->master, 63 * sizeof(float));
+    assert_memory_not_equal(first, parameters_find(b.parameters, "before")->master, 63 * sizeof(float));
+    set_free(&a);
+    set_free(&b);
+}
+
+static void draws_have_the_deviation_asked_for(void **state) {
+    (void)state;
+    enum { COUNT = 40000 };
+    Set s = set_new();
+    parameters_add(s.parameters, "normal", SHAPE(COUNT), normal, true);
+    parameters_add(s.parameters, "uniform", SHAPE(COUNT), (Init){.kind = INIT_UNIFORM, .value = 2}, true);
+    parameters_add(s.parameters, "constant", SHAPE(3), (Init){.kind = INIT_CONSTANT, .value = -1.5}, true);
+    finish(&s, F32);
+    double sum = 0, square = 0, most = 0, uniform = 0;
+    const float *x = parameters_find(s.parameters, "normal")->master,
+                *u = parameters_find(s.parameters, "uniform")->master;
+    for (int i = 0; i < COUNT; i++) {
+        sum += x[i];
+        square += (double)x[i] * x[i];
+        most = fmax(most, fabs(u[i]));
+        uniform += (double)u[i] * u[i];
+    }
+    assert_true(fabs(sum / COUNT) < 0.01);
+    assert_true(fabs(sqrt(square / COUNT) - 0.5) < 0.01);
+    assert_true(most <= 2 && most > 1.99);
+    assert_true(fabs(uniform / COUNT - 4.0 / 3) < 0.03);
+    assert_true(parameters_find(s.parameters, "constant")->master[2] == -1.5f);
+    set_free(&s);
+}
+
+static void trained_matrices_come_first_and_frozen_ones_last(void **state) {
+    (void)state;
+    Set s = set_new();
+    parameters_add(s.parameters, "vector", SHAPE(5), normal, false);
+    parameters_add(s.parameters, "frozen.matrix", SHAPE(3, 5), normal, true);
+    parameters_add(s.parameters, "matrix", SHAPE(3, 5), normal, true);
+    assert_int_equal(parameters_freeze(s.parameters, "frozen"), 1);
+    finish(&s, F32);
+    Parameter *matrix = parameters_find(s.parameters, "matrix"), *vector = parameters_find(s.parameters, "vector");
+    Parameter *frozen = parameters_find(s.parameters, "frozen.matrix");
+    assert_true(matrix->offset == 0 && matrix->offset < vector->offset && vector->offset < frozen->offset);
+    assert_true(vector->offset % 16 == 0);
+    assert_null(frozen->tensor.grad);
+    assert_false(frozen->tensor.needs_grad);
+    assert_int_equal(parameters_elements(s.parameters, false), 35);
+    assert_int_equal(parameters_elements(s.parameters, true), 20);
+    set_free(&s);
+}
+
+static void freezing_stops_at_a_dot(void **state) {
+    (void)state;
+    Set s = set_new();
+    parameters_add(s.parameters, "blocks.1.weight", SHAPE(2), normal, true);
+    parameters_add(s.parameters, "blocks.10.weight", SHAPE(2), normal, true);
+    assert_int_equal(parameters_freeze(s.parameters, "blocks.1"), 1);
+    assert_int_equal(parameters_freeze(s.parameters, "block"), 0);
+    assert_int_equal(parameters_freeze(s.parameters, "blocks.10.weight"), 1);
+    set_free(&s);
+}
+
+static void matrices_have_bf16_shadows_and_vectors_stay_f32(void **state) {
+    (void)state;
+    Set s = set_new();
+    parameters_add(s.parameters, "matrix", SHAPE(3, 5), normal, true);
+    parameters_add(s.parameters, "vector", SHAPE(5), normal, false);
+    finish(&s, BF16);
+    Parameter *matrix = parameters_find(s.parameters, "matrix"), *vector = parameters_find(s.parameters, "vector");
+    assert_int_equal(matrix->tensor.dtype, BF16);
+    assert_int_equal(vector->tensor.dtype, F32);
+    assert_ptr_equal(vector->tensor.data, vector->master);
+    matrix->master[4] = 3.14159f;
+    parameters_refresh(s.parameters);
+    const uint16_t *shadow = matrix->tensor.data;
+    for (int i = 0; i < 15; i++) assert_int_equal(shadow[i], f32_to_bf16(matrix->master[i]));
+    set_free(&s);
+}
+
+static void gradients_nobody_wrote_become_zero(void **state) {
+    (void)state;
+    Set s = set_new();
+    parameters_add(s.parameters, "a", SHAPE(4), normal, true);
+    parameters_add(s.parameters, "b", SHAPE(4), normal, true);
+    finish(&s, F32);
+    Tensor *a = &parameters_find(s.parameters, "a")->tensor, *b = &parameters_find(s.parameters, "b")->tensor;
+    ((float *)a->grad)[1] = ((float *)b->grad)[1] = 5; // left over from the step before
+    parameters_begin_step(s.parameters);
+    a->grad_written = true;
+    parameters_end_backward(s.parameters);
+    assert_true(((float *)a->grad)[1] == 5 && ((float *)b->grad)[1] == 0);
+    set_free(&s);
+}
+
+// ---- files ----
+
+static void write_set(const Set *s, const char *path) {
+    Error error = {0};
+    Arena *memory = arena_new(1 << 12);
+    SafeTensor *tensors;
+    int count = parameters_export(s->parameters, memory, &tensors);
+    assert_done(safetensors_write(path, tensors, count, NULL, 0, &error), &error);
+    arena_free(memory);
+}
+
+static bool read_set(Set *s, const char *path, Error *error) {
+    SafeTensors file = {0};
+    assert_done(safetensors_open(&file, path, error), error);
+    bool ok = parameters_import(s->parameters, &file, path, error);
+    safetensors_close(&file);
+    return ok;
+}
+
+static void parameters_survive_a_file(void **state) {
+    (void)state;
+    Error error = {0};
+    char *folder = temporary_new(), *path = temporary_path(folder, "m.safetensors");
+    Set a = set_new(), b = set_new();
+    parameters_add(a.parameters, "matrix", SHAPE(3, 5), normal, true);
+    parameters_add(a.parameters, "vector", SHAPE(5), normal, false);
+    parameters_add(b.parameters, "vector", SHAPE(5), (Init){0}, false); // another order, another precision
+    parameters_add(b.parameters, "matrix", SHAPE(3, 5), (Init){0}, true);
+    finish(&a, F32);
+    finish(&b, BF16);
+    write_set(&a, path);
+    assert_done(read_set(&b, path, &error), &error);
+    const Parameter *from = parameters_find(a.parameters, "matrix"), *to = parameters_find(b.parameters, "matrix");
+    assert_memory_equal(from->master, to->master, 15 * sizeof(float));
+    assert_int_equal(((const uint16_t *)to->tensor.data)[14], f32_to_bf16(from->master[14]));
+    set_free(&a);
+    set_free(&b);
+    free(path);
+    temporary_free(folder);
+}
+
+static void a_file_of_another_model_is_refused_by_name(void **state) {
+    (void)state;
+    Error error = {0};
+    char *folder = temporary_new(), *path = temporary_path(folder, "m.safetensors");
+    Set a = set_new(), b = set_new();
+    parameters_add(a.parameters, "same", SHAPE(3, 5), normal, true);
+    parameters_add(a.parameters, "extra", SHAPE(2), normal, true);
+    parameters_add(a.parameters, "shaped", SHAPE(3, 5), normal, true);
+    parameters_add(b.parameters, "same", SHAPE(3, 5), (Init){0}, true);
+    parameters_add(b.parameters, "shaped", SHAPE(5, 3), (Init){0}, true);
+    parameters_add(b.parameters, "absent", SHAPE(2), (Init){0}, true);
+    finish(&a, F32);
+    finish(&b, F32);
+    write_set(&a, path);
+    assert_false(read_set(&b, path, &error));
+    assert_message_has(&error, "1 missing (absent)");
+    assert_message_has(&error, "1 of another shape or type (shaped)");
+    assert_message_has(&error, "1 unexpected (extra)");
+    assert_true(parameters_find(b.parameters, "same")->master[0] == 0); // nothing was taken
+    set_free(&a);
+    set_free(&b);
+    free(path);
+    temporary_free(folder);
+}
+
+// ---- layers ----
+
+static void projections_into_the_residual_stream_start_smaller(void **state) {
+    (void)state;
+    Set s = set_new();
+    BlockConfig c = {
+        .width = 64, .mlp_width = 256, .heads = 4, .kv_heads = 4, .residual_init_scale = 0.25, .init_std = 0.02};
+    block_declare(s.parameters, "plain", &c, 0);
+    c.init_std = 0;
+    block_declare(s.parameters, "glorot", &c, 1);
+    finish(&s, F32);
+    assert_true(parameters_find(s.parameters, "plain.qkv.weight")->init.value == 0.02);
+    assert_true(parameters_find(s.parameters, "plain.projection.weight")->init.value == 0.005);
+    double up = parameters_find(s.parameters, "glorot.up.weight")->init.value;
+    double down = parameters_find(s.parameters, "glorot.down.weight")->init.value;
+    assert_true(fabs(up - sqrt(2.0 / 320)) < 1e-12 && fabs(down - 0.25 * up) < 1e-12);
+    set_free(&s);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_draw_depends_on_seed_name_and_place_alone),
+        cmocka_unit_test(draws_have_the_deviation_asked_for),
+        cmocka_unit_test(trained_matrices_come_first_and_frozen_ones_last),
+        cmocka_unit_test(freezing_stops_at_a_dot),
+        cmocka_unit_test(matrices_have_bf16_shadows_and_vectors_stay_f32),
+        cmocka_unit_test(gradients_nobody_wrote_become_zero),
+        cmocka_unit_test(parameters_survive_a_file),
+        cmocka_unit_test(a_file_of_another_model_is_refused_by_name),
+        cmocka_unit_test(projections_into_the_residual_stream_start_smaller),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
