@@ -3,6 +3,7 @@
 #include "base/files.h"
 #include "base/json.h"
 #include "cli/commands.h"
+#include "cli/options.h"
 #include "cli/tokenizer_sources.h"
 #include "tokenizers/tokenizer.h"
 #include <errno.h>
@@ -38,24 +39,9 @@ static void usage(FILE *out) {
           out);
 }
 
-static bool to_number(const char *text, double least, double most, const char *option, double *value, Error *error) {
-    char *end = NULL;
-    errno = 0;
-    *value = strtod(text, &end);
-    if (errno || end == text || *end || !(*value >= least && *value <= most))
-        return error_set(error, ERROR_USAGE, "%s '%s' is not a number from %g to %g", option, text, least, most);
-    return true;
-}
-
-static bool to_type(const char *text, TokenizerType *type, Error *error) {
-    static const char *const names[] = {"unigram", "bpe", "char"};
-    for (int i = 0; i < 3; i++)
-        if (!strcmp(text, names[i])) return *type = (TokenizerType)i, true;
-    return error_set(error, ERROR_USAGE, "--type '%s' is none of unigram, bpe, char", text);
-}
-
 static bool take_option(Arguments *a, int c, const char *value, Error *error) {
     double number = 0;
+    int choice = 0;
     switch (c) {
     case 'm':
         a->model = value;
@@ -73,19 +59,20 @@ static bool take_option(Arguments *a, int c, const char *value, Error *error) {
         a->json = true;
         return true;
     case 't':
-        return to_type(value, &a->training.type, error);
+        return option_choice(value, "unigram|bpe|char", "--type", &choice, error) &&
+               (a->training.type = (TokenizerType)choice, true);
     case 'f':
         if (a->field_count == MOST_FIELDS) return error_set(error, ERROR_USAGE, "more than %d fields", MOST_FIELDS);
         a->fields[a->field_count++] = value;
         return true;
     case 'v':
-        if (!to_number(value, 5, 4e6, "--vocab-size", &number, error)) return false;
+        if (!option_number(value, 5, 4e6, "--vocab-size", &number, error)) return false;
         a->training.vocabulary = (int)number;
         return true;
     case 'c':
-        return to_number(value, 0.5, 1, "--coverage", &a->training.character_coverage, error);
+        return option_number(value, 0.5, 1, "--coverage", &a->training.character_coverage, error);
     case 's':
-        if (!to_number(value, 0, 9e15, "--seed", &number, error)) return false;
+        if (!option_number(value, 0, 9e15, "--seed", &number, error)) return false;
         a->training.seed = (uint64_t)number;
         return true;
     default:

@@ -98,7 +98,7 @@ bool sequence_put(Sequences *s, int row, const Segment *segments, int count, int
     Writer w = {s, row, 0};
     check(count <= MOST_SEGMENTS && row < s->rows);
     for (int i = 0; i < count; i++) slots += segments[i].image >= 0 ? image_tokens : 0;
-    if (slots + 2 > s->length)
+    if (slots + (end == SEQUENCE_OPEN ? 1 : 2) > s->length)
         return error_set(error, ERROR_FAILED,
                          "%d image slots and text do not fit into a row of %d positions; make it longer", slots,
                          s->length);

@@ -1,0 +1,225 @@
+/* See evaluation.h. */
+#include "eval/evaluation.h"
+#include "data/image.h"
+#include "data/sequence.h"
+#include "data/template.h"
+#include "fusion/describe.h"
+#include <ctype.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+// ---- samples ----
+
+typedef struct Decoding {
+    Evaluation *evaluation;
+    SampleBatch *batch;
+    Error *errors; // (count)
+} Decoding;
+
+static size_t picture_size(const Evaluation *e) {
+    return 3 * (size_t)(e->model->config.vision.image_size * e->model->config.vision.image_size);
+}
+
+static void decode_one(void *context, int64_t task, int worker) {
+    (void)worker;
+    Decoding *d = context;
+    const JointConfig *config = &d->evaluation->model->config;
+    const Buffer *bytes = &d->batch->samples[task].image;
+    DecodeOptions options = {.least_side = (int)config->vision.image_size};
+    unsigned colour = (unsigned)strtoul(d->evaluation->task->background + 1, NULL, 16);
+    for (int i = 0; i < 3; i++) options.background[i] = (uint8_t)(colour >> (16 - 8 * i));
+    Image image = {0};
+    if (!bytes->size)
+        error_set(&d->errors[task], ERROR_FAILED, "it has no image");
+    else if (image_decode(bytes->data, bytes->size, &options, &image, &d->errors[task]))
+        joint_view(config, &image, d->batch->pixels + picture_size(d->evaluation) * (size_t)task);
+    image_free(&image);
+}
+
+static void make_room(Evaluation *e, SampleBatch *b) {
+    if (b->samples) return;
+    if (!b->capacity) b->capacity = (int)e->batch;
+    b->samples = calloc((size_t)b->capacity, sizeof *b->samples);
+    b->ids = calloc((size_t)b->capacity, sizeof *b->ids);
+    b->pixels = malloc(picture_size(e) * (size_t)b->capacity + 1);
+    check(b->samples && b->ids && b->pixels);
+}
+
+void sample_left_out(Evaluation *e, SampleBatch *b, const char *why) {
+    enum { NAMED = 10 };
+    b->left_out++;
+    if (b->left_out <= NAMED)
+        log_warning(e->log, "%s: left out: %s%s", e->task->name, why,
+                    b->left_out == NAMED ? " (the last one named)" : "");
+}
+
+// Moves the samples that could be decoded to the front.
+static void keep_decoded(Evaluation *e, SampleBatch *b, const Error *errors) {
+    size_t size = picture_size(e);
+    int kept = 0;
+    for (int i = 0; i < b->count; i++) {
+        if (errors[i].kind != ERROR_NONE) {
+            Error named = errors[i];
+            error_prefix(&named, "%s", b->samples[i].name);
+            sample_left_out(e, b, named.message);
+            continue;
+        }
+        if (kept < i) {
+            Example swap = b->samples[kept];
+            b->samples[kept] = b->samples[i];
+            b->samples[i] = swap;
+            b->ids[kept] = b->ids[i];
+            memcpy(b->pixels + size * (size_t)kept, b->pixels + size * (size_t)i, size);
+        }
+        kept++;
+    }
+    b->count = kept;
+}
+
+bool sample_batch_next(Evaluation *e, SampleBatch *b, bool pictures, Error *error) {
+    make_room(e, b);
+    int64_t all = examples_count(e->examples);
+    do {
+        for (b->count = 0; b->count < b->capacity && b->next < all; b->next++) {
+            Error damage = {0};
+            if (examples_read(e->examples, b->next, &b->samples[b->count], &damage))
+                b->ids[b->count++] = b->next;
+            else
+                sample_left_out(e, b, damage.message);
+        }
+        if (pictures && b->count) {
+            Error *errors = calloc((size_t)b->count, sizeof *errors);
+            check(errors);
+            threads_run(e->threads, b->count, decode_one, &(Decoding){e, b, errors});
+            keep_decoded(e, b, errors);
+            free(errors);
+        }
+    } while (!b->count && b->next < all);
+    if (b->next >= all && b->left_out == all)
+        return error_set(error, ERROR_FAILED, "none of the %lld samples could be read", (long long)all);
+    return true;
+}
+
+void sample_batch_free(SampleBatch *b) {
+    for (int i = 0; b->samples && i < b->capacity; i++) example_free(&b->samples[i]);
+    free(b->samples);
+    free(b->ids);
+    free(b->pixels);
+    *b = (SampleBatch){0};
+}
+
+bool sample_text(const Evaluation *e, const Example *x, Buffer *out, Error *error) {
+    if (*e->task->text) {
+        Template *template = template_parse(e->task->text, error);
+        bool ok = template && template_draw(template, x->fields, 0, out, error);
+        template_free(template);
+        return ok || error_prefix(error, "%s", x->name);
+    }
+    const char *field = json_get_string(x->fields, "caption", json_get_string(x->fields, "text", ""));
+    if (x->text.size)
+        buffer_append(out, x->text.data, x->text.size);
+    else if (*field)
+        buffer_text(out, field);
+    else
+        return error_set(error, ERROR_FAILED, "%s: it has no text; name its fields with `text` in the task", x->name);
+    return true;
+}
+
+// ---- features ----
+
+bool tape_passed(const Tape *tape, const char *doing, Error *error) {
+    return !tape_error(tape) || error_set(error, ERROR_FAILED, "%s: %s", doing, tape_error(tape));
+}
+
+static bool text_batch(Evaluation *e, const TokenIds *ids, int rows, int length, float *out, Error *error) {
+    ArenaMark mark = arena_mark(e->memory);
+    SequenceIds special = sequence_ids(e->model->tokenizer);
+    Sequences s;
+    tape_reset(e->tape);
+    sequences_new(&s, e->memory, rows, length, special);
+    for (int r = 0; r < rows; r++) sequence_put_contrastive(&s, r, ids[r].ids, ids[r].count, special);
+    Tensor *features = joint_text_features(e->tape, e->model->joint, &s);
+    bool ok = tape_passed(e->tape, "the features of texts", error);
+    if (ok) tape_read(e->tape, features, out);
+    arena_rewind(e->memory, mark);
+    return ok;
+}
+
+bool text_features(Evaluation *e, const char *const *texts, int64_t count, float *out, Error *error) {
+    const JointConfig *config = &e->model->config;
+    TokenIds *ids = calloc((size_t)count + 1, sizeof *ids);
+    check(ids);
+    int64_t length = 0; // of the longest text: the same whatever the batches
+    bool ok = true;
+    for (int64_t i = 0; ok && i < count; i++) {
+        ok = tokenizer_encode(e->model->tokenizer, texts[i], strlen(texts[i]), &ids[i], error);
+        if (ids[i].count + 2 > length) length = ids[i].count + 2;
+    }
+    if (length > config->text.context) {
+        log_warning(e->log, "%s: texts of up to %lld tokens are cut to the model's context of %lld", e->task->name,
+                    (long long)length, (long long)config->text.context);
+        length = config->text.context;
+    }
+    for (int64_t i = 0; ok && i < count; i += e->batch) {
+        int rows = (int)(count - i < e->batch ? count - i : e->batch);
+        ok = text_batch(e, ids + i, rows, (int)length, out + i * config->embedding, error);
+    }
+    for (int64_t i = 0; i < count; i++) token_ids_free(&ids[i]);
+    free(ids);
+    return ok;
+}
+
+bool picture_features(Evaluation *e, const SampleBatch *b, float *out, Error *error) {
+    tape_reset(e->tape);
+    Tensor *images = joint_pixels(e->tape, e->model->joint, b->pixels, b->count);
+    Tensor *features = joint_image_features(e->tape, e->model->joint, images);
+    if (!tape_passed(e->tape, "the features of pictures", error)) return false;
+    tape_read(e->tape, features, out);
+    return true;
+}
+
+bool similarities(Evaluation *e, const float *a, int64_t rows, const float *b, int64_t columns, float *out,
+                  Error *error) {
+    int64_t width = e->model->config.embedding;
+    tape_reset(e->tape);
+    Tensor *left = tape_constant(e->tape, F32, SHAPE(rows, width), a);
+    Tensor *right = tape_constant(e->tape, F32, SHAPE(columns, width), b);
+    Tensor *product = linear(e->tape, left, right, NULL);
+    if (!tape_passed(e->tape, "comparing features", error)) return false;
+    tape_read(e->tape, product, out);
+    return true;
+}
+
+int64_t rank_of(const float *scores, int64_t count, int64_t chosen) {
+    int64_t rank = 0;
+    float own = scores[chosen];
+    for (int64_t i = 0; i < count; i++) rank += i != chosen && !(own > scores[i] || (own == scores[i] && chosen < i));
+    return rank;
+}
+
+// ---- answers ----
+
+void normalize_answer(const char *text, Buffer *out) {
+    buffer_clear(out);
+    buffer_text(out, "");
+    for (; *text; text++) {
+        bool blank = isspace((unsigned char)*text);
+        char c = blank ? ' ' : (char)tolower((unsigned char)*text);
+        if (!blank || (out->size && out->data[out->size - 1] != ' ')) buffer_append(out, &c, 1);
+    }
+    if (out->size && out->data[out->size - 1] == ' ') out->data[--out->size] = 0;
+}
+
+void log_sample(Evaluation *e, int64_t id, const Example *x, const char *target, json_t *response, const char *metric,
+                double value) {
+    if (e->samples) {
+        json_t *line = json_pack("{s:I, s:O, s:s, s:[O], s:[O], s:f}", "doc_id", (json_int_t)id, "doc", x->fields,
+                                 "target", target, "resps", response, "filtered_resps", response, metric, value);
+        char *text = line ? json_dumps(line, JSON_COMPACT) : NULL;
+        if (text) buffer_printf(e->samples, "%s\n", text);
+        free(text);
+        json_decref(line);
+    }
+    json_decref(response);
+}

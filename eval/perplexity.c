@@ -1,0 +1,151 @@
+/* Perplexity of documents by rolling windows, as lm-evaluation-harness scores them: the first window of L tokens is
+ * predicted from <s> and what stands before each; later windows are disjoint, with one token of context. Reported per
+ * word, per byte (in bits too) and per token. */
+#include "data/sequence.h"
+#include "eval/evaluation.h"
+#include <ctype.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct Document {
+    double loss, words, bytes, tokens;
+} Document; // loss: nats, summed
+
+typedef struct Rows { // windows that wait to be run together
+    Evaluation *e;
+    Sequences sequences;
+    float *losses;      // (batch, L)
+    int64_t *documents; // (batch) of each row
+    Document *all;
+    int used, length;
+} Rows;
+
+static bool run_rows(Rows *r, Error *error) {
+    if (!r->used) return true;
+    r->sequences.rows = r->used;
+    tape_reset(r->e->tape);
+    Tensor *losses = joint_token_losses(r->e->tape, r->e->model->joint, &r->sequences, NULL);
+    if (!tape_passed(r->e->tape, "the loss of text", error)) return false;
+    tape_read(r->e->tape, losses, r->losses);
+    for (int row = 0; row < r->used; row++) // 0 where there is no target
+        for (int t = 0; t < r->length; t++) r->all[r->documents[row]].loss += (double)r->losses[row * r->length + t];
+    r->used = 0;
+    return true;
+}
+
+// inputs: <s> and the document, so that input i predicts input i + 1; count: targets.
+static bool add_window(Rows *r, int64_t document, const int32_t *inputs, int count, Error *error) {
+    if (r->used == r->e->batch && !run_rows(r, error)) return false;
+    if (!r->used) {
+        arena_reset(r->e->memory);
+        sequences_new(&r->sequences, r->e->memory, (int)r->e->batch, r->length, sequence_ids(r->e->model->tokenizer));
+    }
+    sequence_put_piece(&r->sequences, r->used, 0, inputs, count, inputs[count]);
+    r->documents[r->used++] = document;
+    return true;
+}
+
+static double count_words(const char *text) {
+    int64_t words = 0;
+    bool inside = false;
+    for (; *text; text++) {
+        bool blank = isspace((unsigned char)*text);
+        words += !blank && !inside;
+        inside = !blank;
+    }
+    return (double)(words ? words : 1);
+}
+
+static bool add_document(Rows *r, int64_t number, const Buffer *text, Error *error) {
+    const Tokenizer *tokenizer = r->e->model->tokenizer;
+    TokenIds ids = {0};
+    token_ids_push(&ids, tokenizer_begin(tokenizer));
+    bool ok = tokenizer_encode(tokenizer, text->data, text->size, &ids, error);
+    r->all[number] = (Document){0, count_words(text->data), (double)text->size, ids.count - 1};
+    for (int at = 0; ok && at < ids.count - 1; at += r->length) {
+        int count = ids.count - 1 - at;
+        ok = add_window(r, number, ids.ids + at, count < r->length ? count : r->length, error);
+    }
+    token_ids_free(&ids);
+    return ok;
+}
+
+static Metric metric_of_rate(const char *name, const Document *all, const double *count, int64_t n, double unit,
+                             bool exponential) {
+    double *loss = malloc(sizeof *loss * (size_t)n), ratio, error;
+    check(loss);
+    for (int64_t i = 0; i < n; i++) loss[i] = all[i].loss;
+    ratio_with_error(loss, count, n, &ratio, &error);
+    free(loss);
+    ratio /= unit;
+    error /= unit;
+    if (exponential) return (Metric){name, exp(ratio), exp(ratio) * error, NAN, false};
+    return (Metric){name, ratio, error, NAN, false};
+}
+
+static void add_metrics(Score *score, const Document *all, int64_t n, int64_t vocabulary) {
+    double *words = malloc(sizeof *words * (size_t)(3 * n)), *bytes = words + n, *tokens = words + 2 * n;
+    check(words);
+    for (int64_t i = 0; i < n; i++) {
+        words[i] = all[i].words;
+        bytes[i] = all[i].bytes;
+        tokens[i] = all[i].tokens;
+    }
+    score_add(score, metric_of_rate("word_perplexity", all, words, n, 1, true));
+    score_add(score, metric_of_rate("byte_perplexity", all, bytes, n, 1, true));
+    score_add(score, metric_of_rate("bits_per_byte", all, bytes, n, log(2), false));
+    Metric loss = metric_of_rate("loss", all, tokens, n, 1, false);
+    loss.chance = log((double)vocabulary);
+    score_add(score, loss);
+    free(words);
+}
+
+static bool log_documents(Evaluation *e, const Document *all, const int64_t *ids, int64_t n, Error *error) {
+    Example x = {0};
+    bool ok = true;
+    for (int64_t i = 0; ok && e->samples && i < n; i++)
+        if ((ok = examples_read(e->examples, ids[i], &x, error)))
+            log_sample(e, ids[i], &x, "", json_pack("[f, f]", -all[i].loss, all[i].tokens), "bits_per_byte",
+                       all[i].loss / all[i].bytes / log(2));
+    example_free(&x);
+    return ok;
+}
+
+bool score_perplexity(Evaluation *e, Score *score, Error *error) {
+    int64_t context = e->model->config.text.context, most = examples_count(e->examples);
+    if (e->task->window > context)
+        return error_set(error, ERROR_USAGE, "window %lld is longer than the model's context of %lld",
+                         (long long)e->task->window, (long long)context);
+    Rows rows = {.e = e, .length = (int)(e->task->window ? e->task->window : context)};
+    rows.losses = malloc(sizeof(float) * (size_t)(e->batch * rows.length));
+    rows.documents = calloc((size_t)e->batch, sizeof(int64_t));
+    rows.all = calloc((size_t)most, sizeof(Document));
+    int64_t *ids = calloc((size_t)most, sizeof *ids), n = 0;
+    check(rows.losses && rows.documents && rows.all && ids);
+    SampleBatch batch = {0};
+    Buffer text = {0};
+    bool ok = true;
+    while ((ok = ok && sample_batch_next(e, &batch, false, error)) && batch.count)
+        for (int i = 0; ok && i < batch.count; i++) {
+            Error missing = {0};
+            buffer_clear(&text);
+            if (!sample_text(e, &batch.samples[i], &text, &missing)) {
+                sample_left_out(e, &batch, missing.message);
+                continue;
+            }
+            ids[n] = batch.ids[i];
+            ok = add_document(&rows, n++, &text, error);
+        }
+    ok = ok && run_rows(&rows, error) && log_documents(e, rows.all, ids, n, error);
+    if (ok && !n) ok = error_set(error, ERROR_FAILED, "no sample has a text");
+    if (ok) add_metrics(score, rows.all, n, e->model->config.text.vocabulary);
+    score->effective = n;
+    buffer_free(&text);
+    sample_batch_free(&batch);
+    free(ids);
+    free(rows.all);
+    free(rows.documents);
+    free(rows.losses);
+    return ok;
+}
