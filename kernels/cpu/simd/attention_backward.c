@@ -91,26 +91,17 @@ static void load_head(Backward *b, Head *head, int64_t h) {
     }
 }
 
-// Scores and products dO V^T of one query in a tile become its P and dS, zero outside of `seen`.
+// Scores and products dO V^T of one query in a tile become its P and dS, zero where the query does not see.
 static void gradient_row(float *p, float *ds, float scale, float lse, float delta, Interval tile, Interval seen) {
-    int64_t first = most(seen.first, tile.first) - tile.first, end = least(seen.end, tile.end) - tile.first;
-    int64_t width = round_up(tile.end - tile.first, LANES), from = 0, to = 0;
-    if (first < end) {
-        from = first / LANES * LANES, to = round_up(end, LANES);
-        fill(p, from, first, -INFINITY);
-        fill(p, end, to, -INFINITY);
-        fill(ds, from, first, 0);
-        fill(ds, end, to, 0);
-    }
-    fill(p, 0, from, 0);
-    fill(ds, 0, from, 0);
-    for (int64_t j = from; j < to; j += LANES) {
-        Vec x = vec_exp2(vec_load(p, j, F32) * scale - lse);
+    Span span = span_of(seen, tile);
+    int64_t width = round_up(tile.end - tile.first, LANES);
+    clear_outside(p, &span, width);
+    clear_outside(ds, &span, width);
+    for (int64_t j = span.from; j < span.to; j += LANES) {
+        Vec x = vec_exp2(load_span(p, j, &span, -INFINITY) * scale - lse);
         vec_store(p, j, x, F32);
-        vec_store(ds, j, x * (vec_load(ds, j, F32) - delta), F32);
+        vec_store(ds, j, x * (load_span(ds, j, &span, 0) - delta), F32);
     }
-    fill(p, to, width, 0);
-    fill(ds, to, width, 0);
 }
 
 // Two rows of n floats as pairs of bf16.

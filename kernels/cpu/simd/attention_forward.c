@@ -6,19 +6,21 @@
 enum {
     TILE_KEYS = 512,                 // a multiple of MATMUL_PANEL
     TILE_STRIDE = TILE_KEYS + LANES, // rows 4 KiB apart would share cache sets
+    PANEL_ROWS = (MATMUL_ROWS + LANES - 1) / LANES * LANES,
 };
 
 typedef struct Forward { // one task
     const AttentionJob *job;
     int64_t batch;
-    Interval keys;    // packed; first is a multiple of MATMUL_PANEL
-    int64_t width;    // D rounded up to panels
-    float *k, *v;     // panels: keys across, values along
-    float *scores;    // (MATMUL_ROWS, TILE_STRIDE), then probabilities
-    uint16_t *halves; // the same in bf16, where products take pairs
-    float *sums;      // (MATMUL_ROWS, width): of probability times value
-    float *q;         // (MATMUL_ROWS, D), where a copy is needed
-    float most[MATMUL_ROWS], sum[MATMUL_ROWS];
+    Interval keys;                           // packed; first is a multiple of MATMUL_PANEL
+    int64_t width;                           // D rounded up to panels
+    float *k, *v;                            // panels: keys across, values along
+    float *scores;                           // (MATMUL_ROWS, TILE_STRIDE), then probabilities
+    uint16_t *halves;                        // the same in bf16, where products take pairs
+    float *sums;                             // (MATMUL_ROWS, width): of probability times value
+    float *q;                                // (MATMUL_ROWS, D), where a copy is needed
+    float most[PANEL_ROWS], sum[PANEL_ROWS]; // of each query so far
+    Interval seen[MATMUL_ROWS];              // keys of each query
 } Forward;
 
 static Forward forward_new(const AttentionJob *job, int worker, Interval keys) {
@@ -37,31 +39,23 @@ static Forward forward_new(const AttentionJob *job, int worker, Interval keys) {
     return f;
 }
 
-// Row r of the tile of keys [tile.first, tile.end): scores become probabilities relative to the running maximum, zero
-// outside of `seen`. Returns the factor for what was summed before.
-static float softmax_row(Forward *f, int r, Interval tile, Interval seen) {
+// Row r of the tile: scores become probabilities relative to the running maximum, zero where the query does not see.
+// Returns the factor for what was summed before.
+static float softmax_row(Forward *f, int r, Interval tile) {
     float *row = f->scores + r * TILE_STRIDE, scale = f->job->scale * LOG2_E;
-    int64_t first = most(seen.first, tile.first) - tile.first, end = least(seen.end, tile.end) - tile.first;
-    int64_t width = round_up(tile.end - tile.first, LANES);
-    if (first >= end) {
-        fill(row, 0, width, 0);
-        return 1;
-    }
-    int64_t from = first / LANES * LANES, to = round_up(end, LANES);
-    fill(row, from, first, -INFINITY);
-    fill(row, end, to, -INFINITY);
-    Vec high = vec_set(f->most[r]);
-    for (int64_t j = from; j < to; j += LANES) high = vec_max(high, vec_load(row, j, F32));
-    float before = f->most[r], now = f->most[r] = vec_highest(high), shift = now * scale;
-    Vec sum = {0};
-    for (int64_t j = from; j < to; j += LANES) {
-        Vec p = vec_exp2(vec_load(row, j, F32) * scale - shift);
+    Span span = span_of(f->seen[r], tile);
+    clear_outside(row, &span, round_up(tile.end - tile.first, LANES));
+    if (span.from == span.to) return 1;
+    Vec high = vec_set(-INFINITY), sum = {0};
+    for (int64_t j = span.from; j < span.to; j += LANES) high = vec_max(high, load_span(row, j, &span, -INFINITY));
+    float before = f->most[r], now = vec_highest(high);
+    f->most[r] = now = now > before ? now : before;
+    for (int64_t j = span.from; j < span.to; j += LANES) {
+        Vec p = vec_exp2(load_span(row, j, &span, -INFINITY) * scale - now * scale);
         sum += p;
         vec_store(row, j, p, F32);
     }
-    fill(row, 0, from, 0);
-    fill(row, to, width, 0);
-    float factor = before == -INFINITY ? 0 : vec_exp2(vec_set((before - now) * scale))[0];
+    float factor = before == now ? 1 : vec_exp2(vec_set((before - now) * scale))[0];
     f->sum[r] = f->sum[r] * factor + vec_sum(sum);
     return factor;
 }
@@ -74,15 +68,15 @@ static void to_halves(uint16_t *out, const float *x, int64_t n) {
     for (int64_t i = 0; i < n; i += LANES) vec_store(out, i, vec_load(x, i, F32), BF16);
 }
 
-// One tile of keys for `rows` queries from `query`. tile.first is a multiple of LANES.
-static void forward_tile(Forward *f, RowsOfA q, int64_t query, int rows, Interval tile, bool first) {
+// One tile of keys for `rows` queries. tile.first is a multiple of LANES.
+static void forward_tile(Forward *f, RowsOfA q, int rows, Interval tile, bool first) {
     const AttentionJob *job = f->job;
     int64_t inner = units_of(job->s->head_size, job->unit), count = tile.end - tile.first;
     int64_t panel = (tile.first - f->keys.first) / MATMUL_PANEL;
     tile_product(f->scores, TILE_STRIDE, q.data, q.row, 4, f->k + panel * inner * MATMUL_PANEL, inner * MATMUL_PANEL,
                  rows, round_up(count, MATMUL_PANEL), inner, job->unit, false);
     for (int r = 0; r < rows; r++) {
-        float factor = softmax_row(f, r, tile, query_keys(job->s, f->batch, query + r));
+        float factor = softmax_row(f, r, tile);
         if (!first && factor != 1) rescale(f->sums + r * f->width, factor, f->width);
         if (job->unit == UNIT_PAIR)
             to_halves(f->halves + r * TILE_STRIDE, f->scores + r * TILE_STRIDE, round_up(count, LANES));
@@ -94,28 +88,41 @@ static void forward_tile(Forward *f, RowsOfA q, int64_t query, int rows, Interva
                  units_of(count, job->unit), job->unit, !first);
 }
 
+// Sums become the output; most and sum become the logsumexp. Queries that see nothing give zeros.
+static void finish_rows(Forward *f, int64_t head, int64_t query, int rows) {
+    const AttentionJob *job = f->job;
+    const AttentionShape *s = job->s;
+    float inverse[PANEL_ROWS], lse[PANEL_ROWS];
+    for (int r = 0; r < rows; r += LANES) {
+        Vec sum = vec_load(f->sum, r, F32);
+        vec_store(inverse, r, 1.0f / sum, F32);
+        vec_store(lse, r, vec_load(f->most, r, F32) * job->scale + vec_log(sum), F32);
+    }
+    for (int r = 0; r < rows; r++) {
+        if (f->seen[r].first >= f->seen[r].end) {
+            fill(f->sums, r * f->width, (r + 1) * f->width, 0);
+            inverse[r] = 0, lse[r] = -INFINITY;
+        }
+        int64_t row = f->batch * s->queries + query + r;
+        store_row(job->o, row * s->o_stride + head * s->head_size, f->sums + r * f->width, inverse[r], s->head_size,
+                  job->t, false);
+        job->lse[(f->batch * s->heads + head) * s->queries + query + r] = lse[r];
+    }
+}
+
 // At most MATMUL_ROWS queries of one head.
 static void forward_rows(Forward *f, int64_t head, int64_t query, int rows) {
     const AttentionJob *job = f->job;
     const AttentionShape *s = job->s;
     Interval keys = union_keys(s, f->batch, query, rows);
-    RowsOfA q =
-        rows_of_a(f->q, at_element(job->q, (f->batch * s->queries + query) * s->q_stride + head * s->head_size, job->t),
-                  s->q_stride, rows, s->head_size, job);
-    for (int r = 0; r < rows; r++) f->most[r] = -INFINITY, f->sum[r] = 0;
+    int64_t at_q = (f->batch * s->queries + query) * s->q_stride + head * s->head_size;
+    RowsOfA q = rows_of_a(f->q, at_element(job->q, at_q, job->t), s->q_stride, rows, s->head_size, job);
+    for (int r = 0; r < PANEL_ROWS; r++) f->most[r] = -INFINITY, f->sum[r] = 0;
+    for (int r = 0; r < rows; r++) f->seen[r] = query_keys(s, f->batch, query + r);
     int64_t start = keys.first / MATMUL_PANEL * MATMUL_PANEL;
     for (int64_t at = start; at < keys.end; at += TILE_KEYS)
-        forward_tile(f, q, query, rows, (Interval){at, least(at + TILE_KEYS, keys.end)}, at == start);
-    for (int r = 0; r < rows; r++) {
-        Interval seen = query_keys(s, f->batch, query + r);
-        bool empty = seen.first >= seen.end;
-        float *sums = f->sums + r * f->width;
-        if (empty) fill(sums, 0, f->width, 0);
-        store_row(job->o, (f->batch * s->queries + query + r) * s->o_stride + head * s->head_size, sums,
-                  empty ? 0 : 1 / f->sum[r], s->head_size, job->t, false);
-        job->lse[(f->batch * s->heads + head) * s->queries + query + r] =
-            empty ? -INFINITY : f->most[r] * job->scale + logf(f->sum[r]);
-    }
+        forward_tile(f, q, rows, (Interval){at, least(at + TILE_KEYS, keys.end)}, at == start);
+    finish_rows(f, head, query, rows);
 }
 
 // task: a (batch element, key-value head, chunk of queries)

@@ -64,14 +64,14 @@ static inline void pack_across(float *out, const void *x, int64_t stride, int64_
                                const AttentionJob *job) {
     for (int64_t i = 0; i < count; i += MATMUL_PANEL, out += units_of(width, job->unit) * MATMUL_PANEL)
         SIMD_NAME(matmul_pack)
-        (out, MATMUL_PANEL,
-         &(Lines){.data = at_element(x, i * stride, job->t),
-                  .line = stride,
-                  .step = 1,
-                  .count = least(MATMUL_PANEL, count - i),
-                  .k = width,
-                  .type = job->t},
-         job->unit);
+    (out, MATMUL_PANEL,
+     &(Lines){.data = at_element(x, i * stride, job->t),
+              .line = stride,
+              .step = 1,
+              .count = least(MATMUL_PANEL, count - i),
+              .k = width,
+              .type = job->t},
+     job->unit);
 }
 
 // The same rows for a product whose inner dimension is the rows: their elements are the columns of B.
@@ -79,14 +79,14 @@ static inline void pack_along(float *out, const void *x, int64_t stride, int64_t
                               const AttentionJob *job) {
     for (int64_t i = 0; i < width; i += MATMUL_PANEL, out += units_of(count, job->unit) * MATMUL_PANEL)
         SIMD_NAME(matmul_pack)
-        (out, MATMUL_PANEL,
-         &(Lines){.data = at_element(x, i, job->t),
-                  .line = 1,
-                  .step = stride,
-                  .count = least(MATMUL_PANEL, width - i),
-                  .k = count,
-                  .type = job->t},
-         job->unit);
+    (out, MATMUL_PANEL,
+     &(Lines){.data = at_element(x, i, job->t),
+              .line = 1,
+              .step = stride,
+              .count = least(MATMUL_PANEL, width - i),
+              .k = count,
+              .type = job->t},
+     job->unit);
 }
 
 // Rows as the A of products: where they lie, or as f32 where the product cannot read bf16.
@@ -146,6 +146,35 @@ static inline void store_row(void *x, int64_t at, const float *row, float factor
 
 static inline void fill(float *x, int64_t first, int64_t end, float value) {
     for (int64_t i = first; i < end; i++) x[i] = value;
+}
+
+// The part of a row of scores that a query sees, counted from the tile's first key; in whole vectors [from, to).
+typedef struct Span {
+    int64_t first, end, from, to;
+} Span;
+
+static inline Span span_of(Interval seen, Interval tile) {
+    Span x = {.first = most(seen.first, tile.first) - tile.first, .end = least(seen.end, tile.end) - tile.first};
+    if (x.first >= x.end) return (Span){0};
+    x.from = x.first & -LANES;
+    x.to = (x.end + LANES - 1) & -LANES;
+    return x;
+}
+
+// The vector at `at`, with `value` in the lanes outside of the span.
+INLINE Vec load_span(const float *row, int64_t at, const Span *x, float value) {
+    Vec v = vec_load(row, at, F32);
+    if (at >= x->first && at + LANES <= x->end) return v;
+    VecI lane;
+    for (int i = 0; i < LANES; i++) lane[i] = i;
+    VecI inside = (lane >= (int32_t)(x->first - at)) & (lane < (int32_t)(x->end - at));
+    return vec_select(inside, v, vec_set(value));
+}
+
+// Zeros in whole vectors of [0, width) outside of the span.
+INLINE void clear_outside(float *row, const Span *x, int64_t width) {
+    for (int64_t j = 0; j < x->from; j += LANES) vec_store(row, j, (Vec){0}, F32);
+    for (int64_t j = x->to; j < width; j += LANES) vec_store(row, j, (Vec){0}, F32);
 }
 
 #define LOG2_E 1.4426950408889634f
