@@ -5,23 +5,26 @@
 #include "kernels/cpu/simd/attention_tiles.h"
 
 enum {
-    TILE_KEYS = 128,                 // a multiple of MATMUL_PANEL
-    TILE_QUERIES = 4 * MATMUL_ROWS,  // even
-    TILE_STRIDE = TILE_KEYS + LANES, // of rows of a tile
+    TILE_KEYS = 128, // a multiple of MATMUL_PANEL
+    TILE_PANELS = 5,
+    TILE_QUERIES = (TILE_PANELS * MATMUL_ROWS + 1) / 2 * 2, // even
+    TILE_STRIDE = TILE_KEYS + LANES,                        // of rows of a tile
 };
 
-typedef struct Head {           // what one head of queries keeps over all tiles of keys
-    RowsOfA q, d_o;             // as A
-    float *q_along, *d_o_along; // as B, panels along the queries
-    float *dq;                  // (T, width)
-    float *delta, *lse;         // (T); lse in base 2
+typedef struct Head {            // what one head of queries keeps over all tiles of keys
+    OperandA q, d_o;             // over D
+    OperandB q_along, d_o_along; // over the queries
+    float *copies[4];            // scratch of those
+    float *dq;                   // (T, width)
+    float *delta, *lse;          // (T); lse in base 2
 } Head;
 
 typedef struct Backward { // one task
     const AttentionJob *job;
     int64_t batch, width;                 // width: D rounded up to panels
     Head *heads;                          // (H / K)
-    float *k_across, *v_across, *k_along; // of a tile of keys, as B
+    OperandB k_across, v_across, k_along; // a tile of keys
+    float *copies[3];                     // scratch of those
     float *dk, *dv;                       // (TILE_KEYS, width)
     float *p, *ds;                        // (TILE_QUERIES, TILE_STRIDE)
     uint32_t *p_pairs, *ds_pairs;         // the same in bf16, queries 2 i and 2 i + 1 paired
@@ -45,18 +48,17 @@ static void lay_out(Backward *b, Take *t) {
     const AttentionShape *s = job->s;
     int64_t T = s->queries, D = s->head_size, tile = TILE_QUERIES * TILE_STRIDE;
     b->heads = take(t, s->heads / s->kv_heads, sizeof *b->heads);
+    int64_t along = panels_size(D, T, job->unit), copy = needs_copy(job) ? T * D : 0;
     for (int64_t h = 0; h < s->heads / s->kv_heads; h++) {
-        Head head = {.q_along = take(t, panels_size(D, T, job->unit), 4),
-                     .d_o_along = take(t, panels_size(D, T, job->unit), 4),
+        Head head = {.copies = {take(t, copy, 4), take(t, copy, 4), take(t, along, 4), take(t, along, 4)},
                      .dq = take(t, T * b->width, 4),
                      .delta = take(t, T, 4),
                      .lse = take(t, T, 4)};
-        if (needs_copy(job)) head.q.data = take(t, T * D, 4), head.d_o.data = take(t, T * D, 4);
         if (t->memory) b->heads[h] = head;
     }
-    b->k_across = take(t, panels_size(TILE_KEYS, D, job->unit), 4);
-    b->v_across = take(t, panels_size(TILE_KEYS, D, job->unit), 4);
-    b->k_along = take(t, panels_size(D, TILE_KEYS, job->unit), 4);
+    b->copies[0] = take(t, panels_size(TILE_KEYS, D, job->unit), 4);
+    b->copies[1] = take(t, panels_size(TILE_KEYS, D, job->unit), 4);
+    b->copies[2] = take(t, panels_size(D, TILE_KEYS, job->unit), 4);
     b->dk = take(t, TILE_KEYS * b->width, 4);
     b->dv = take(t, TILE_KEYS * b->width, 4);
     b->p = take(t, tile, 4);
@@ -80,10 +82,10 @@ static void load_head(Backward *b, Head *head, int64_t h) {
     int64_t T = s->queries, D = s->head_size, at_q = b->batch * T * s->q_stride + h * D,
             at_o = b->batch * T * s->o_stride + h * D;
     const void *q = at_element(job->q, at_q, job->t), *d_o = at_element(job->d_o, at_o, job->t);
-    head->q = rows_of_a((float *)head->q.data, q, s->q_stride, T, D, job);
-    head->d_o = rows_of_a((float *)head->d_o.data, d_o, s->o_stride, T, D, job);
-    pack_along(head->q_along, q, s->q_stride, T, D, job);
-    pack_along(head->d_o_along, d_o, s->o_stride, T, D, job);
+    head->q = rows_as_a(head->copies[0], q, s->q_stride, T, D, job);
+    head->d_o = rows_as_a(head->copies[1], d_o, s->o_stride, T, D, job);
+    head->q_along = rows_along_b(head->copies[2], q, s->q_stride, T, D, job);
+    head->d_o_along = rows_along_b(head->copies[3], d_o, s->o_stride, T, D, job);
     fill(head->dq, 0, T * b->width, 0);
     for (int64_t i = 0; i < T; i++) {
         head->delta[i] = dot(job->d_o, at_o + i * s->o_stride, job->out, at_o + i * s->o_stride, D, job->t);
@@ -129,29 +131,80 @@ static void make_pairs(Backward *b, int64_t rows, int64_t width) {
             vec_store(b->ds_halves, r * TILE_STRIDE + j, vec_load(b->ds, r * TILE_STRIDE + j, F32), BF16);
 }
 
-// A block of queries of one head against the tile of keys.
-static void backward_tile(Backward *b, Head *head, int64_t query, int64_t rows, Interval tile, bool first) {
+// A block of queries of one head against a tile of keys, as panels of queries and what each of them sees of the tile.
+typedef struct Block {
+    Head *head;
+    int64_t query, rows; // first, count
+    Interval tile;
+    int panels;
+    Interval row[TILE_PANELS];  // rows of a panel, counted from `query`
+    Interval seen[TILE_PANELS]; // its keys, counted from the tile's first
+} Block;
+
+static Block block_new(const Backward *b, Head *head, int64_t query, int64_t rows, Interval tile) {
+    Block k = {.head = head, .query = query, .rows = rows, .tile = tile, .panels = (int)divide_up(rows, MATMUL_ROWS)};
+    for (int i = 0; i < k.panels; i++) {
+        k.row[i] = (Interval){i * rows / k.panels, (i + 1) * rows / k.panels};
+        Interval keys = union_keys(b->job->s, b->batch, query + k.row[i].first, k.row[i].end - k.row[i].first);
+        k.seen[i] = (Interval){most(keys.first, tile.first) - tile.first, least(keys.end, tile.end) - tile.first};
+    }
+    return k;
+}
+
+// P and dS of the block, zero where a query does not see.
+static void form_gradients(Backward *b, const Block *k) {
     const AttentionJob *job = b->job;
-    const MatmulUnit unit = job->unit;
-    int64_t D = job->s->head_size, T = job->s->queries, keys = tile.end - tile.first,
-            inner = units_of(D, unit) * MATMUL_PANEL;
-    int64_t n = round_up(keys, MATMUL_PANEL), queries = units_of(rows, unit), at = units_of(query, unit) * MATMUL_PANEL;
-    int64_t along = units_of(T, unit) * MATMUL_PANEL, width = b->width;
+    int64_t units = units_of(job->s->head_size, job->unit);
+    for (int i = 0; i < k->panels; i++) {
+        int64_t row = k->row[i].first, rows = k->row[i].end - row, at = k->seen[i].first / MATMUL_PANEL * MATMUL_PANEL;
+        int64_t columns = k->seen[i].end - at, to = row * TILE_STRIDE + at, query = k->query + row;
+        tile_product(b->p + to, TILE_STRIDE, part_of_a(k->head->q, query, 0), part_of_b(b->k_across, 0, at), rows,
+                     columns, units, job->unit, false);
+        tile_product(b->ds + to, TILE_STRIDE, part_of_a(k->head->d_o, query, 0), part_of_b(b->v_across, 0, at), rows,
+                     columns, units, job->unit, false);
+    }
+    for (int64_t r = 0; r < k->rows; r++)
+        gradient_row(b->p + r * TILE_STRIDE, b->ds + r * TILE_STRIDE, job->scale * LOG2_E, k->head->lse[k->query + r],
+                     k->head->delta[k->query + r], k->tile, query_keys(job->s, b->batch, k->query + r));
+    if (job->unit == UNIT_PAIR) make_pairs(b, k->rows, round_up(k->tile.end - k->tile.first, LANES));
+}
+
+// dQ += dS K
+static void add_query_gradients(Backward *b, const Block *k) {
+    const MatmulUnit unit = b->job->unit;
     bool pairs = unit == UNIT_PAIR;
-    tile_product(b->p, TILE_STRIDE, head->q.data + query * head->q.row, head->q.row, 4, b->k_across, inner, rows, n,
-                 units_of(D, unit), unit, false);
-    tile_product(b->ds, TILE_STRIDE, head->d_o.data + query * head->d_o.row, head->d_o.row, 4, b->v_across, inner, rows,
-                 n, units_of(D, unit), unit, false);
-    for (int64_t r = 0; r < rows; r++)
-        gradient_row(b->p + r * TILE_STRIDE, b->ds + r * TILE_STRIDE, job->scale * LOG2_E, head->lse[query + r],
-                     head->delta[query + r], tile, query_keys(job->s, b->batch, query + r));
-    if (pairs) make_pairs(b, rows, round_up(keys, LANES));
-    const char *p = pairs ? (char *)b->p_pairs : (char *)b->p, *ds = pairs ? (char *)b->ds_pairs : (char *)b->ds;
-    const char *ds_rows = pairs ? (char *)b->ds_halves : (char *)b->ds;
-    tile_product(b->dv, width, p, 4, TILE_STRIDE * 4, head->d_o_along + at, along, keys, width, queries, unit, !first);
-    tile_product(b->dk, width, ds, 4, TILE_STRIDE * 4, head->q_along + at, along, keys, width, queries, unit, !first);
-    tile_product(head->dq + query * width, width, ds_rows, TILE_STRIDE * (pairs ? 2 : 4), 4, b->k_along,
-                 units_of(keys, unit) * MATMUL_PANEL, rows, width, units_of(keys, unit), unit, true);
+    OperandA ds = {pairs ? (char *)b->ds_halves : (char *)b->ds, TILE_STRIDE * (pairs ? 2 : 4), 4};
+    for (int i = 0; i < k->panels; i++) {
+        int64_t row = k->row[i].first, rows = k->row[i].end - row;
+        int64_t first = pairs ? k->seen[i].first / 2 : k->seen[i].first, units = units_of(k->seen[i].end, unit) - first;
+        if (units <= 0) continue;
+        tile_product(k->head->dq + (k->query + row) * b->width, b->width, part_of_a(ds, row, first),
+                     part_of_b(b->k_along, first, 0), rows, b->width, units, unit, true);
+    }
+}
+
+// dK += dS^T Q, dV += P^T dO
+static void add_key_gradients(Backward *b, const Block *k) {
+    const MatmulUnit unit = b->job->unit;
+    bool pairs = unit == UNIT_PAIR;
+    OperandA p = {pairs ? (char *)b->p_pairs : (char *)b->p, 4, TILE_STRIDE * 4};
+    OperandA ds = {pairs ? (char *)b->ds_pairs : (char *)b->ds, 4, TILE_STRIDE * 4};
+    int64_t count = k->tile.end - k->tile.first, parts = divide_up(count, MATMUL_ROWS), width = b->width;
+    for (int64_t part = 0; part < parts; part++) {
+        int64_t key = part * count / parts, end = (part + 1) * count / parts, first = k->rows, last = 0;
+        for (int i = 0; i < k->panels; i++) // the queries that see any of these keys
+            if (k->seen[i].first < end && k->seen[i].end > key) {
+                first = least(first, k->row[i].first);
+                last = k->row[i].end;
+            }
+        first = pairs ? first / 2 : first;
+        int64_t units = units_of(last, unit) - first, at = units_of(k->query, unit) + first;
+        if (units <= 0) continue;
+        tile_product(b->dv + key * width, width, part_of_a(p, key, first), part_of_b(k->head->d_o_along, at, 0),
+                     end - key, width, units, unit, true);
+        tile_product(b->dk + key * width, width, part_of_a(ds, key, first), part_of_b(k->head->q_along, at, 0),
+                     end - key, width, units, unit, true);
+    }
 }
 
 // All queries of all heads against one tile of keys; then its dk and dv are complete.
@@ -160,19 +213,22 @@ static void backward_keys(Backward *b, int64_t kv_head, Interval tile) {
     const AttentionShape *s = job->s;
     int64_t D = s->head_size, keys = tile.end - tile.first, row = b->batch * s->keys + tile.first;
     int64_t at_k = row * s->k_stride + kv_head * D, at_v = row * s->v_stride + kv_head * D;
-    pack_across(b->k_across, at_element(job->k, at_k, job->t), s->k_stride, keys, D, job);
-    pack_across(b->v_across, at_element(job->v, at_v, job->t), s->v_stride, keys, D, job);
-    pack_along(b->k_along, at_element(job->k, at_k, job->t), s->k_stride, keys, D, job);
-    bool first = true;
+    b->k_across = rows_across_b(b->copies[0], at_element(job->k, at_k, job->t), s->k_stride, keys, D, job);
+    b->v_across = rows_across_b(b->copies[1], at_element(job->v, at_v, job->t), s->v_stride, keys, D, job);
+    b->k_along = rows_along_b(b->copies[2], at_element(job->k, at_k, job->t), s->k_stride, keys, D, job);
+    fill(b->dk, 0, keys * b->width, 0);
+    fill(b->dv, 0, keys * b->width, 0);
+    int64_t blocks = divide_up(s->queries, TILE_QUERIES), size = round_up(divide_up(s->queries, most(blocks, 1)), 2);
     for (int64_t h = 0; h < s->heads / s->kv_heads; h++)
-        for (int64_t query = 0; query < s->queries; query += TILE_QUERIES) {
-            int64_t rows = least(TILE_QUERIES, s->queries - query);
+        for (int64_t query = 0; query < s->queries; query += size) {
+            int64_t rows = least(size, s->queries - query);
             Interval seen = union_keys(s, b->batch, query, rows);
             if (seen.first >= tile.end || seen.end <= tile.first) continue;
-            backward_tile(b, &b->heads[h], query, rows, tile, first);
-            first = false;
+            Block block = block_new(b, &b->heads[h], query, rows, tile);
+            form_gradients(b, &block);
+            if (job->dq) add_query_gradients(b, &block);
+            if (job->dk || job->dv) add_key_gradients(b, &block);
         }
-    if (first) fill(b->dk, 0, keys * b->width, 0), fill(b->dv, 0, keys * b->width, 0);
     for (int64_t j = 0; j < keys; j++) {
         if (job->dk) store_row(job->dk, at_k + j * s->k_stride, b->dk + j * b->width, job->scale, D, job->t, job->add);
         if (job->dv) store_row(job->dv, at_v + j * s->v_stride, b->dv + j * b->width, 1, D, job->t, job->add);

@@ -14,7 +14,7 @@ typedef struct Forward { // one task
     int64_t batch;
     Interval keys;                           // packed; first is a multiple of MATMUL_PANEL
     int64_t width;                           // D rounded up to panels
-    float *k, *v;                            // panels: keys across, values along
+    OperandB k, v;                           // keys across, values along
     float *scores;                           // (MATMUL_ROWS, TILE_STRIDE), then probabilities
     uint16_t *halves;                        // the same in bf16, where products take pairs
     float *sums;                             // (MATMUL_ROWS, width): of probability times value
@@ -23,19 +23,24 @@ typedef struct Forward { // one task
     Interval seen[MATMUL_ROWS];              // keys of each query
 } Forward;
 
-static Forward forward_new(const AttentionJob *job, int worker, Interval keys) {
+// Takes the scratch and packs the keys.
+static Forward forward_new(const AttentionJob *job, int worker, int64_t batch, int64_t kv_head, Interval keys) {
     const AttentionShape *s = job->s;
-    Forward f = {.job = job, .keys = keys, .width = round_up(s->head_size, MATMUL_PANEL)};
-    int64_t count = keys.end - keys.first;
+    Forward f = {.job = job, .batch = batch, .keys = keys, .width = round_up(s->head_size, MATMUL_PANEL)};
+    int64_t count = keys.end - keys.first, tile = MATMUL_ROWS * TILE_STRIDE;
     int64_t k = panels_size(count, s->head_size, job->unit), v = panels_size(s->head_size, count, job->unit);
-    int64_t tile = MATMUL_ROWS * TILE_STRIDE, q = needs_copy(job) ? MATMUL_ROWS * round_up(s->head_size, LANES) : 0;
+    int64_t q = needs_copy(job) ? MATMUL_ROWS * s->head_size : 0;
     int64_t total = k + v + tile + tile / 2 + MATMUL_ROWS * f.width + q;
-    f.k = cpu_worker_scratch(job->backend, worker, (size_t)total * sizeof(float));
-    f.v = f.k + k;
-    f.scores = f.v + v;
+    float *memory = cpu_worker_scratch(job->backend, worker, (size_t)total * sizeof(float));
+    f.scores = memory + k + v;
     f.halves = (uint16_t *)(f.scores + tile);
     f.sums = f.scores + tile + tile / 2;
     f.q = f.sums + MATMUL_ROWS * f.width;
+    int64_t row = batch * s->keys + keys.first, column = kv_head * s->head_size;
+    f.k = rows_across_b(memory, at_element(job->k, row * s->k_stride + column, job->t), s->k_stride, count,
+                        s->head_size, job);
+    f.v = rows_along_b(memory + k, at_element(job->v, row * s->v_stride + column, job->t), s->v_stride, count,
+                       s->head_size, job);
     return f;
 }
 
@@ -68,24 +73,21 @@ static void to_halves(uint16_t *out, const float *x, int64_t n) {
     for (int64_t i = 0; i < n; i += LANES) vec_store(out, i, vec_load(x, i, F32), BF16);
 }
 
-// One tile of keys for `rows` queries. tile.first is a multiple of LANES.
-static void forward_tile(Forward *f, RowsOfA q, int rows, Interval tile, bool first) {
+// One tile of keys for `rows` queries.
+static void forward_tile(Forward *f, OperandA q, int rows, Interval tile, bool first) {
     const AttentionJob *job = f->job;
-    int64_t inner = units_of(job->s->head_size, job->unit), count = tile.end - tile.first;
-    int64_t panel = (tile.first - f->keys.first) / MATMUL_PANEL;
-    tile_product(f->scores, TILE_STRIDE, q.data, q.row, 4, f->k + panel * inner * MATMUL_PANEL, inner * MATMUL_PANEL,
-                 rows, round_up(count, MATMUL_PANEL), inner, job->unit, false);
+    const MatmulUnit unit = job->unit;
+    int64_t count = tile.end - tile.first, at = tile.first - f->keys.first, D = job->s->head_size;
+    bool pairs = unit == UNIT_PAIR;
+    tile_product(f->scores, TILE_STRIDE, q, part_of_b(f->k, 0, at), rows, count, units_of(D, unit), unit, false);
     for (int r = 0; r < rows; r++) {
         float factor = softmax_row(f, r, tile);
         if (!first && factor != 1) rescale(f->sums + r * f->width, factor, f->width);
-        if (job->unit == UNIT_PAIR)
-            to_halves(f->halves + r * TILE_STRIDE, f->scores + r * TILE_STRIDE, round_up(count, LANES));
+        if (pairs) to_halves(f->halves + r * TILE_STRIDE, f->scores + r * TILE_STRIDE, round_up(count, LANES));
     }
-    const char *p = job->unit == UNIT_PAIR ? (const char *)f->halves : (const char *)f->scores;
-    int64_t row = TILE_STRIDE * (job->unit == UNIT_PAIR ? 2 : 4), at = units_of(tile.first - f->keys.first, job->unit);
-    tile_product(f->sums, f->width, p, row, 4, f->v + at * MATMUL_PANEL,
-                 units_of(f->keys.end - f->keys.first, job->unit) * MATMUL_PANEL, rows, f->width,
-                 units_of(count, job->unit), job->unit, !first);
+    OperandA p = {pairs ? (char *)f->halves : (char *)f->scores, TILE_STRIDE * (pairs ? 2 : 4), 4};
+    tile_product(f->sums, f->width, p, part_of_b(f->v, units_of(at, unit), 0), rows, f->width, units_of(count, unit),
+                 unit, !first);
 }
 
 // Sums become the output; most and sum become the logsumexp. Queries that see nothing give zeros.
@@ -116,7 +118,7 @@ static void forward_rows(Forward *f, int64_t head, int64_t query, int rows) {
     const AttentionShape *s = job->s;
     Interval keys = union_keys(s, f->batch, query, rows);
     int64_t at_q = (f->batch * s->queries + query) * s->q_stride + head * s->head_size;
-    RowsOfA q = rows_of_a(f->q, at_element(job->q, at_q, job->t), s->q_stride, rows, s->head_size, job);
+    OperandA q = rows_as_a(f->q, at_element(job->q, at_q, job->t), s->q_stride, rows, s->head_size, job);
     for (int r = 0; r < PANEL_ROWS; r++) f->most[r] = -INFINITY, f->sum[r] = 0;
     for (int r = 0; r < rows; r++) f->seen[r] = query_keys(s, f->batch, query + r);
     int64_t start = keys.first / MATMUL_PANEL * MATMUL_PANEL;
@@ -135,13 +137,7 @@ void SIMD_NAME(attention_forward_task)(void *context, int64_t task, int worker) 
     int64_t group = s->heads / s->kv_heads, panels = divide_up(count, MATMUL_ROWS);
     Interval keys = union_keys(s, batch, first, count);
     keys.first = least(keys.first, keys.end) / MATMUL_PANEL * MATMUL_PANEL;
-    Forward f = forward_new(job, worker, keys);
-    f.batch = batch;
-    int64_t row = batch * s->keys + keys.first, column = head * s->head_size;
-    pack_across(f.k, at_element(job->k, row * s->k_stride + column, job->t), s->k_stride, keys.end - keys.first,
-                s->head_size, job);
-    pack_along(f.v, at_element(job->v, row * s->v_stride + column, job->t), s->v_stride, keys.end - keys.first,
-               s->head_size, job);
+    Forward f = forward_new(job, worker, batch, head, keys);
     for (int64_t h = head * group; h < (head + 1) * group; h++)
         for (int64_t p = 0; p < panels; p++) {
             int64_t at = p * count / panels;

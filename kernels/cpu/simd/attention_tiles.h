@@ -58,61 +58,71 @@ static inline int64_t panels_size(int64_t lines, int64_t inner, MatmulUnit unit)
     return divide_up(lines, MATMUL_PANEL) * units_of(inner, unit) * MATMUL_PANEL;
 }
 
-// Rows (count, width) at x, `stride` elements apart, as panels for a product whose inner dimension is the width: the
-// rows are the columns of B.
-static inline void pack_across(float *out, const void *x, int64_t stride, int64_t count, int64_t width,
-                               const AttentionJob *job) {
-    for (int64_t i = 0; i < count; i += MATMUL_PANEL, out += units_of(width, job->unit) * MATMUL_PANEL)
-        SIMD_NAME(matmul_pack)
-    (out, MATMUL_PANEL,
-     &(Lines){.data = at_element(x, i * stride, job->t),
-              .line = stride,
-              .step = 1,
-              .count = least(MATMUL_PANEL, count - i),
-              .k = width,
-              .type = job->t},
-     job->unit);
+// Operands of a product, in units of its inner dimension.
+typedef struct OperandA {
+    const char *data;  // A[r, u] lies at data + r row + u unit
+    int64_t row, unit; // bytes; one of them is 4
+} OperandA;
+
+typedef struct OperandB {
+    const float *data;   // B[u, c] lies at data + u unit + c / MATMUL_PANEL panel + c % MATMUL_PANEL
+    int64_t unit, panel; // floats
+} OperandB;
+
+static inline OperandA part_of_a(OperandA a, int64_t row, int64_t unit) {
+    a.data += row * a.row + unit * a.unit;
+    return a;
 }
 
-// The same rows for a product whose inner dimension is the rows: their elements are the columns of B.
-static inline void pack_along(float *out, const void *x, int64_t stride, int64_t count, int64_t width,
-                              const AttentionJob *job) {
-    for (int64_t i = 0; i < width; i += MATMUL_PANEL, out += units_of(count, job->unit) * MATMUL_PANEL)
-        SIMD_NAME(matmul_pack)
-    (out, MATMUL_PANEL,
-     &(Lines){.data = at_element(x, i, job->t),
-              .line = 1,
-              .step = stride,
-              .count = least(MATMUL_PANEL, width - i),
-              .k = count,
-              .type = job->t},
-     job->unit);
+static inline OperandB part_of_b(OperandB b, int64_t unit, int64_t column) {
+    b.data += unit * b.unit + column / MATMUL_PANEL * b.panel;
+    return b;
 }
-
-// Rows as the A of products: where they lie, or as f32 where the product cannot read bf16.
-typedef struct RowsOfA {
-    const char *data;
-    int64_t row; // bytes from a row to the next
-} RowsOfA;
 
 static inline bool needs_copy(const AttentionJob *job) { return job->t == BF16 && job->unit == UNIT_F32; }
 
-static inline RowsOfA rows_of_a(float *copy, const void *x, int64_t stride, int64_t count, int64_t width,
-                                const AttentionJob *job) {
-    if (!needs_copy(job)) return (RowsOfA){x, stride * (int64_t)dtype_size(job->t)};
+// Rows (count, width) at x, `stride` elements apart, as the A of products over the width: where they lie, or, where the
+// products cannot read them, as f32 in `copy`.
+static inline OperandA rows_as_a(float *copy, const void *x, int64_t stride, int64_t count, int64_t width,
+                                 const AttentionJob *job) {
+    if (!needs_copy(job)) return (OperandA){x, stride * (int64_t)dtype_size(job->t), 4};
     for (int64_t i = 0; i < count; i++)
         for (int64_t d = 0; d < width; d++) copy[i * width + d] = element_load(x, i * stride + d, BF16);
-    return (RowsOfA){(const char *)copy, width * (int64_t)sizeof(float)};
+    return (OperandA){(const char *)copy, width * (int64_t)sizeof(float), 4};
 }
 
-// to (rows, n) (+)= A B, n a multiple of MATMUL_PANEL and any number of rows. A[r, u] lies at a + r a_row + u a_unit
-// bytes; B is n / MATMUL_PANEL panels, b_panel floats apart.
-static inline void tile_product(float *to, int64_t to_row, const char *a, int64_t a_row, int64_t a_unit, const float *b,
-                                int64_t b_panel, int64_t rows, int64_t n, int64_t units, MatmulUnit unit, bool add) {
+static inline OperandB pack_b(float *copy, const void *x, int64_t line, int64_t step, int64_t lines, int64_t inner,
+                              const AttentionJob *job) {
+    OperandB b = {copy, MATMUL_PANEL, units_of(inner, job->unit) * MATMUL_PANEL};
+    for (int64_t i = 0; i < lines; i += MATMUL_PANEL) {
+        int64_t count = least(MATMUL_PANEL, lines - i);
+        Lines part = {at_element(x, i * line, job->t), line, step, count, inner, job->t};
+        SIMD_NAME(matmul_pack)(copy + i / MATMUL_PANEL * b.panel, MATMUL_PANEL, &part, job->unit);
+    }
+    return b;
+}
+
+// The same rows as the columns of B, for products over the width.
+static inline OperandB rows_across_b(float *copy, const void *x, int64_t stride, int64_t count, int64_t width,
+                                     const AttentionJob *job) {
+    return pack_b(copy, x, stride, 1, count, width, job);
+}
+
+// The same rows as the rows of B, for products over the rows. f32 in whole panels is read where it lies, unless its
+// stride would put many rows into the same cache sets.
+static inline OperandB rows_along_b(float *copy, const void *x, int64_t stride, int64_t count, int64_t width,
+                                    const AttentionJob *job) {
+    if (job->t == F32 && width % MATMUL_PANEL == 0 && stride % 256) return (OperandB){x, stride, MATMUL_PANEL};
+    return pack_b(copy, x, 1, stride, width, count, job);
+}
+
+// to (rows, columns) (+)= A B, any number of rows; whole panels of columns are written.
+static inline void tile_product(float *to, int64_t to_row, OperandA a, OperandB b, int64_t rows, int64_t columns,
+                                int64_t units, MatmulUnit unit, bool add) {
     int64_t parts = divide_up(rows, MATMUL_ROWS);
-    Tile tile = {.a_row = a_row,
-                 .a_unit = a_unit,
-                 .b_unit = MATMUL_PANEL,
+    Tile tile = {.a_row = a.row,
+                 .a_unit = a.unit,
+                 .b_unit = b.unit,
                  .units = units,
                  .columns = MATMUL_PANEL,
                  .from_row = to_row,
@@ -122,9 +132,9 @@ static inline void tile_product(float *to, int64_t to_row, const char *a, int64_
     for (int64_t part = 0; part < parts; part++) {
         int64_t first = part * rows / parts;
         tile.rows = (int)((part + 1) * rows / parts - first);
-        tile.a = a + first * a_row;
-        for (int64_t c = 0; c < n; c += MATMUL_PANEL) {
-            tile.b = b + c / MATMUL_PANEL * b_panel;
+        tile.a = part_of_a(a, first, 0).data;
+        for (int64_t c = 0; c < columns; c += MATMUL_PANEL) {
+            tile.b = part_of_b(b, 0, c).data;
             tile.to = to + first * to_row + c;
             tile.from = add ? tile.to : NULL;
             SIMD_NAME(matmul_tile)(&tile, unit);
