@@ -36,12 +36,12 @@ int doctor_main(int argc, char **argv) {
     processor(name, sizeof name);
     uname(&os);
     sysinfo(&memory);
-    CpuPeak peak = cpu_peak_measure(backend);
+    Peak peak = peak_measure(backend, 0.2);
     printf("bifocal      %s\nsystem       %s %s %s\nprocessor    %s, %d cores to use\nmemory       %.1f GiB, %.1f free\n", BIFOCAL_VERSION, os.sysname,
            os.release, os.machine, name, threads_available(), (double)memory.totalram * memory.mem_unit / 0x1p30,
            (double)memory.freeram * memory.mem_unit / 0x1p30);
-    printf("kernels      %s\npeak         %.0f GFLOP/s f32, %.0f GFLOP/s bf16, %.1f GB/s copied\n", backend->isa, peak.f32_gflops, peak.bf16_gflops,
-           peak.copy_gbs);
+    printf("kernels      %s\npeak         %.0f GFLOP/s f32, %.0f GFLOP/s bf16, %.1f GB/s copied\n", backend->isa, peak.f32, peak.bf16,
+           peak.copy);
     backend_free(backend);
     log_free(log);
     return 0;
