@@ -16,6 +16,8 @@ typedef struct Sampler {
     Arena *memory;
     TrainConfig config;
     const SourceConfig *source; // the first with pictures
+    const SourceConfig *asking; // the first with questions, or NULL
+    bool captions;              // whether it was trained to say captions
     Dataset *dataset;
     Backend *backend;
     LoadedModel model;
@@ -60,13 +62,18 @@ static bool open_model(Sampler *s, const char *run, Error *error) {
     if (!config_read(&schema, path, NULL, 0, &s->config, s->memory, error)) return false;
     for (int i = s->config.data.count - 1; i >= 0; i--) {
         const SourceConfig *source = (const SourceConfig *)s->config.data.items + i;
-        if (source->objectives & ~(1u << OBJECTIVE_LM)) s->source = source;
+        if (!(source->objectives & ~(1u << OBJECTIVE_LM))) continue;
+        s->source = source;
+        if (*source->question)
+            s->asking = source;
+        else
+            s->captions |= source->objectives >> OBJECTIVE_CAPTION & 1;
     }
     if (!s->source || !s->config.model.weight[OBJECTIVE_CAPTION]) return true;
     s->dataset = dataset_open(*s->source->validation ? s->source->validation : s->source->path, error);
     if (!s->dataset) return false;
-    if (*s->source->question && !(s->question = template_parse(s->source->question, error))) return false;
-    if (*s->source->answer && !(s->answer = template_parse(s->source->answer, error))) return false;
+    if (s->asking && !(s->question = template_parse(s->asking->question, error))) return false;
+    if (s->asking && !(s->answer = template_parse(s->asking->answer, error))) return false;
     s->backend = cpu_backend_new((int)s->config.threads, NULL, NULL);
     s->tape = tape_new(s->backend, false);
     return model_load(&s->model, s->backend, run, s->config.precision ? BF16 : F32, error);
@@ -117,10 +124,8 @@ static bool one_sample(Sampler *s, int64_t number, ReportSample *out, Error *err
         out->truth = text ? strndup((const char *)text->bytes, (size_t)text->size) : NULL;
         out->question = expanded(s->question, fields, error);
         out->answer = expanded(s->answer, fields, error);
-        if (!out->question)
-            out->says = said(s, &image, NULL, error);
-        else
-            out->model_answer = said(s, &image, out->question, error);
+        if (s->captions) out->says = said(s, &image, NULL, error);
+        if (out->question) out->model_answer = said(s, &image, out->question, error);
         json_decref(fields);
     }
     image_free(&image);
