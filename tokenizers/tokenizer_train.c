@@ -76,8 +76,13 @@ static bool training_error(const TokenizerTraining *t, const char *message, Erro
                          "a vocabulary of %d is too small: this text needs at least %d pieces for its characters "
                          "(or a smaller character coverage)",
                          t->vocabulary, needed);
+    if (t->byte_fallback && t->vocabulary < 512 && strstr(message, "vocab_size"))
+        return error_set(error, ERROR_USAGE,
+                         "a vocabulary of %d is too small: byte fallback takes 256 pieces, characters and words come on "
+                         "top; give more, or leave it out (--no-byte-fallback)",
+                         t->vocabulary);
     const char *text = strrchr(message, ']');
-    return error_set(error, ERROR_FAILED, "training the tokenizer failed: %s", text && text[1] ? text + 2 : message);
+    return error_set(error, ERROR_FAILED, "training the tokenizer failed: %s", text && text[1] && text[2] ? text + 2 : message);
 }
 
 static void append_model(void *context, const char *bytes, size_t size) { buffer_append(context, bytes, size); }
