@@ -20,7 +20,7 @@ static bool read_captions(Evaluation *e, SampleBatch *b, Captions *c, Error *err
         free(c->text[i]);
         c->text[i] = NULL;
         c->ids[i].count = 0;
-        if (!sample_text(e, &b->samples[i], &text, &missing)) {
+        if (!example_text(e, &b->samples[i], &text, &missing)) {
             sample_left_out(e, b, missing.message);
             buffer_free(&text);
             continue;

@@ -109,7 +109,7 @@ void sample_batch_free(SampleBatch *b) {
     *b = (SampleBatch){0};
 }
 
-bool sample_text(const Evaluation *e, const Example *x, Buffer *out, Error *error) {
+bool example_text(const Evaluation *e, const Example *x, Buffer *out, Error *error) {
     if (*e->task->text) {
         Template *template = template_parse(e->task->text, error);
         bool ok = template && template_draw(template, x->fields, 0, out, error);

@@ -37,7 +37,7 @@ void sample_batch_free(SampleBatch *);
 
 // Appends the text of a sample by the task's `text`: a template over its fields; empty: its .txt, or its field
 // "caption" or "text".
-bool sample_text(const Evaluation *, const Example *, Buffer *out, Error *);
+bool example_text(const Evaluation *, const Example *, Buffer *out, Error *);
 // A sample without what the task needs of it: said in the log. The count goes into left_out.
 void sample_left_out(Evaluation *, SampleBatch *, const char *why);
 
