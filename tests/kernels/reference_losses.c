@@ -3,8 +3,6 @@
 #include <math.h>
 #include <stdlib.h>
 
-    reference_masked_patch_mse;
-
 static double dot(const double *a, const double *b, int64_t n) {
     double sum = 0;
     for (int64_t i = 0; i < n; i++) sum += a[i] * b[i];
