@@ -2,6 +2,7 @@
  * simd/. */
 #include "base/error.h"
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/onednn.h"
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -133,11 +134,37 @@ static void destroy(Backend *b) {
     CpuState *s = b->state;
     for (int i = 0; i < threads_count(s->threads); i++) free(s->scratch[i]);
     threads_free(s->threads);
+    onednn_free(s->onednn);
     free(s->scratch);
     free(s->scratch_size);
     free(s->shared);
     free(s);
     free(b);
+}
+
+static void matmul_by_onednn(Backend *b, const Matmul *p) {
+    CpuState *s = b->state;
+    if (!onednn_matmul(s->onednn, p)) s->own_matmul(b, p);
+}
+
+// BIFOCAL_MATMUL: "own" (the default) or "onednn".
+static void choose_matmul(Backend *b, Log *log) {
+    CpuState *s = b->state;
+    const char *wanted = getenv("BIFOCAL_MATMUL");
+    if (!wanted || !*wanted || !strcmp(wanted, "own")) return;
+    if (strcmp(wanted, "onednn")) {
+        log_error(log, "BIFOCAL_MATMUL=%s: no such matrix product (own, onednn); going on with own", wanted);
+        return;
+    }
+    s->onednn = onednn_new(threads_count(s->threads));
+    if (!s->onednn) {
+        log_error(log, "BIFOCAL_MATMUL=onednn: this program was built without oneDNN; going on with own");
+        return;
+    }
+    s->own_matmul = b->matmul;
+    b->matmul = matmul_by_onednn;
+    log_info(log, "matrix products by oneDNN %s: their bits may depend on the number of threads",
+             onednn_version(s->onednn));
 }
 
 Backend *cpu_backend_new(int threads, const char *isa, Log *log) {
@@ -153,6 +180,7 @@ Backend *cpu_backend_new(int threads, const char *isa, Log *log) {
     s->scratch_size = calloc((size_t)count, sizeof *s->scratch_size);
     check(s->scratch && s->scratch_size);
     SETS[set].install(b);
+    choose_matmul(b, log);
     log_info(log, "CPU kernels: %s, %d thread%s%s%s%s", b->isa, count, count == 1 ? "" : "s",
              SETS[best].lacks ? "; this processor has no " : "", SETS[best].lacks ? SETS[best].lacks : "",
              set < best ? "; a lower instruction set was asked for" : "");

@@ -13,6 +13,8 @@ typedef struct CpuState {
     void    *shared;       // a block for the calling thread (partial sums), grown on demand
     size_t   shared_size;
     int64_t  allocations;  // how often scratch grew
+    struct Onednn *onednn; // where BIFOCAL_MATMUL=onednn asks for it; then own_matmul does what it cannot
+    void (*own_matmul)(Backend *, const Matmul *);
 } CpuState;
 
 // threads 0: one per available core. isa NULL: the best this machine has, or what BIFOCAL_CPU names. The log (may be

@@ -252,6 +252,20 @@ static void column_sums_agree_with_double_on_any_number_of_threads(void **state)
     free(start);
 }
 
+static void onednn_agrees_with_double_too(void **state) {
+    (void)state;
+    assert_int_equal(setenv("BIFOCAL_MATMUL", "onednn", 1), 0);
+    Backend *b = cpu_backend_new(2, NULL, NULL);
+    assert_int_equal(unsetenv("BIFOCAL_MATMUL"), 0);
+    bool has = ((CpuState *)b->state)->onednn != NULL;
+    for (int i = 0; has && i < 2; i++) { // the second time from its cache
+        check_size(b, 33, 65, 47, 3);
+        check_size(b, 1, 9, 0, 1);
+    }
+    backend_free(b);
+    if (!has) skip();
+}
+
 static void an_unknown_instruction_set_falls_back_to_the_best(void **state) {
     (void)state;
     Backend *best = cpu_backend_new(1, NULL, NULL), *other = cpu_backend_new(1, "avx9000", NULL);
@@ -271,6 +285,7 @@ int main(void) {
         cmocka_unit_test(bits_do_not_depend_on_the_number_of_threads),
         cmocka_unit_test(nan_and_infinity_reach_exactly_their_row_or_column),
         cmocka_unit_test(column_sums_agree_with_double_on_any_number_of_threads),
+        cmocka_unit_test(onednn_agrees_with_double_too),
         cmocka_unit_test(an_unknown_instruction_set_falls_back_to_the_best),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
