@@ -265,6 +265,106 @@ static void dropout_is_drawn_by_global_row(void **state) {
     tiny_close(&m);
 }
 
+// ---- the step as a whole ----
+
+// All masters after three steps, in the order of parameters; malloc'd.
+static float *trained_masters(Dtype dtype, int threads, int64_t *count) {
+    Tiny m;
+    JointConfig config = tiny_config();
+    config.text.dropout = config.vision.dropout = 0.1;
+    tiny_open_threads(&m, &config, dtype, threads);
+    Batch batch = tiny_batch(m.memory);
+    float mean[OBJECTIVES];
+    for (int i = 0; i < 3; i++) tiny_step(&m, &batch, 1e-3, mean);
+    Parameters *p = joint_parameters(m.joint);
+    *count = parameters_elements(p, false);
+    float *all = malloc((size_t)*count * sizeof *all), *to = all;
+    for (int i = 0; i < parameters_count(p); i++) {
+        int64_t n = tensor_count(&parameters_at(p, i)->tensor);
+        memcpy(to, parameters_at(p, i)->master, (size_t)n * sizeof *to);
+        to += n;
+    }
+    tiny_close(&m);
+    return all;
+}
+
+static void training_has_the_same_bits_on_any_number_of_threads(void **state) {
+    (void)state;
+    const Dtype types[] = {F32, BF16};
+    for (int t = 0; t < 2; t++) {
+        int64_t count;
+        float *one = trained_masters(types[t], 1, &count);
+        for (int threads = 2; threads <= 4; threads += 2) {
+            float *more = trained_masters(types[t], threads, &count);
+            assert_memory_equal(one, more, (size_t)count * sizeof *one);
+            free(more);
+        }
+        free(one);
+    }
+}
+
+static void the_second_identical_step_asks_the_system_for_nothing(void **state) {
+    (void)state;
+    Tiny m;
+    JointConfig config = tiny_config();
+    tiny_open(&m, &config, F32);
+    Batch batch = tiny_batch(m.memory);
+    float mean[OBJECTIVES];
+    tiny_step(&m, &batch, 1e-3, mean);
+    int64_t before = tape_system_allocations(m.tape);
+    tiny_step(&m, &batch, 1e-3, mean);
+    assert_int_equal(tape_system_allocations(m.tape), before);
+    tiny_close(&m);
+}
+
+// Gradients of all parameters, from one backward pass or from its two halves; malloc'd.
+static float *gradients(bool halves, int64_t *count) {
+    Tiny m;
+    JointConfig config = tiny_config();
+    tiny_open(&m, &config, F32);
+    Batch batch = tiny_batch(m.memory);
+    JointPass pass = {.seed = 5, .training = true};
+    Parameters *p = joint_parameters(m.joint);
+    parameters_begin_step(p);
+    JointLoss loss = joint_loss(m.tape, m.joint, &batch, &pass);
+    tape_backward(m.tape, loss.total, halves ? INPUT_GRADIENTS : ALL_GRADIENTS);
+    if (halves) tape_backward(m.tape, loss.total, WEIGHT_GRADIENTS);
+    parameters_end_backward(p);
+    *count = parameters_elements(p, true);
+    float *all = malloc((size_t)*count * sizeof *all), *to = all;
+    for (int i = 0; i < parameters_count(p); i++) {
+        const Parameter *item = parameters_at(p, i);
+        if (item->frozen) continue;
+        memcpy(to, item->tensor.grad, (size_t)tensor_count(&item->tensor) * sizeof *to);
+        to += tensor_count(&item->tensor);
+    }
+    tiny_close(&m);
+    return all;
+}
+
+static void a_backward_pass_in_two_halves_has_the_same_bits(void **state) {
+    (void)state;
+    int64_t count;
+    float *whole = gradients(false, &count), *halves = gradients(true, &count);
+    assert_memory_equal(whole, halves, (size_t)count * sizeof *whole);
+    free(whole);
+    free(halves);
+}
+
+static void flop_of_a_step_are_three_times_its_forward_products(void **state) {
+    (void)state;
+    Tiny m;
+    JointConfig config = tiny_config();
+    tiny_open(&m, &config, F32);
+    Batch batch = tiny_batch(m.memory);
+    JointPass pass = {.seed = 5};
+    joint_loss(m.tape, m.joint, &batch, &pass);
+    double counted = tape_cost(m.tape).flop, model = joint_flop(&config, &batch) / 3;
+    print_message("operators count %.0f FLOP, the model %.0f\n", counted, model);
+    assert_true(model < counted && model > 0.8 * counted); // norms and activations, unscored rows
+    tiny_close(&m);
+}
+
 // ---- what does not fit ----
 
 static void sizes_that_do_not_divide_are_refused_with_what_would(void **state) {
@@ -341,6 +441,10 @@ int main(void) {
         cmocka_unit_test(a_frozen_text_still_passes_gradients_to_the_image),
         cmocka_unit_test(freezing_what_is_not_there_is_refused),
         cmocka_unit_test(dropout_is_drawn_by_global_row),
+        cmocka_unit_test(training_has_the_same_bits_on_any_number_of_threads),
+        cmocka_unit_test(the_second_identical_step_asks_the_system_for_nothing),
+        cmocka_unit_test(a_backward_pass_in_two_halves_has_the_same_bits),
+        cmocka_unit_test(flop_of_a_step_are_three_times_its_forward_products),
         cmocka_unit_test(sizes_that_do_not_divide_are_refused_with_what_would),
         cmocka_unit_test(every_key_has_help_and_a_default_that_fits),
         cmocka_unit_test(an_objective_of_weight_zero_declares_nothing),

@@ -39,9 +39,11 @@ JointConfig tiny_config(void) {
     };
 }
 
-void tiny_open(Tiny *m, const JointConfig *config, Dtype dtype) {
+void tiny_open(Tiny *m, const JointConfig *config, Dtype dtype) { tiny_open_threads(m, config, dtype, 2); }
+
+void tiny_open_threads(Tiny *m, const JointConfig *config, Dtype dtype, int threads) {
     Error error = {0};
-    *m = (Tiny){.backend = cpu_backend_new(2, NULL, NULL), .memory = arena_new(1 << 16)};
+    *m = (Tiny){.backend = cpu_backend_new(threads, NULL, NULL), .memory = arena_new(1 << 16)};
     m->joint = joint_new(m->backend, config, dtype, 7, &error);
     if (!m->joint) fail_msg("%s", error.message);
     m->tape = tape_new(m->backend, true);

@@ -20,8 +20,9 @@ typedef struct Tiny {
     int64_t step;
 } Tiny;
 
-JointConfig tiny_config(void); // all four objectives, weight 1 each
-void tiny_open(Tiny *, const JointConfig *, Dtype);
+JointConfig tiny_config(void);                      // all four objectives, weight 1 each
+void tiny_open(Tiny *, const JointConfig *, Dtype); // two threads
+void tiny_open_threads(Tiny *, const JointConfig *, Dtype, int threads);
 void tiny_close(Tiny *); // fails the test where the tape holds an error
 // The same every time. Images of noise, each of its own mean; captions of one image, but for the last: two.
 Batch tiny_batch(Arena *);

@@ -249,6 +249,16 @@ static void a_quarter_is_kept_rounded_down(void **state) {
     assert_int_equal(mae_kept(&c, &vit), 14); // 14.4
 }
 
+static void flop_of_the_published_trunks(void **state) {
+    (void)state;
+    VitConfig b = {.image_size = 224, .patch = 16, .width = 768, .layers = 12, .heads = 12, .class_token = true};
+    VitConfig l = {.image_size = 224, .patch = 14, .width = 1024, .layers = 24, .heads = 16, .class_token = true};
+    assert_true(fabs(vit_flop(&b, 1, vit_tokens(&b)) / 35.13e9 - 1) < 2e-3);
+    b.patch = 32;
+    assert_true(fabs(vit_flop(&b, 1, vit_tokens(&b)) / 8.82e9 - 1) < 2e-3);
+    assert_true(fabs(vit_flop(&l, 1, vit_tokens(&l)) / 162e9 - 1) < 5e-3);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(keeping_every_patch_equals_keeping_none_back),
@@ -261,6 +271,7 @@ int main(void) {
         cmocka_unit_test(the_trunk_sees_only_the_patches_kept),
         cmocka_unit_test(mae_works_without_a_class_token),
         cmocka_unit_test(a_quarter_is_kept_rounded_down),
+        cmocka_unit_test(flop_of_the_published_trunks),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
