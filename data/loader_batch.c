@@ -106,7 +106,7 @@ static void put_images(Builder *b, const Source *s, const Prepared *sample, uint
     Batch *batch = &b->space->batch;
     size_t bytes = (size_t)batch->side * (size_t)batch->side * 3;
     buffer_reserve(&b->space->pixels, b->space->pixels.size + bytes * (size_t)sample->images);
-    const char *name = arena_printf(b->space->arena, "%s/%s", path_base(dataset_path(s->data)), sample->key);
+    const char *name = arena_printf(b->space->arena, "%s/%s", path_base(dataset_path(s->data)), sample->key.text);
     for (int i = 0; i < sample->images; i++) {
         uint64_t element = source_element(s, epoch, number, i);
         source_show(s, sample->pictures[i], element, (uint8_t *)b->space->pixels.data + b->space->pixels.size);
@@ -122,7 +122,7 @@ static bool put_sample(Builder *b, const Source *s, uint64_t number, uint64_t ep
     Prepared sample;
     Rng rng = rng_for(s->seed, PURPOSE_CAPTION_CHOICE, source_element(s, epoch, number, 0));
     if (!source_prepare(s, number, b->scratch, &sample, error)) return false;
-    if (!encode_texts(b, s, &sample, rng_u64(&rng), error)) return error_prefix(error, "sample %s", sample.key);
+    if (!encode_texts(b, s, &sample, rng_u64(&rng), error)) return error_prefix(error, "sample %s", sample.key.text);
     if (source_has(s, OBJECTIVE_CAPTION)) put_caption(b, s, &sample);
     if (source_has(s, OBJECTIVE_CONTRASTIVE)) put_pair(b);
     put_images(b, s, &sample, number, epoch);

@@ -62,7 +62,7 @@ static Text copy_text(Text text, char **at) {
 }
 
 bool cache_keep(Cache *c, uint64_t sample, const Prepared *p) {
-    size_t bytes = sizeof *p + (p->json.text ? p->json.size + 1 : 0);
+    size_t bytes = sizeof *p + p->key.size + 1 + (p->json.text ? p->json.size + 1 : 0);
     for (int i = 0; i < p->texts; i++) bytes += p->text[i].size + 1;
     if (!take_bytes(c, bytes)) return false;
     Prepared *kept = malloc(bytes), *none = NULL;
@@ -71,6 +71,7 @@ bool cache_keep(Cache *c, uint64_t sample, const Prepared *p) {
     char *at = (char *)(kept + 1);
     for (int i = 0; i < p->texts; i++) kept->text[i] = copy_text(p->text[i], &at);
     kept->json = copy_text(p->json, &at);
+    kept->key = copy_text(p->key, &at);
     if (!atomic_compare_exchange_strong(&c->prepared[sample], &none, kept)) free(kept); // another worker was first
     return true;
 }

@@ -20,7 +20,7 @@ typedef struct Prepared { // a sample, decoded
     const Picture *pictures[SAMPLE_MEMBERS];
     Text text[SAMPLE_MEMBERS]; // its .txt members
     Text json;                 // its .json, or NULL
-    const char *key;           // lives as long as the dataset
+    Text key;                  // of the sample in its shard
 } Prepared;
 
 typedef struct Cache Cache;

@@ -169,16 +169,16 @@ bool source_prepare(const Source *s, uint64_t number, Scratch *scratch, Prepared
         *out = *kept;
         return true;
     }
-    Sample sample;
-    if (!dataset_sample(s->data, (int64_t)number, &sample, &scratch->bytes, error)) return false;
-    *out = sample_texts(&sample);
+    Sample *sample = &scratch->sample;
+    if (!dataset_sample(s->data, (int64_t)number, sample, &scratch->bytes, error)) return false;
+    *out = sample_texts(sample);
     const Member *member;
-    for (int i = 0; i < s->most_images && (member = sample_member(&sample, MEMBER_IMAGE, i)); i++) {
+    for (int i = 0; i < s->most_images && (member = sample_member(sample, MEMBER_IMAGE, i)); i++) {
         if (!(out->pictures[i] = picture_of(s, member, scratch, error)))
-            return error_prefix(error, "%s: %s", sample.shard, member->name);
+            return error_prefix(error, "%s: %s", sample->shard, member->name);
         out->images++;
     }
-    if (!out->images) return error_set(error, ERROR_FAILED, "%s: sample %s has no picture", sample.shard, sample.key);
+    if (!out->images) return error_set(error, ERROR_FAILED, "%s: sample %s has no picture", sample->shard, sample->key);
     if (!scratch->owned) cache_keep(s->cache, number, out);
     return true;
 }

@@ -25,6 +25,7 @@ typedef struct Source {
 } Source;
 
 typedef struct Scratch { // of a worker. Zero-initialise it; scratch_free
+    Sample sample;
     Buffer bytes, text;
     TokenIds ids, question, answer;
     LmPlan *plans; // (sources)

@@ -5,7 +5,7 @@
 #include <string.h>
 
 Prepared sample_texts(const Sample *sample) {
-    Prepared p = {.key = sample->key};
+    Prepared p = {.key = {sample->key, strlen(sample->key)}};
     for (int i = 0; i < sample->member_count; i++) {
         const Member *m = &sample->members[i];
         Text text = {(const char *)m->bytes, (size_t)m->size};

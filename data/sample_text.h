@@ -3,7 +3,7 @@
 #include "data/loader_cache.h"
 #include "data/template.h"
 
-// The members of a sample as they were read; pictures are left out.
+// The members of a sample as they were read, which must outlive it; pictures are left out.
 Prepared sample_texts(const Sample *);
 // How many texts the sample can give (template NULL: its .txt members), and one of them appended to `out`, false where
 // it cannot be made or is blank.
