@@ -16,25 +16,33 @@ static void keep_answer(Answers *a, const char *normalized, double match) {
     a->match[a->count++] = match;
 }
 
+void wanted_clear(Wanted *w) {
+    for (int i = 0; i < w->count; i++) free(w->text[i]);
+    w->count = 0;
+}
+
 // Decodes, compares, keeps and logs one answer.
-static bool compare(Evaluation *e, const SampleBatch *b, int i, const TokenIds *said, const char *target, Answers *a,
+static bool compare(Evaluation *e, const SampleBatch *b, int i, const TokenIds *said, const Wanted *wanted, Answers *a,
                     Error *error) {
-    Buffer text = {0}, given = {0}, wanted = {0};
+    Buffer text = {0}, given = {0}, right = {0};
     bool ok = tokenizer_decode(e->model->tokenizer, said->ids, said->count, &text, error);
+    double match = 0;
     normalize_answer(text.size ? text.data : "", &given);
-    normalize_answer(target, &wanted);
-    double match = ok && !strcmp(given.data, wanted.data);
-    if (ok) keep_answer(a, wanted.data, match);
+    for (int w = wanted->count - 1; w >= 0; w--) { // the first comes last and stays in `right`
+        normalize_answer(wanted->text[w], &right);
+        if (!strcmp(given.data, right.data)) match = 1;
+    }
+    if (ok) keep_answer(a, right.data, match);
     if (ok)
-        log_sample(e, b->ids[i], &b->samples[i], target, json_stringn(text.data ? text.data : "", text.size),
+        log_sample(e, b->ids[i], &b->samples[i], wanted->text[0], json_stringn(text.data ? text.data : "", text.size),
                    "exact_match", match);
     buffer_free(&text);
     buffer_free(&given);
-    buffer_free(&wanted);
+    buffer_free(&right);
     return ok;
 }
 
-bool answers_generate(Evaluation *e, const SampleBatch *b, const TokenIds *questions, char *const *targets, Answers *a,
+bool answers_generate(Evaluation *e, const SampleBatch *b, const TokenIds *questions, const Wanted *wanted, Answers *a,
                       Error *error) {
     size_t side = (size_t)e->model->config.vision.image_size, count = (size_t)b->count;
     Prompt *prompts = calloc(count + 1, sizeof *prompts);
@@ -43,7 +51,7 @@ bool answers_generate(Evaluation *e, const SampleBatch *b, const TokenIds *quest
     int *sample = calloc(count + 1, sizeof *sample), used = 0;
     check(prompts && segments && said && sample);
     for (int i = 0; i < b->count; i++) {
-        if (!targets[i]) continue;
+        if (!wanted[i].count) continue;
         segments[i][0] = segment_image(0);
         if (questions) segments[i][1] = segment_text(&questions[i]);
         prompts[used] = (Prompt){.segments = segments[i],
@@ -55,7 +63,7 @@ bool answers_generate(Evaluation *e, const SampleBatch *b, const TokenIds *quest
     }
     GenerateOptions options = {.sampling = {.top_p = 1}, .max_tokens = e->task->max_tokens, .batch = e->batch};
     bool ok = generate(e->tape, e->model->joint, e->model->tokenizer, prompts, used, &options, said, error);
-    for (int k = 0; ok && k < used; k++) ok = compare(e, b, sample[k], &said[k], targets[sample[k]], a, error);
+    for (int k = 0; ok && k < used; k++) ok = compare(e, b, sample[k], &said[k], &wanted[sample[k]], a, error);
     for (size_t i = 0; i < count; i++) token_ids_free(&said[i]);
     free(sample);
     free(said);

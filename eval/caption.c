@@ -6,8 +6,8 @@
 #include <string.h>
 
 typedef struct Captions {
-    char **text;           // (capacity of the batch); NULL: the sample has none
-    TokenIds *ids;         // (capacity)
+    Wanted *wanted;        // (capacity of the batch) the captions of each sample
+    TokenIds *ids;         // (capacity) of the first
     double *loss, *tokens; // of every caption so far: nats, and tokens with </s>
     int64_t count;
 } Captions;
@@ -15,18 +15,21 @@ typedef struct Captions {
 static bool read_captions(Evaluation *e, SampleBatch *b, Captions *c, Error *error) {
     bool ok = true;
     for (int i = 0; ok && i < b->count; i++) {
-        Buffer text = {0};
         Error missing = {0};
-        free(c->text[i]);
-        c->text[i] = NULL;
+        Wanted *w = &c->wanted[i];
+        wanted_clear(w);
         c->ids[i].count = 0;
-        if (!example_text(e, &b->samples[i], &text, &missing)) {
-            sample_left_out(e, b, missing.message);
-            buffer_free(&text);
-            continue;
+        for (int v = 0; v < e->text_variants && v < MOST_WANTED; v++) {
+            Buffer text = {0};
+            if (example_caption(e, &b->samples[i], v, &text, &missing))
+                w->text[w->count++] = text.data; // taken over
+            else
+                buffer_free(&text);
         }
-        c->text[i] = text.data; // taken over
-        ok = tokenizer_encode(e->model->tokenizer, text.data, text.size, &c->ids[i], error);
+        if (w->count)
+            ok = tokenizer_encode(e->model->tokenizer, w->text[0], strlen(w->text[0]), &c->ids[i], error);
+        else
+            sample_left_out(e, b, missing.message);
     }
     return ok;
 }
@@ -49,7 +52,7 @@ static bool caption_rows(Evaluation *e, const Captions *c, int first, int rows, 
 
 static void add_losses(Captions *c, int first, const Sequences *s, const float *losses) {
     for (int r = 0; r < s->rows; r++) {
-        if (!c->text[first + r]) continue;
+        if (!c->wanted[first + r].count) continue;
         double loss = 0, tokens = 0;
         for (int t = 0; t < s->length; t++) {
             loss += (double)losses[r * s->length + t];
@@ -82,7 +85,7 @@ static bool score_batch(Evaluation *e, SampleBatch *b, Captions *c, Answers *ans
         int rows = b->count - first < e->batch ? b->count - first : (int)e->batch;
         if (!score_rows(e, b, c, first, rows, error)) return false;
     }
-    return answers_generate(e, b, NULL, c->text, answers, error);
+    return answers_generate(e, b, NULL, c->wanted, answers, error);
 }
 
 static void add_metrics(Score *score, const Captions *c, const Answers *answers, int64_t vocabulary) {
@@ -96,11 +99,11 @@ static void add_metrics(Score *score, const Captions *c, const Answers *answers,
 bool score_caption(Evaluation *e, Score *score, Error *error) {
     size_t most = (size_t)examples_count(e->examples);
     SampleBatch batch = {.capacity = (int)e->batch * ANSWER_BATCHES};
-    Captions c = {.text = calloc((size_t)batch.capacity, sizeof *c.text),
+    Captions c = {.wanted = calloc((size_t)batch.capacity, sizeof *c.wanted),
                   .ids = calloc((size_t)batch.capacity, sizeof *c.ids),
                   .loss = calloc(most, sizeof *c.loss),
                   .tokens = calloc(most, sizeof *c.tokens)};
-    check(c.text && c.ids && c.loss && c.tokens);
+    check(c.wanted && c.ids && c.loss && c.tokens);
     Answers answers = {0};
     bool ok = true;
     while ((ok = ok && sample_batch_next(e, &batch, true, error)) && batch.count)
@@ -109,10 +112,10 @@ bool score_caption(Evaluation *e, Score *score, Error *error) {
     if (ok) add_metrics(score, &c, &answers, e->model->config.text.vocabulary);
     score->effective = c.count;
     for (int i = 0; i < batch.capacity; i++) {
-        free(c.text[i]);
+        wanted_clear(&c.wanted[i]);
         token_ids_free(&c.ids[i]);
     }
-    free(c.text);
+    free(c.wanted);
     free(c.ids);
     free(c.loss);
     free(c.tokens);

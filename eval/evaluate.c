@@ -45,7 +45,11 @@ static bool run_task(Evaluation *e, const EvaluateOptions *o, json_t *results, E
     Buffer lines = {0};
     e->samples = o->samples ? &lines : NULL;
     e->examples = examples_open(data, o->limit, scorer->pictures ? task->image_field : NULL, error);
-    bool ok = e->examples && scorer->run(e, &score, error);
+    Template *text = *task->text ? template_parse(task->text, error) : NULL;
+    bool ok = e->examples && (text || !*task->text);
+    e->text = text;
+    e->text_variants = text ? template_variants(text) : 1;
+    ok = ok && scorer->run(e, &score, error);
     if (ok) {
         score.original = examples_original(e->examples);
         results_add(results, task, &score, data, examples_root(e->examples));
@@ -53,6 +57,7 @@ static bool run_task(Evaluation *e, const EvaluateOptions *o, json_t *results, E
                  clock_seconds() - started);
     }
     ok = ok && (!o->samples || write_samples(o->samples, task, &lines, error));
+    template_free(text);
     examples_close(e->examples);
     buffer_free(&lines);
     return ok || error_prefix(error, "task %s", task->name);

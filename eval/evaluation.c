@@ -2,7 +2,6 @@
 #include "eval/evaluation.h"
 #include "data/image.h"
 #include "data/sequence.h"
-#include "data/template.h"
 #include "fusion/describe.h"
 #include <ctype.h>
 #include <stdio.h>
@@ -48,7 +47,7 @@ static void make_room(Evaluation *e, SampleBatch *b) {
 
 void sample_left_out(Evaluation *e, SampleBatch *b, const char *why) {
     enum { NAMED = 10 };
-    b->left_out++;
+    if (!b->left_out++) snprintf(b->cause, sizeof b->cause, "%s", why);
     if (b->left_out <= NAMED)
         log_warning(e->log, "%s: left out: %s%s", e->task->name, why,
                     b->left_out == NAMED ? " (the last one named)" : "");
@@ -97,7 +96,8 @@ bool sample_batch_next(Evaluation *e, SampleBatch *b, bool pictures, Error *erro
         }
     } while (!b->count && b->next < all);
     if (b->next >= all && b->left_out == all)
-        return error_set(error, ERROR_FAILED, "none of the %lld samples could be read", (long long)all);
+        return error_set(error, ERROR_FAILED, "none of the %lld samples can be used; the first: %s", (long long)all,
+                         b->cause);
     return true;
 }
 
@@ -109,13 +109,9 @@ void sample_batch_free(SampleBatch *b) {
     *b = (SampleBatch){0};
 }
 
-bool example_text(const Evaluation *e, const Example *x, Buffer *out, Error *error) {
-    if (*e->task->text) {
-        Template *template = template_parse(e->task->text, error);
-        bool ok = template && template_draw(template, x->fields, 0, out, error);
-        template_free(template);
-        return ok || error_prefix(error, "%s", x->name);
-    }
+bool example_text(const Evaluation *e, const Example *x, int variant, Buffer *out, Error *error) {
+    if (e->text)
+        return template_expand(e->text, variant, x->fields, 0, out, error) || error_prefix(error, "%s", x->name);
     const char *field = json_get_string(x->fields, "caption", json_get_string(x->fields, "text", ""));
     if (x->text.size)
         buffer_append(out, x->text.data, x->text.size);
@@ -124,6 +120,18 @@ bool example_text(const Evaluation *e, const Example *x, Buffer *out, Error *err
     else
         return error_set(error, ERROR_FAILED, "%s: it has no text; name its fields with `text` in the task", x->name);
     return true;
+}
+
+bool example_caption(const Evaluation *e, const Example *x, int variant, Buffer *out, Error *error) {
+    check(!out->size);
+    if (!example_text(e, x, variant, out, error)) return false;
+    size_t from = 0, end = out->size;
+    while (end && isspace((unsigned char)out->data[end - 1])) end--;
+    while (from < end && isspace((unsigned char)out->data[from])) from++;
+    memmove(out->data, out->data + from, end - from);
+    out->size = end - from;
+    out->data[out->size] = 0;
+    return out->size > 0 || error_set(error, ERROR_FAILED, "%s: its caption is blank", x->name);
 }
 
 // ---- features ----

@@ -3,6 +3,7 @@
 #pragma once
 #include "base/log.h"
 #include "base/threads.h"
+#include "data/template.h"
 #include "eval/examples.h"
 #include "eval/results.h"
 #include "eval/task.h"
@@ -16,14 +17,17 @@ typedef struct Evaluation {
     Log *log;
     const Task *task;
     Examples *examples;
-    int64_t batch;   // samples at a time; changes no score
-    Buffer *samples; // a JSON line for each sample goes here; NULL: nowhere
-    Arena *memory;   // scratch: whoever uses it resets it
+    const Template *text; // the task's, or NULL
+    int text_variants;    // of it; 1 without
+    int64_t batch;        // samples at a time; changes no score
+    Buffer *samples;      // a JSON line for each sample goes here; NULL: nowhere
+    Arena *memory;        // scratch: whoever uses it resets it
 } Evaluation;
 
 typedef struct SampleBatch { // owned; sample_batch_free
     int64_t next;            // sample to read next: start at 0
     int64_t left_out;        // so far
+    char cause[256];         // why the first of them was
     int capacity;            // samples at a time; 0: the evaluation's batch
     int count;
     Example *samples; // (count)
@@ -35,9 +39,11 @@ typedef struct SampleBatch { // owned; sample_batch_free
 bool sample_batch_next(Evaluation *, SampleBatch *, bool pictures, Error *);
 void sample_batch_free(SampleBatch *);
 
-// Appends the text of a sample by the task's `text`: a template over its fields; empty: its .txt, or its field
-// "caption" or "text".
-bool example_text(const Evaluation *, const Example *, Buffer *out, Error *);
+// Appends the text of a sample as it is: variant `variant` of the task's `text`; without a template: its .txt, or its
+// field "caption" or "text".
+bool example_text(const Evaluation *, const Example *, int variant, Buffer *out, Error *);
+// The same without white space at either end, as training reads captions.
+bool example_caption(const Evaluation *, const Example *, int variant, Buffer *out, Error *);
 // A sample without what the task needs of it: said in the log. The count goes into left_out.
 void sample_left_out(Evaluation *, SampleBatch *, const char *why);
 

@@ -130,7 +130,7 @@ bool score_perplexity(Evaluation *e, Score *score, Error *error) {
         for (int i = 0; ok && i < batch.count; i++) {
             Error missing = {0};
             buffer_clear(&text);
-            if (!example_text(e, &batch.samples[i], &text, &missing)) {
+            if (!example_text(e, &batch.samples[i], 0, &text, &missing)) {
                 sample_left_out(e, &batch, missing.message);
                 continue;
             }

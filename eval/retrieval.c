@@ -31,7 +31,7 @@ static bool read_pairs(Evaluation *e, Pairs *p, Error *error) {
         for (int i = 0; ok && i < batch.count; i++) {
             Buffer text = {0};
             Error missing = {0};
-            if (!example_text(e, &batch.samples[i], &text, &missing)) {
+            if (!example_caption(e, &batch.samples[i], 0, &text, &missing)) {
                 sample_left_out(e, &batch, missing.message);
                 buffer_free(&text);
                 continue;

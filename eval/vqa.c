@@ -7,7 +7,7 @@
 typedef struct Questions {
     Template *question, *answer;
     TokenIds *asked; // (capacity of the batch)
-    char **wanted;   // (capacity); NULL: the sample has no question or answer
+    Wanted *wanted;  // (capacity)
 } Questions;
 
 // The question's ids and the answer's text of each sample in the batch.
@@ -18,8 +18,7 @@ static bool ask(Evaluation *e, SampleBatch *b, Questions *q, Error *error) {
         Buffer answer = {0};
         Error missing = {0};
         buffer_clear(&question);
-        free(q->wanted[i]);
-        q->wanted[i] = NULL;
+        wanted_clear(&q->wanted[i]);
         q->asked[i].count = 0;
         if (!template_expand(q->question, 0, b->samples[i].fields, 0, &question, &missing) ||
             !template_expand(q->answer, 0, b->samples[i].fields, 0, &answer, &missing)) {
@@ -27,7 +26,7 @@ static bool ask(Evaluation *e, SampleBatch *b, Questions *q, Error *error) {
             sample_left_out(e, b, missing.message);
             continue; // a template that failed left no text
         }
-        q->wanted[i] = answer.data; // taken over
+        q->wanted[i] = (Wanted){{answer.data}, 1}; // taken over
         ok = tokenizer_encode(e->model->tokenizer, question.data, question.size, &q->asked[i], error);
     }
     buffer_free(&question);
@@ -50,7 +49,7 @@ bool score_vqa(Evaluation *e, Score *score, Error *error) {
     score->effective = answers.count;
     for (int i = 0; i < batch.capacity; i++) {
         token_ids_free(&q.asked[i]);
-        free(q.wanted[i]);
+        wanted_clear(&q.wanted[i]);
     }
     free(q.asked);
     free(q.wanted);
