@@ -60,8 +60,9 @@ static void every_sample_comes_back_by_its_number(void **state) {
     done(&f);
 }
 
-static const char *const whole_files[] = {"dataset.json", "ledger.jsonl", "sizes.json", "__len__", "shard-000000.tar",
-                                          "shard-000000.bfx", "shard-000000_stats.json"};
+static const char *const whole_files[] = {
+    "dataset.json",     "ledger.jsonl",           "sizes.json", "__len__", "shard-000000.tar",
+    "shard-000000.bfx", "shard-000000_stats.json"};
 enum { WHOLE_FILES = sizeof whole_files / sizeof *whole_files };
 
 static void the_same_samples_give_the_same_bytes(void **state) {

@@ -96,17 +96,39 @@ static void records_that_contradict_each_other_are_refused(void **state) {
     for (int wrong = 0; wrong < 11; wrong++) {
         Sidecar in = example();
         switch (wrong) {
-        case 0: members[2].offset = 4096; break;             // behind the end
-        case 1: members[2].length = UINT64_MAX - 100; break; // overflows
-        case 2: members[1].offset = 512; break;              // overlaps
-        case 3: members[1].sample = 1; break;
-        case 4: members[1].name = sizeof names; break;
-        case 5: members[0].kind = 9; break;
-        case 6: samples[1].first_member = 1; break;
-        case 7: samples[0].members = 3; break;
-        case 8: samples[0].members = 0; break;
-        case 9: samples[0].key_hash++; break;
-        case 10: members[1].name = 12; break; // of another key
+        case 0:
+            members[2].offset = 4096;
+            break; // behind the end
+        case 1:
+            members[2].length = UINT64_MAX - 100;
+            break; // overflows
+        case 2:
+            members[1].offset = 512;
+            break; // overlaps
+        case 3:
+            members[1].sample = 1;
+            break;
+        case 4:
+            members[1].name = sizeof names;
+            break;
+        case 5:
+            members[0].kind = 9;
+            break;
+        case 6:
+            samples[1].first_member = 1;
+            break;
+        case 7:
+            samples[0].members = 3;
+            break;
+        case 8:
+            samples[0].members = 0;
+            break;
+        case 9:
+            samples[0].key_hash++;
+            break;
+        case 10:
+            members[1].name = 12;
+            break; // of another key
         }
         sidecar_encode(&in, &bytes);
         if (decodes(&bytes, &error)) fail_msg("contradiction %d passed", wrong);

@@ -90,7 +90,10 @@ static void a_header_is_a_pure_function_of_name_and_size(void **state) {
     tar_append_header(&b, "000000001.jpg", 12345);
     assert_int_equal(a.size, TAR_BLOCK);
     assert_memory_equal(a.data, b.data, a.size);
-    assert_memory_equal(a.data + 257, "ustar\0" "00", 8);
+    assert_memory_equal(a.data + 257,
+                        "ustar\0"
+                        "00",
+                        8);
     assert_memory_equal(a.data + 124, "00000030071", 12); // octal
     assert_memory_equal(a.data + 136, "00000000000", 12); // mtime
     buffer_free(&a);

@@ -3,24 +3,26 @@
  * into dx and dw. Rows without a target are left out before anything is computed.
  * N rows, C width, V vocabulary; R scored rows. */
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/simd/vec.h"
 #include <math.h>
 #include <string.h>
 
 enum {
     TILE = 1 << 20, // elements of a tile of logits, at most
     SIDE = 1024,    // of a tile where both sides are long
-    ROW_BLOCK = 8,  // rows a task
+    TASK = 1 << 13, // elements of a tile a task
 };
 
 typedef struct Loss { // one call
     Backend *backend;
-    const void *x, *w;          // x: the scored rows, packed
-    const int32_t *index;       // (R): their places
-    const int32_t *targets;     // (N)
-    const float *weight;        // (N) or NULL
-    float *loss, *lse;          // (N)
-    const float *d_loss;        // (N), backward
-    void *dx;                   // (N, C), backward, or NULL
+    const void *x, *w;      // x: the scored rows, packed
+    const int32_t *index;   // (R): their places
+    const int32_t *targets; // (N)
+    const float *weight;    // (N) or NULL
+    float *loss, *lse;      // (N)
+    const float *d_loss;    // (N), backward
+    void *dx;               // (N, C), backward, or NULL
+    bool add_x;
     int64_t rows, width, vocab; // rows: R
     Dtype t;
 } Loss;
@@ -49,20 +51,16 @@ static int64_t tile_stride(int64_t columns) { // not a multiple of 4096 bytes: r
     return stride % 1024 ? stride : stride + 16;
 }
 
-static const char *row_at(const void *x, int64_t row, int64_t width, Dtype t) {
-    return (const char *)x + (size_t)(row * width) * dtype_size(t);
-}
-
 static void tile_logits(const Tile *t) {
     const Loss *l = t->loss;
     l->backend->matmul(l->backend, &(Matmul){.m = t->rows,
                                              .n = t->columns,
                                              .k = l->width,
                                              .batch = 1,
-                                             .a = row_at(l->x, t->row, l->width, l->t),
+                                             .a = row_of(l->x, t->row, l->width, l->t),
                                              .a_row = l->width,
                                              .a_column = 1,
-                                             .b = row_at(l->w, t->column, l->width, l->t),
+                                             .b = row_of(l->w, t->column, l->width, l->t),
                                              .b_row = 1,
                                              .b_column = l->width,
                                              .c = t->logits,
@@ -71,56 +69,80 @@ static void tile_logits(const Tile *t) {
                                              .out = F32});
 }
 
+// Rows of a tile that one task takes.
+static int64_t task_rows(int64_t columns) { return columns < TASK ? TASK / columns : 1; }
+
+static void run_rows(const Tile *t, ThreadTask task) {
+    int64_t rows = task_rows(t->columns);
+    threads_run(cpu_threads(t->loss->backend), (t->rows + rows - 1) / rows, task, (void *)t);
+}
+
+// A row of logits, filled up to whole vectors with what adds nothing; returns its length.
+static int64_t pad_row(float *row, int64_t columns) {
+    int64_t padded = round_up(columns, LANES);
+    for (int64_t c = columns; c < padded; c++) row[c] = -INFINITY;
+    return padded;
+}
+
+static void forward_row(const Tile *t, int64_t r) {
+    float *row = t->logits + r * t->stride;
+    int64_t padded = pad_row(row, t->columns), target = t->loss->targets[t->loss->index[t->row + r]] - t->column;
+    float before = t->column ? t->most[r] : -INFINITY;
+    Vec high = vec_set(before), sum = {0};
+    for (int64_t c = 0; c < padded; c += LANES) high = vec_max(high, vec_load(row, c, F32));
+    float most = vec_highest(high);
+    for (int64_t c = 0; c < padded; c += LANES) sum += vec_exp(vec_load(row, c, F32) - most);
+    t->sum[r] = (t->column ? t->sum[r] * expf(before - most) : 0) + vec_sum(sum);
+    t->most[r] = most;
+    if (target >= 0 && target < t->columns) t->picked[r] = row[target];
+}
+
 static void forward_task(void *context, int64_t task, int worker) {
     (void)worker;
     const Tile *t = context;
-    for (int64_t r = task * ROW_BLOCK; r < least(t->rows, (task + 1) * ROW_BLOCK); r++) {
-        const float *row = t->logits + r * t->stride;
-        int64_t target = t->loss->targets[t->loss->index[t->row + r]] - t->column;
-        float most = t->column ? t->most[r] : -INFINITY, sum = t->column ? t->sum[r] : 0, before = most;
-        for (int64_t c = 0; c < t->columns; c++) most = row[c] > most ? row[c] : most;
-        if (before < most) sum *= expf(before - most);
-        for (int64_t c = 0; c < t->columns; c++) sum += expf(row[c] - most);
-        t->most[r] = most;
-        t->sum[r] = sum;
-        if (target >= 0 && target < t->columns) t->picked[r] = row[target];
-    }
+    int64_t rows = task_rows(t->columns);
+    for (int64_t r = task * rows; r < least(t->rows, (task + 1) * rows); r++) forward_row(t, r);
+}
+
+static void backward_row(const Tile *t, int64_t r) {
+    const Loss *l = t->loss;
+    float *row = t->logits + r * t->stride;
+    int64_t at = l->index[t->row + r], target = l->targets[at] - t->column, padded = pad_row(row, t->columns);
+    float factor = l->d_loss[at] * (l->weight ? l->weight[at] : 1), lse = l->lse[at];
+    bool here = target >= 0 && target < t->columns;
+    float own = here ? factor * (expf(row[target] - lse) - 1) : 0; // one rounding only, also in bf16
+    if (t->gradient)
+        for (int64_t c = 0; c < padded; c += LANES)
+            vec_store(t->gradient, r * t->stride + c, factor * vec_exp(vec_load(row, c, F32) - lse), BF16);
+    else
+        for (int64_t c = 0; c < padded; c += LANES)
+            vec_store(row, c, factor * vec_exp(vec_load(row, c, F32) - lse), F32);
+    if (!here) return;
+    if (t->gradient)
+        t->gradient[r * t->stride + target] = f32_to_bf16(own);
+    else
+        row[target] = own;
 }
 
 static void backward_task(void *context, int64_t task, int worker) {
     (void)worker;
     const Tile *t = context;
-    const Loss *l = t->loss;
-    for (int64_t r = task * ROW_BLOCK; r < least(t->rows, (task + 1) * ROW_BLOCK); r++) {
-        float *row = t->logits + r * t->stride;
-        int64_t at = l->index[t->row + r], target = l->targets[at] - t->column;
-        float factor = l->d_loss[at] * (l->weight ? l->weight[at] : 1), lse = l->lse[at];
-        for (int64_t c = 0; c < t->columns; c++) row[c] = factor * expf(row[c] - lse);
-        if (target >= 0 && target < t->columns) row[target] -= factor;
-        for (int64_t c = 0; t->gradient && c < t->columns; c++) t->gradient[r * t->stride + c] = f32_to_bf16(row[c]);
-    }
+    int64_t rows = task_rows(t->columns);
+    for (int64_t r = task * rows; r < least(t->rows, (task + 1) * rows); r++) backward_row(t, r);
 }
 
-// Adds the gradient of the scored rows to dx.
+// Brings the gradient of the scored rows to dx.
 static void scatter_task(void *context, int64_t task, int worker) {
     (void)worker;
     const Tile *t = context;
     const Loss *l = t->loss;
-    for (int64_t r = task * ROW_BLOCK; r < least(t->rows, (task + 1) * ROW_BLOCK); r++) {
-        const float *from = t->dx + r * l->width;
-        int64_t at = l->index[t->row + r] * l->width;
-        if (l->t == F32)
-            for (int64_t c = 0; c < l->width; c++) ((float *)l->dx)[at + c] += from[c];
-        else
-            for (int64_t c = 0; c < l->width; c++) {
-                uint16_t *to = (uint16_t *)l->dx + at + c;
-                *to = f32_to_bf16(bf16_to_f32(*to) + from[c]);
-            }
+    int64_t rows = task_rows(t->columns);
+    for (int64_t r = task * rows; r < least(t->rows, (task + 1) * rows); r++) {
+        void *to = row_at(l->dx, l->index[t->row + r], l->width, l->t);
+        for (int64_t c = 0; c < l->width; c += LANES)
+            vec_write_within(to, c, l->width, vec_load_within(t->dx, r * l->width + c, (r + 1) * l->width, F32), l->t,
+                             l->add_x);
     }
-}
-
-static void run_rows(const Tile *t, ThreadTask task) {
-    threads_run(cpu_threads(t->loss->backend), (t->rows + ROW_BLOCK - 1) / ROW_BLOCK, task, (void *)t);
 }
 
 // ---- the scored rows ----
@@ -168,7 +190,7 @@ static Layout lay_out(Loss *l, int64_t n, bool backward) {
     y.gradient = parts[5] ? (uint16_t *)(base + at[5]) : NULL;
     for (int64_t i = 0, r = 0; i < n; i++) {
         if (l->targets[i] < 0) continue;
-        if (parts[1]) memcpy(base + at[1] + (size_t)r * row_bytes, row_at(l->x, i, l->width, l->t), row_bytes);
+        if (parts[1]) memcpy(base + at[1] + (size_t)r * row_bytes, row_of(l->x, i, l->width, l->t), row_bytes);
         y.index[r++] = (int32_t)i;
     }
     if (parts[1]) l->x = base + at[1];
@@ -234,7 +256,7 @@ static void tile_products(const Tile *t, float *dx, bool dx_add, float *dw, bool
                                                  .a = gradient,
                                                  .a_row = t->stride,
                                                  .a_column = 1,
-                                                 .b = row_at(l->w, t->column, l->width, l->t),
+                                                 .b = row_of(l->w, t->column, l->width, l->t),
                                                  .b_row = l->width,
                                                  .b_column = 1,
                                                  .c = dx,
@@ -250,7 +272,7 @@ static void tile_products(const Tile *t, float *dx, bool dx_add, float *dw, bool
                                                  .a = gradient,
                                                  .a_row = 1,
                                                  .a_column = t->stride,
-                                                 .b = row_at(l->x, t->row, l->width, l->t),
+                                                 .b = row_of(l->x, t->row, l->width, l->t),
                                                  .b_row = l->width,
                                                  .b_column = 1,
                                                  .c = dw + t->column * l->width,
@@ -271,12 +293,14 @@ static void cross_entropy_backward(Backend *b, void *dx, bool add_x, float *dw, 
               .lse = (float *)lse,
               .d_loss = d_loss,
               .dx = dx,
+              .add_x = add_x,
               .width = width,
               .vocab = vocab,
               .t = t};
     Layout y = lay_out(&l, n, true);
     bool direct = l.rows == n && t == F32; // dx takes the products as they are
-    if (dx && !add_x && !direct) memset(dx, 0, (size_t)(n * width) * dtype_size(t));
+    for (int64_t i = 0; dx && !add_x && l.rows < n && i < n; i++)
+        if (targets[i] < 0) memset(row_at(dx, i, width, t), 0, (size_t)width * dtype_size(t));
     if (dw && !add_w && !l.rows) memset(dw, 0, (size_t)(vocab * width) * sizeof *dw);
     for (int64_t row = 0; row < l.rows; row += y.row_side) {
         float *rows = !dx ? NULL : direct ? (float *)dx + row * width : y.dx;
