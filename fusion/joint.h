@@ -12,16 +12,16 @@ typedef enum { CONNECTOR_LINEAR, CONNECTOR_MLP } Connector;
 typedef enum { CONTRASTIVE_SOFTMAX, CONTRASTIVE_SIGMOID } ContrastiveKind;
 
 typedef struct JointConfig {
-    bool        has_vision;        // false: text alone
-    VitConfig   vision;
-    TextConfig  text;
-    MaeConfig   mae;
-    Connector   connector;         // image tokens into the text transformer's width
+    bool has_vision; // false: text alone
+    VitConfig vision;
+    TextConfig text;
+    MaeConfig mae;
+    Connector connector; // image tokens into the text transformer's width
     ContrastiveKind contrastive;
-    int64_t     embedding;         // width of the shared space of contrastive learning
-    double      weight[OBJECTIVES];
-    double      pixel_mean[3], pixel_std[3]; // of values in 0..1
-    StringList  freeze;            // prefixes of parameter names: "vision", "text", "vision.blocks.0"
+    int64_t embedding; // width of the shared space of contrastive learning
+    double weight[OBJECTIVES];
+    double pixel_mean[3], pixel_std[3]; // of values in 0..1
+    StringList freeze;                  // prefixes of parameter names: "vision", "text", "vision.blocks.0"
 } JointConfig;
 
 extern const ConfigSchema joint_schema; // keys "model.*" over JointConfig; train nests it in its own table
@@ -29,25 +29,26 @@ extern const ConfigSchema joint_schema; // keys "model.*" over JointConfig; trai
 typedef struct Joint Joint;
 // Declares and draws all parameters. The backend is borrowed.
 Joint *joint_new(Backend *, const JointConfig *, Dtype compute, uint64_t seed, Error *);
-void   joint_free(Joint *); // NULL is allowed
+void joint_free(Joint *); // NULL is allowed
 Parameters *joint_parameters(const Joint *);
 const JointConfig *joint_config(const Joint *);
-const Text *joint_text(const Joint *);  // zeroed where no objective needs text
-const Vit  *joint_vision(const Joint *); // zeroed where the model does not see
-int     joint_image_tokens(const JointConfig *); // K: slots of an image in a sequence
+const Text *joint_text(const Joint *);       // zeroed where no objective needs text
+const Vit *joint_vision(const Joint *);      // zeroed where the model does not see
+int joint_image_tokens(const JointConfig *); // K: slots of an image in a sequence
 // Whether the parts of an objective were declared: its weight is above 0.
 bool joint_has(const Joint *, Objective);
 const char *joint_check(const JointConfig *, Arena *); // NULL, or what does not fit and what would
 
 typedef struct JointLoss {
-    Tensor *total;                // (1) F32: what to run backwards from
-    Tensor *mean[OBJECTIVES];     // (1) F32: sum / count, NULL where absent in this batch
-    int64_t count[OBJECTIVES];    // target tokens, pairs, masked patches
+    Tensor *total;             // (1) F32: what to run backwards from
+    Tensor *mean[OBJECTIVES];  // (1) F32: sum / count, NULL where absent in this batch
+    int64_t count[OBJECTIVES]; // target tokens, pairs, masked patches
 } JointLoss;
 typedef struct JointPass {
     uint64_t seed;
-    bool training;                // dropout on
-    const int64_t *global_count;  // (OBJECTIVES) divisors over the whole step (all microbatches, all ranks); NULL: this batch's own
+    bool training; // dropout on
+    const int64_t *
+        global_count; // (OBJECTIVES) divisors over the whole step (all microbatches, all ranks); NULL: this batch's own
     // A contrastive loss over more pairs than this batch holds is formed elsewhere (joint_pair_features of all, then
     // joint_pair_loss; Gao et al. 2021) and played back here: gradients of the features of this batch's pairs, (R, E)
     // on the host, weight and divisor included. NULL: the loss is over the batch's own pairs.
@@ -59,14 +60,16 @@ void joint_counts(const JointConfig *, const Batch *, int64_t count[OBJECTIVES])
 double joint_flop(const JointConfig *, const Batch *);
 
 // Features of the pairs of a batch, as joint_loss would compute them: (R, E) F32 each, normalised.
-void joint_pair_features(Tape *, Joint *, const Batch *, const JointPass *, Tensor **image_features, Tensor **text_features);
+void joint_pair_features(Tape *, Joint *, const Batch *, const JointPass *, Tensor **image_features,
+                         Tensor **text_features);
 Tensor *joint_pair_loss(Tape *, Joint *, Tensor *image_features, Tensor *text_features); // (R, E) (R, E) -> (1): a sum
 
 // For evaluation and generation (tapes that do not record).
-Tensor *joint_image_features(Tape *, Joint *, Tensor *images); // (B, 3, S, S) -> (B, E) F32, normalised
-Tensor *joint_text_features(Tape *, Joint *, const Sequences *); // -> (R, E) F32, normalised
+Tensor *joint_image_features(Tape *, Joint *, Tensor *images);       // (B, 3, S, S) -> (B, E) F32, normalised
+Tensor *joint_text_features(Tape *, Joint *, const Sequences *);     // -> (R, E) F32, normalised
 Tensor *joint_image_tokens_forward(Tape *, Joint *, Tensor *images); // (B, 3, S, S) -> (B, K, C of the text)
 Tensor *joint_hidden(Tape *, Joint *, const Sequences *, Tensor *image_tokens, const BlockContext *); // -> (R, T, C)
-Tensor *joint_token_losses(Tape *, Joint *, const Sequences *, Tensor *image_tokens); // (R T) F32: -log p of each target, 0 elsewhere
+Tensor *joint_token_losses(Tape *, Joint *, const Sequences *,
+                           Tensor *image_tokens);      // (R T) F32: -log p of each target, 0 elsewhere
 Tensor *joint_logits(Tape *, Joint *, Tensor *hidden); // (N, C) -> (N, V) F32-valued in the compute type
 Tensor *joint_pixels(Tape *, Joint *, const uint8_t *pixels, int images); // host (B, S, S, 3) -> (B, 3, S, S)

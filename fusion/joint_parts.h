@@ -5,18 +5,18 @@
 
 struct Joint {
     JointConfig config;
-    Backend    *backend;    // borrowed
-    Arena      *memory;     // for the model's life
-    Arena      *host;       // host arrays of one call: rewound at its end
+    Backend *backend;       // borrowed
+    Arena *memory;          // for the model's life
+    Arena *host;            // host arrays of one call: rewound at its end
     Parameters *parameters; // owned
-    Dtype       compute;
-    Vit         vision;
-    Mae         mae;
-    Text        text;
-    Linear      connector[2];     // caption: (Ct, Cv), and for an MLP (Ct, Ct)
-    Linear      image_projection; // contrastive: (E, Cv)
-    Linear      text_projection;  // contrastive: (E, Ct)
-    Tensor     *log_scale, *bias; // contrastive: (1) each; bias for the sigmoid loss only
+    Dtype compute;
+    Vit vision;
+    Mae mae;
+    Text text;
+    Linear connector[2];      // caption: (Ct, Cv), and for an MLP (Ct, Ct)
+    Linear image_projection;  // contrastive: (E, Cv)
+    Linear text_projection;   // contrastive: (E, Ct)
+    Tensor *log_scale, *bias; // contrastive: (1) each; bias for the sigmoid loss only
 };
 
 bool joint_needs_text(const JointConfig *);

@@ -6,7 +6,14 @@
 
 // Writes the three files into `folder` (which exists; renaming it into place is the caller's).
 bool model_save(const char *folder, const Joint *, const Tokenizer *, Error *);
-typedef struct LoadedModel { Joint *joint; Tokenizer *tokenizer; JointConfig config; Arena *memory; char path[1024]; int64_t step; } LoadedModel;
+typedef struct LoadedModel {
+    Joint *joint;
+    Tokenizer *tokenizer;
+    JointConfig config;
+    Arena *memory;
+    char path[1024];
+    int64_t step;
+} LoadedModel;
 // path: a checkpoint folder, or a run (its newest complete checkpoint).
 bool model_load(LoadedModel *, Backend *, const char *path, Dtype compute, Error *);
 void model_unload(LoadedModel *);

@@ -4,27 +4,29 @@
 #include "kernels/nn/block.h"
 
 typedef struct TextConfig {
-    int64_t  vocabulary, context, width, layers, heads, kv_heads, mlp_width; // kv_heads 0: heads; mlp_width 0: 4 x width
+    int64_t vocabulary, context, width, layers, heads, kv_heads, mlp_width; // kv_heads 0: heads; mlp_width 0: 4 x width
     NormKind norm;
-    MlpKind  mlp;
-    bool     rope, bias, tied;   // tied: the output projection is the token embedding
-    double   rope_base, norm_epsilon, dropout;
+    MlpKind mlp;
+    bool rope, bias, tied; // tied: the output projection is the token embedding
+    double rope_base, norm_epsilon, dropout;
 } TextConfig;
 
 typedef struct Text {
     TextConfig config;
-    Tensor *tokens;     // (V, C)
-    Tensor *positions;  // (context, C) or NULL
-    Block  *blocks;
-    Norm    norm;
-    Tensor *head;       // (V, C); == tokens where tied
+    Tensor *tokens;    // (V, C)
+    Tensor *positions; // (context, C) or NULL
+    Block *blocks;
+    Norm norm;
+    Tensor *head; // (V, C); == tokens where tied
 } Text;
 
 const char *text_check(const TextConfig *, Arena *); // NULL, or what does not fit and what would
-bool    text_declare(Text *, Parameters *, Arena *, const char *prefix, const TextConfig *, Error *);
-Tensor *text_embed(Tape *, const Text *, Tensor *ids); // (R, T) I32 -> (R, T, C); ids < 0 give zeros, to be filled by image tokens
+bool text_declare(Text *, Parameters *, Arena *, const char *prefix, const TextConfig *, Error *);
+Tensor *text_embed(Tape *, const Text *,
+                   Tensor *ids); // (R, T) I32 -> (R, T, C); ids < 0 give zeros, to be filled by image tokens
 // Positions (context.positions, rope or learned), blocks and norm. With a cache: fills slots [used, used + T), then
 // advances `used`.
 Tensor *text_forward(Tape *, const Text *, Tensor *embedded, const BlockContext *); // (R, T, C) -> (R, T, C)
 KvCache *text_cache_new(Backend *, const Text *, int64_t batch, int64_t capacity);  // kv_cache_free
-double   text_flop(const TextConfig *, double tokens, double pairs); // of forward; pairs: (query, key) that attention computes
+double text_flop(const TextConfig *, double tokens,
+                 double pairs); // of forward; pairs: (query, key) that attention computes

@@ -4,28 +4,30 @@
 #include "vision/vit.h"
 
 typedef struct MaeConfig {
-    double  mask_ratio;
+    double mask_ratio;
     int64_t decoder_width, decoder_layers, decoder_heads;
-    bool    normalize; // targets by their own patch's mean and variance
+    bool normalize; // targets by their own patch's mean and variance
 } MaeConfig;
 
 typedef struct Mae {
     MaeConfig config;
-    Linear    embed;          // (Cd, C)
-    Tensor   *mask_token;     // (Cd)
-    Tensor   *positions;      // (N + 1, Cd), fixed sin-cos
-    Block    *blocks;
-    Norm      norm;
-    Linear    pixels;         // (3 P P, Cd)
+    Linear embed;       // (Cd, C)
+    Tensor *mask_token; // (Cd)
+    Tensor *positions;  // (N + 1, Cd), fixed sin-cos
+    Block *blocks;
+    Norm norm;
+    Linear pixels; // (3 P P, Cd)
 } Mae;
 
-int64_t mae_kept(const MaeConfig *, const VitConfig *);  // patches that the trunk sees: floor(N (1 - ratio))
+int64_t mae_kept(const MaeConfig *, const VitConfig *); // patches that the trunk sees: floor(N (1 - ratio))
 // The first `kept` of a random order are seen: drawn from (seed, image_key) alone. keep (kept), masked (N - kept).
 void mae_mask(uint64_t seed, uint64_t image_key, int64_t patches, int64_t kept, int32_t *keep, int32_t *masked);
 const char *mae_check(const MaeConfig *, const VitConfig *, Arena *); // NULL, or what does not fit and what would
 bool mae_declare(Mae *, Parameters *, Arena *, const char *prefix, const MaeConfig *, const VitConfig *, Error *);
 // images (B, 3, S, S); keep (B, kept), masked (B, N - kept) host indices. Returns the sum over masked patches, (1) F32.
-Tensor *mae_loss(Tape *, const Mae *, const Vit *, Tensor *images, const int32_t *keep, const int32_t *masked, const BlockContext *);
+Tensor *mae_loss(Tape *, const Mae *, const Vit *, Tensor *images, const int32_t *keep, const int32_t *masked,
+                 const BlockContext *);
 // The decoder's pixels of the masked patches, (B (N - kept), 3 P P) flattened (y, x, c), in the order of `masked`.
-Tensor *mae_predict(Tape *, const Mae *, const Vit *, Tensor *images, const int32_t *keep, const int32_t *masked, const BlockContext *);
-double  mae_flop(const MaeConfig *, const VitConfig *, double images); // of forward
+Tensor *mae_predict(Tape *, const Mae *, const Vit *, Tensor *images, const int32_t *keep, const int32_t *masked,
+                    const BlockContext *);
+double mae_flop(const MaeConfig *, const VitConfig *, double images); // of forward

@@ -8,28 +8,34 @@ typedef enum { NORM_LAYER, NORM_RMS } NormKind;
 typedef enum { MLP_GELU_ERF, MLP_GELU_TANH, MLP_GELU_QUICK, MLP_SILU, MLP_SWIGLU } MlpKind;
 
 typedef struct BlockConfig {
-    int64_t  width, mlp_width;
-    int      heads, kv_heads;     // kv_heads divides heads
+    int64_t width, mlp_width;
+    int heads, kv_heads; // kv_heads divides heads
     NormKind norm;
-    double   norm_epsilon;
-    MlpKind  mlp;
-    bool     bias;                // of the linear maps
-    bool     rope;
-    double   rope_base;
-    double   dropout;             // on both residual branches
-    double   residual_init_scale; // of the two projections into the residual stream: GPT-2's 1 / sqrt(2 L); else 1
-    double   init_std;            // 0: Glorot's sqrt(2 / (in + out)), for each matrix its own
+    double norm_epsilon;
+    MlpKind mlp;
+    bool bias; // of the linear maps
+    bool rope;
+    double rope_base;
+    double dropout;             // on both residual branches
+    double residual_init_scale; // of the two projections into the residual stream: GPT-2's 1 / sqrt(2 L); else 1
+    double init_std;            // 0: Glorot's sqrt(2 / (in + out)), for each matrix its own
 } BlockConfig;
 
-typedef struct Norm { Tensor *scale, *shift; NormKind kind; double epsilon; } Norm; // shift NULL: rmsnorm
-typedef struct Linear { Tensor *weight, *bias; } Linear;                         // (F, C), (F)|NULL
+typedef struct Norm {
+    Tensor *scale, *shift;
+    NormKind kind;
+    double epsilon;
+} Norm; // shift NULL: rmsnorm
+typedef struct Linear {
+    Tensor *weight, *bias;
+} Linear; // (F, C), (F)|NULL
 
 typedef struct Block {
     BlockConfig config;
-    Norm        norm1, norm2;
-    Linear      qkv, projection; // ((H + 2 K) D, C), (C, H D)
-    Linear      up, down;        // (F, C) or (2 F, C) as [gate | up]; (C, F)
-    int         site;            // number of the block in its stack: keys its dropout, names its cache
+    Norm norm1, norm2;
+    Linear qkv, projection; // ((H + 2 K) D, C), (C, H D)
+    Linear up, down;        // (F, C) or (2 F, C) as [gate | up]; (C, F)
+    int site;               // number of the block in its stack: keys its dropout, names its cache
 } Block;
 
 /* Keys and values of all blocks of a stack, for generation. All rows of a batch write the same slots at the same time:
@@ -37,35 +43,35 @@ typedef struct Block {
  * the padding's slots stay outside every range. To go back to an earlier point, set `used` to what it was. */
 typedef struct KvCache {
     Backend *backend; // not owned
-    Tensor  *kv;      // (layers) of (B, capacity, 2 K D), in the type of the activations
-    int      layers;
-    int64_t  capacity, used; // slots
+    Tensor *kv;       // (layers) of (B, capacity, 2 K D), in the type of the activations
+    int layers;
+    int64_t capacity, used; // slots
 } KvCache;
 
 // What a pass over blocks shares.
 typedef struct BlockContext {
-    Tensor  *range;        // (B, T, 2) I32 or NULL; with a cache it is needed, and counts slots
-    bool     causal;       // where range is NULL
-    Tensor  *positions;    // (B T) I32, for rope and learned positions of text
+    Tensor *range;         // (B, T, 2) I32 or NULL; with a cache it is needed, and counts slots
+    bool causal;           // where range is NULL
+    Tensor *positions;     // (B T) I32, for rope and learned positions of text
     uint64_t dropout_seed; // of this step and this pass
     uint64_t first_row;    // global number of the pass's first row, so that no layout changes the draws
-    bool     training;     // dropout on
+    bool training;         // dropout on
     KvCache *cache;        // generation (tapes that do not record); NULL in training
 } BlockContext;
 
-Norm    norm_declare(Parameters *, const char *name, int64_t width, NormKind, double epsilon);
+Norm norm_declare(Parameters *, const char *name, int64_t width, NormKind, double epsilon);
 Tensor *norm_forward(Tape *, const Norm *, Tensor *x);
-Linear  linear_declare(Parameters *, const char *name, int64_t out, int64_t in, bool bias, double std);
+Linear linear_declare(Parameters *, const char *name, int64_t out, int64_t in, bool bias, double std);
 Tensor *linear_layer(Tape *, const Linear *, Tensor *x);
 // Residual dropout of a pass: p of x's elements become 0. site: unique among the dropouts of the pass.
 Tensor *residual_dropout(Tape *, Tensor *x, double p, uint64_t site, const BlockContext *); // (B, T, C)
-Block   block_declare(Parameters *, const char *name, const BlockConfig *, int site);
+Block block_declare(Parameters *, const char *name, const BlockConfig *, int site);
 Tensor *block_forward(Tape *, const Block *, Tensor *x, const BlockContext *); // (B, T, C) -> (B, T, C)
 // up, activation, down: (.., C) -> (.., C)
 Tensor *mlp_forward(Tape *, const Linear *up, const Linear *down, MlpKind, Tensor *x);
 // Of forward. tokens: rows that pass; pairs: (query, key) pairs that attention computes.
-double  block_flop(const BlockConfig *, double tokens, double pairs);
+double block_flop(const BlockConfig *, double tokens, double pairs);
 
 // A cache for `layers` blocks of this config; kv_cache_free(NULL) is allowed.
 KvCache *kv_cache_new(Backend *, const BlockConfig *, int layers, int64_t batch, int64_t capacity, Dtype);
-void     kv_cache_free(KvCache *);
+void kv_cache_free(KvCache *);

@@ -8,19 +8,23 @@
 typedef struct Parameters Parameters;
 
 typedef enum { INIT_ZERO, INIT_ONE, INIT_NORMAL, INIT_UNIFORM, INIT_CONSTANT, INIT_GIVEN } InitKind;
-typedef struct Init { InitKind kind; double value; const float *given; } Init; // value: deviation, half-width or constant
+typedef struct Init {
+    InitKind kind;
+    double value;       // deviation, half-width or constant
+    const float *given; // INIT_GIVEN: (count), copied by parameters_add
+} Init;
 
 typedef struct Parameter {
-    Tensor   tensor;       // what operators take; data: masters (f32) or shadows (bf16 matrices)
-    Init     init;
-    bool     decay;        // weight decay applies (matrices; not vectors, embeddings of positions, ...)
-    bool     frozen;       // no gradient, no optimizer state
-    int64_t  offset;       // of its first element in the flat buffers
-    float   *master;       // (count)
+    Tensor tensor; // what operators take; data: masters (f32) or shadows (bf16 matrices)
+    Init init;
+    bool decay;     // weight decay applies (matrices; not vectors, embeddings of positions, ...)
+    bool frozen;    // no gradient, no optimizer state
+    int64_t offset; // of its first element in the flat buffers
+    float *master;  // (count)
 } Parameter;
 
-Parameters *parameters_new(Backend *);   // the backend is not owned
-void        parameters_free(Parameters *);
+Parameters *parameters_new(Backend *); // the backend is not owned
+void parameters_free(Parameters *);
 // Declares one; the pointer stays valid and its tensor is filled by parameters_finish. Names are unique; rank-1 tensors
 // stay f32 in every precision.
 Tensor *parameters_add(Parameters *, const char *name, int rank, const int64_t *shape, Init, bool decay);
@@ -28,15 +32,15 @@ Tensor *parameters_add(Parameters *, const char *name, int rank, const int64_t *
 int parameters_freeze(Parameters *, const char *prefix);
 // Allocates and draws: element i of a parameter depends on (seed, name, i) alone. compute: F32 or BF16.
 bool parameters_finish(Parameters *, Dtype compute, uint64_t seed, Error *);
-int  parameters_count(const Parameters *);
+int parameters_count(const Parameters *);
 Parameter *parameters_at(Parameters *, int index);
 Parameter *parameters_find(Parameters *, const char *name); // NULL where absent
 int64_t parameters_elements(const Parameters *, bool trainable_only);
-void parameters_begin_step(Parameters *); // gradients hold nothing yet: the first writer overwrites
+void parameters_begin_step(Parameters *);   // gradients hold nothing yet: the first writer overwrites
 void parameters_end_backward(Parameters *); // zeroes the gradients nobody wrote
-void parameters_refresh(Parameters *);    // shadows from masters, after masters were set by hand
+void parameters_refresh(Parameters *);      // shadows from masters, after masters were set by hand
 
 // Safetensors entries of all masters (host copies in `memory`), and back. Loading checks names and shapes: missing,
-// unexpected and mismatched ones are listed in the error; `prefix_map` is for importers, see fusion/.
-int  parameters_export(const Parameters *, Arena *memory, SafeTensor **out);
+// unexpected and mismatched ones are listed in the error, and then nothing is taken.
+int parameters_export(const Parameters *, Arena *memory, SafeTensor **out);
 bool parameters_import(Parameters *, const SafeTensors *, const char *path, Error *);
