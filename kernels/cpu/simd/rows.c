@@ -1,15 +1,17 @@
-/* Kernels that move whole rows: embedding, gather, scatter and copies. What writes rows by index and may meet one twice
- * (gradients) cuts the columns, not the rows: every column adds in the order of the indices. */
+/* Kernels that move whole rows: embedding, gather, scatter and copies. Where rows are added by number and may meet
+ * (gradients), the work is cut over the rows of the result, each of which adds what comes to it in order. */
+#include "base/error.h"
 #include "kernels/cpu/ranges.h"
 #include "kernels/cpu/simd/vec.h"
 
-enum { COLUMNS = 64 }; // of a piece, where columns are cut
+enum { COLUMNS = 256 }; // of a piece, where a row is cut so that one that meets many does not hold up the others
 
 typedef struct Rows {
     void *y;       // (count, C)
     const void *x; // (m, C) or what rows are taken from
     const int32_t *rows;
-    int64_t m, width, count;
+    int64_t m, width;
+    int64_t count; // rows that may be named
     Dtype to, from;
     bool add;
 } Rows;
@@ -40,6 +42,7 @@ static void gather_task(void *context, int64_t first, int64_t end, int worker) {
     for (int64_t m = first; m < end; m++) {
         void *y = row_at(j->y, m, j->width, j->to);
         int32_t row = j->rows[m];
+        check(row < j->count);
         if (row >= 0)
             move_row_of(y, row_of(j->x, row, j->width, j->from), j->width, j->to, j->from, j->add);
         else if (!j->add)
@@ -47,64 +50,86 @@ static void gather_task(void *context, int64_t first, int64_t end, int worker) {
     }
 }
 
+static void gather(Backend *b, Rows j) { cpu_run_ranges(b, j.m, range_rows(j.width, RANGE_ELEMENTS), gather_task, &j); }
+
 static void gather_rows(Backend *b, void *y, const void *x, const int32_t *rows, int64_t m, int64_t width, Dtype t,
                         bool add) {
-    Rows j = {.y = y, .x = x, .rows = rows, .m = m, .width = width, .to = t, .from = t, .add = add};
-    cpu_run_ranges(b, m, range_rows(width, RANGE_ELEMENTS), gather_task, &j);
+    gather(b, (Rows){y, x, rows, m, width, INT64_MAX, t, t, add});
 }
 
 static void embedding_forward(Backend *b, void *y, const int32_t *ids, const void *table, int64_t n, int64_t width,
                               int64_t vocab, Dtype t) {
-    (void)vocab;
-    gather_rows(b, y, table, ids, n, width, t, false);
+    gather(b, (Rows){y, table, ids, n, width, vocab, t, t, false});
 }
 
 // ---- y[rows[m]] += x[m], in the order of m ----
 
-INLINE void scatter_columns(const Rows *j, int64_t first, int64_t end, Dtype to, Dtype from) {
-    for (int64_t m = 0; m < j->m; m++) {
-        if (j->rows[m] < 0) continue;
-        void *y = row_at(j->y, j->rows[m], j->width, to);
-        const void *x = row_of(j->x, m, j->width, from);
-        for (int64_t i = first; i < end; i += LANES)
-            vec_write_within(y, i, end, vec_load_within(x, i, end, from), to, true);
+// The rows of x that go to each row of y, as chains in order: first[r], then next[.]; -1 ends one.
+typedef struct Chains {
+    void *y;       // (count, C)
+    const void *x; // (m, C)
+    const int32_t *first, *next;
+    int64_t width, pieces; // pieces: of the columns
+    Dtype to, from;
+    bool add; // false: rows without a chain become zero
+} Chains;
+
+// Sums are f32 and enter y once, however many rows meet there.
+INLINE void chain_columns(const Chains *j, int64_t row, int64_t first, int64_t end, Dtype to, Dtype from) {
+    void *y = row_at(j->y, row, j->width, to);
+    for (int64_t i = first; i < end; i += LANES) {
+        Vec sum = {0};
+        for (int32_t m = j->first[row]; m >= 0; m = j->next[m])
+            sum += vec_load_within(row_of(j->x, m, j->width, from), i, end, from);
+        vec_write_within(y, i, end, sum, to, j->add);
     }
 }
 
-static void scatter_add_task(void *context, int64_t first, int64_t end, int worker) {
-    (void)worker;
-    const Rows *j = context;
-    if (j->to == F32 && j->from == F32)
-        scatter_columns(j, first, end, F32, F32);
-    else if (j->to == F32)
-        scatter_columns(j, first, end, F32, BF16);
-    else if (j->from == F32)
-        scatter_columns(j, first, end, BF16, F32);
-    else
-        scatter_columns(j, first, end, BF16, BF16);
+static void chain_piece(const Chains *j, int64_t row, int64_t first, int64_t end) {
+    if (j->first[row] < 0) {
+        if (!j->add)
+            memset(row_at(j->y, row * j->width + first, 1, j->to), 0, (size_t)(end - first) * dtype_size(j->to));
+    } else if (j->to == F32 && j->from == F32) {
+        chain_columns(j, row, first, end, F32, F32);
+    } else if (j->to == F32) {
+        chain_columns(j, row, first, end, F32, BF16);
+    } else if (j->from == F32) {
+        chain_columns(j, row, first, end, BF16, F32);
+    } else {
+        chain_columns(j, row, first, end, BF16, BF16);
+    }
 }
 
-// A piece of columns is not less than COLUMNS, nor than what makes it worth a thread.
-static int64_t column_block(int64_t rows) {
-    int64_t worth = range_rows(rows, RANGE_HEAVY);
-    return worth > COLUMNS ? worth : COLUMNS;
+static void chain_task(void *context, int64_t task, int64_t stop, int worker) {
+    (void)worker;
+    const Chains *j = context;
+    for (; task < stop; task++) {
+        int64_t first = task % j->pieces * COLUMNS, end = first + COLUMNS;
+        chain_piece(j, task / j->pieces, first, end < j->width ? end : j->width);
+    }
+}
+
+static void scatter_chains(Backend *b, Chains j, const int32_t *rows, int64_t m, int64_t count) {
+    int32_t *first = cpu_shared_scratch(b, sizeof(int32_t) * (size_t)(count + m + 1)), *next = first + count;
+    memset(first, -1, sizeof(int32_t) * (size_t)count);
+    for (int64_t i = m - 1; i >= 0; i--) {
+        if (rows[i] < 0) continue;
+        check(rows[i] < count);
+        next[i] = first[rows[i]];
+        first[rows[i]] = (int32_t)i;
+    }
+    j.first = first, j.next = next, j.pieces = range_blocks(j.width, COLUMNS);
+    cpu_run_ranges(b, count * j.pieces, range_rows(COLUMNS, RANGE_ELEMENTS), chain_task, &j);
 }
 
 static void scatter_add_rows(Backend *b, void *y, Dtype to, const void *x, Dtype from, const int32_t *rows, int64_t m,
                              int64_t width, int64_t count) {
-    Rows j = {.y = y, .x = x, .rows = rows, .m = m, .width = width, .count = count, .to = to, .from = from};
-    cpu_run_ranges(b, width, column_block(m), scatter_add_task, &j);
-}
-
-static void zero_task(void *context, int64_t first, int64_t end, int worker) {
-    (void)worker;
-    memset((char *)context + first * (int64_t)sizeof(float), 0, (size_t)(end - first) * sizeof(float));
+    scatter_chains(b, (Chains){.y = y, .x = x, .width = width, .to = to, .from = from, .add = true}, rows, m, count);
 }
 
 static void embedding_backward(Backend *b, float *dtable, const void *dy, const int32_t *ids, int64_t n, int64_t width,
                                int64_t vocab, Dtype t, bool add) {
-    if (!add) cpu_run_ranges(b, vocab * width, 4 * RANGE_ELEMENTS, zero_task, dtable);
-    scatter_add_rows(b, dtable, F32, dy, t, ids, n, width, vocab);
+    scatter_chains(b, (Chains){.y = dtable, .x = dy, .width = width, .to = F32, .from = t, .add = add}, ids, n, vocab);
 }
 
 // ---- y = base, then y[rows[m]] = x[m] ----
@@ -124,17 +149,19 @@ static void base_task(void *context, int64_t first, int64_t end, int worker) {
 static void place_task(void *context, int64_t first, int64_t end, int worker) {
     (void)worker;
     const Rows *j = context;
-    for (int64_t m = first; m < end; m++)
+    for (int64_t m = first; m < end; m++) {
+        check(j->rows[m] < j->count);
         if (j->rows[m] >= 0)
             move_row_of(row_at(j->y, j->rows[m], j->width, j->to), row_of(j->x, m, j->width, j->from), j->width, j->to,
                         j->from, false);
+    }
 }
 
 static void scatter_rows(Backend *b, void *y, const void *base, int64_t base_rows, const void *x, const int32_t *rows,
                          int64_t m, int64_t width, int64_t count, Dtype t) {
     int64_t block = range_rows(width, RANGE_ELEMENTS);
     Rows whole = {.y = y, .x = base, .m = base ? base_rows : 0, .width = width, .to = t, .from = t};
-    Rows named = {.y = y, .x = x, .rows = rows, .m = m, .width = width, .to = t, .from = t};
+    Rows named = {.y = y, .x = x, .rows = rows, .m = m, .width = width, .count = count, .to = t, .from = t};
     cpu_run_ranges(b, count, block, base_task, &whole);
     cpu_run_ranges(b, m, block, place_task, &named);
 }
