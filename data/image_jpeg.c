@@ -26,6 +26,7 @@ typedef struct Reader {
     const DecodeOptions *options;
     uint8_t *pixels; // the picture being decoded
     uint8_t *line;   // a CMYK line
+    int orientation;
 } Reader;
 
 _Noreturn static void on_error(j_common_ptr jpeg) {
@@ -72,6 +73,13 @@ static void reader_start(Reader *r, const uint8_t *bytes, size_t size, const Dec
     r->progress.progress_monitor = on_progress;
 }
 
+static int orientation_of(const Reader *r) {
+    for (jpeg_saved_marker_ptr m = r->jpeg.marker_list; m; m = m->next)
+        if (m->marker == JPEG_APP0 + 1 && m->data_length > EXIF_PREFIX && !memcmp(m->data, "Exif\0\0", EXIF_PREFIX))
+            return exif_orientation(m->data + EXIF_PREFIX, m->data_length - EXIF_PREFIX);
+    return 1;
+}
+
 static void read_header(Reader *r) {
     jpeg_create_decompress(&r->jpeg);
     r->jpeg.progress = &r->progress;
@@ -79,13 +87,7 @@ static void read_header(Reader *r) {
     jpeg_save_markers(&r->jpeg, JPEG_APP0 + 1, MOST_MARKER);
     jpeg_read_header(&r->jpeg, TRUE);
     if (!image_size_allowed(r->jpeg.image_width, r->jpeg.image_height, r->options, r->error)) refuse(r);
-}
-
-static int orientation_of(const Reader *r) {
-    for (jpeg_saved_marker_ptr m = r->jpeg.marker_list; m; m = m->next)
-        if (m->marker == JPEG_APP0 + 1 && m->data_length > EXIF_PREFIX && !memcmp(m->data, "Exif\0\0", EXIF_PREFIX))
-            return exif_orientation(m->data + EXIF_PREFIX, m->data_length - EXIF_PREFIX);
-    return 1;
+    r->orientation = orientation_of(r); // now: the markers are gone after decoding
 }
 
 // A Huffman-coded block takes a bit at the least, and each MCU has a block: a file with fewer bits is surely cut, and
@@ -180,7 +182,7 @@ bool jpeg_probe(const uint8_t *bytes, size_t size, ImageInfo *info, Error *error
     const DecodeOptions any = {.most_pixels = INT64_MAX};
     reader_start(&r, bytes, size, &any, error);
     bool ok = run_probe(&r);
-    if (ok) *info = (ImageInfo){(int)r.jpeg.image_width, (int)r.jpeg.image_height, orientation_of(&r), "jpeg"};
+    if (ok) *info = (ImageInfo){(int)r.jpeg.image_width, (int)r.jpeg.image_height, r.orientation, "jpeg"};
     jpeg_destroy_decompress(&r.jpeg);
     return ok;
 }
@@ -192,7 +194,7 @@ bool jpeg_decode(const uint8_t *bytes, size_t size, const DecodeOptions *options
     bool ok = run_decode(&r);
     if (ok) {
         *out = (Image){(int)r.jpeg.output_width, (int)r.jpeg.output_height, r.pixels};
-        *orientation = orientation_of(&r);
+        *orientation = r.orientation;
     } else {
         free(r.pixels);
     }

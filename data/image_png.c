@@ -85,6 +85,7 @@ static void open_png(Reader *r) {
     r->info = png_create_info_struct(r->png);
     check(r->info);
     png_set_read_fn(r->png, r, on_read);
+    png_set_crc_action(r->png, PNG_CRC_ERROR_QUIT, PNG_CRC_ERROR_QUIT);
     png_set_keep_unknown_chunks(r->png, PNG_HANDLE_CHUNK_NEVER, skipped, (int)(sizeof skipped / 5));
     png_set_chunk_malloc_max(r->png, MOST_CHUNK_MEMORY);
     png_set_user_limits(r->png, INT_MAX, INT_MAX);
