@@ -22,18 +22,19 @@ static int remove_folder(void **state) {
 }
 
 static void write_steps(int64_t keep, int first, int last) {
-    Error    error = {0};
+    Error error = {0};
     Metrics *m = metrics_open(folder, keep, &error);
     assert_non_null(m);
-    for (int i = first; i <= last; i++) assert_true(metrics_write(m, json_pack("{s:i, s:f}", "step", i, "loss", 1.0 / i), &error));
+    for (int i = first; i <= last; i++)
+        assert_true(metrics_write(m, json_pack("{s:i, s:f}", "step", i, "loss", 1.0 / i), &error));
     metrics_close(m);
 }
 
 static int count_steps(void) {
-    Error   error = {0};
-    Buffer  text = {0};
-    char    path[128];
-    int     lines = 0;
+    Error error = {0};
+    Buffer text = {0};
+    char path[128];
+    int lines = 0;
     snprintf(path, sizeof path, "%s/metrics.jsonl", folder);
     assert_true(file_read(path, &text, &error));
     for (const char *p = text.data; (p = strchr(p, '\n')); p++) lines++;
@@ -63,7 +64,8 @@ static void a_line_cut_short_is_dropped(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(records_behind_the_checkpoint_are_dropped_on_resume, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(records_behind_the_checkpoint_are_dropped_on_resume, make_folder,
+                                        remove_folder),
         cmocka_unit_test_setup_teardown(a_line_cut_short_is_dropped, make_folder, remove_folder),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

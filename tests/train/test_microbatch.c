@@ -9,10 +9,10 @@
 enum { ROWS = 5, LENGTH = 6, IMAGES = 7, SIDE = 2, SLOTS = 2 };
 
 typedef struct Fixture {
-    Batch    batch;
-    int32_t  tokens[ROWS * LENGTH], targets[ROWS * LENGTH], positions[ROWS * LENGTH], range[2 * ROWS * LENGTH];
-    int32_t  image_rows[ROWS * LENGTH], ends[ROWS], pair_image[ROWS], mae_image[3];
-    uint8_t  pixels[IMAGES * SIDE * SIDE * 3];
+    Batch batch;
+    int32_t tokens[ROWS * LENGTH], targets[ROWS * LENGTH], positions[ROWS * LENGTH], range[2 * ROWS * LENGTH];
+    int32_t image_rows[ROWS * LENGTH], ends[ROWS], pair_image[ROWS], mae_image[3];
+    uint8_t pixels[IMAGES * SIDE * SIDE * 3];
     uint64_t keys[IMAGES];
 } Fixture;
 
@@ -34,8 +34,15 @@ static void fill(Fixture *f) {
     for (int i = 0; i < 3; i++) f->mae_image[i] = 3 * i;
     Sequences rows = {ROWS, LENGTH, f->tokens, f->targets, f->positions, f->range, f->image_rows, f->ends, 0, 0};
     for (int i = 0; i < ROWS * LENGTH; i++) rows.target_count += f->targets[i] != TOKEN_NONE;
-    f->batch = (Batch){.images = IMAGES, .side = SIDE, .pixels = f->pixels, .image_keys = f->keys, .caption = rows, .contrastive = rows,
-                       .contrastive_image = f->pair_image, .mae_images = 3, .mae_image = f->mae_image};
+    f->batch = (Batch){.images = IMAGES,
+                       .side = SIDE,
+                       .pixels = f->pixels,
+                       .image_keys = f->keys,
+                       .caption = rows,
+                       .contrastive = rows,
+                       .contrastive_image = f->pair_image,
+                       .mae_images = 3,
+                       .mae_image = f->mae_image};
 }
 
 static void every_row_comes_once_and_in_order(void **state) {
@@ -45,7 +52,7 @@ static void every_row_comes_once_and_in_order(void **state) {
     Arena *memory = arena_new(4096);
     for (int parts = 1; parts <= 7; parts++) {
         int64_t targets = 0;
-        int     row = 0, mae = 0;
+        int row = 0, mae = 0;
         for (int part = 0; part < parts; part++) {
             Batch piece = microbatch(&f.batch, part, parts, SLOTS, memory);
             for (int r = 0; r < piece.caption.rows; r++, row++)
@@ -65,7 +72,7 @@ static void rows_keep_their_pictures(void **state) {
     Fixture f;
     fill(&f);
     Arena *memory = arena_new(4096);
-    int    row = 0, pair = 0, mae = 0;
+    int row = 0, pair = 0, mae = 0;
     for (int part = 0; part < 3; part++) {
         Batch piece = microbatch(&f.batch, part, 3, SLOTS, memory);
         for (int r = 0; r < piece.caption.rows; r++, row++) {
@@ -77,7 +84,8 @@ static void rows_keep_their_pictures(void **state) {
         }
         for (int r = 0; r < piece.contrastive.rows; r++, pair++)
             assert_int_equal(piece.image_keys[piece.contrastive_image[r]], 100 + IMAGES - 1 - pair);
-        for (int i = 0; i < piece.mae_images; i++, mae++) assert_int_equal(piece.image_keys[piece.mae_image[i]], 100 + 3 * mae);
+        for (int i = 0; i < piece.mae_images; i++, mae++)
+            assert_int_equal(piece.image_keys[piece.mae_image[i]], 100 + 3 * mae);
     }
     arena_free(memory);
 }

@@ -12,13 +12,20 @@
 
 enum { WIDE = 37, STEPS = 5 };
 
-static const OptimizerConfig config = {.learning_rate = 1e-2, .final_ratio = 0.1, .schedule = SCHEDULE_LINEAR, .warmup_steps = 2,
-                                       .weight_decay = 0.1, .beta1 = 0.9, .beta2 = 0.99, .epsilon = 1e-8, .gradient_clip = 1};
+static const OptimizerConfig config = {.learning_rate = 1e-2,
+                                       .final_ratio = 0.1,
+                                       .schedule = SCHEDULE_LINEAR,
+                                       .warmup_steps = 2,
+                                       .weight_decay = 0.1,
+                                       .beta1 = 0.9,
+                                       .beta2 = 0.99,
+                                       .epsilon = 1e-8,
+                                       .gradient_clip = 1};
 
 typedef struct Fixture {
-    Backend    *backend;
+    Backend *backend;
     Parameters *parameters;
-    Optimizer  *optimizer;
+    Optimizer *optimizer;
 } Fixture;
 
 static void open_fixture(Fixture *f) {
@@ -47,7 +54,8 @@ static float gradient_at(int64_t step, int parameter, int64_t i) {
 static void one_step(Fixture *f, int64_t step) {
     for (int k = 0; k < parameters_count(f->parameters); k++) {
         Parameter *p = parameters_at(f->parameters, k);
-        for (int64_t i = 0; !p->frozen && i < tensor_count(&p->tensor); i++) ((float *)p->tensor.grad)[i] = gradient_at(step, k, i);
+        for (int64_t i = 0; !p->frozen && i < tensor_count(&p->tensor); i++)
+            ((float *)p->tensor.grad)[i] = gradient_at(step, k, i);
     }
     optimizer_step(f->optimizer, step, optimizer_gradient_norm(f->optimizer));
 }
@@ -56,10 +64,11 @@ static void updates_follow_the_formula(void **state) {
     (void)state;
     Fixture f;
     open_fixture(&f);
-    const Parameter *matrix = parameters_find(f.parameters, "matrix"), *vector = parameters_find(f.parameters, "vector");
-    const int64_t    sizes[2] = {3 * WIDE, WIDE};
-    const float     *values[2] = {matrix->master, vector->master};
-    double           x[2][3 * WIDE], m[2][3 * WIDE] = {0}, v[2][3 * WIDE] = {0};
+    const Parameter *matrix = parameters_find(f.parameters, "matrix"),
+                    *vector = parameters_find(f.parameters, "vector");
+    const int64_t sizes[2] = {3 * WIDE, WIDE};
+    const float *values[2] = {matrix->master, vector->master};
+    double x[2][3 * WIDE], m[2][3 * WIDE] = {0}, v[2][3 * WIDE] = {0};
     for (int k = 0; k < 2; k++)
         for (int64_t i = 0; i < sizes[k]; i++) x[k][i] = values[k][i];
     for (int64_t step = 1; step <= STEPS; step++) {
@@ -103,19 +112,19 @@ static void a_gradient_that_is_not_finite_shows_in_the_norm(void **state) {
 
 static void moments_survive_a_file(void **state) {
     (void)state;
-    Fixture     a, b;
-    Error       error = {0};
+    Fixture a, b;
+    Error error = {0};
     SafeTensor *entries;
     SafeTensors file = {0};
-    char        path[] = "/tmp/bifocal-moments-XXXXXX";
-    int         descriptor = mkstemp(path);
+    char path[] = "/tmp/bifocal-moments-XXXXXX";
+    int descriptor = mkstemp(path);
     assert_true(descriptor >= 0);
     close(descriptor);
     open_fixture(&a);
     open_fixture(&b);
     for (int step = 1; step <= 3; step++) one_step(&a, step);
     Arena *memory = arena_new(1 << 16);
-    int    count = optimizer_export(a.optimizer, memory, &entries);
+    int count = optimizer_export(a.optimizer, memory, &entries);
     assert_int_equal(count, 4); // two of each that is trained
     assert_true(safetensors_write(path, entries, count, NULL, 0, &error));
     assert_true(safetensors_open(&file, path, &error));

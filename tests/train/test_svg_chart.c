@@ -22,7 +22,7 @@ static int count(const char *text, const char *what) {
 
 static void a_line_a_series_and_no_point_that_is_not_finite(void **state) {
     (void)state;
-    Buffer       b = {0};
+    Buffer b = {0};
     const double x[] = {1, 2, 3, 4}, y[] = {4, NAN, 2, 1}, z[] = {1, 2, INFINITY, 4};
     const Series series[] = {{"lm", x, y, 4}, {"mae & more", x, z, 4}};
     svg_chart(&b, &(Chart){"Loss", "step", "nats", series, 2, false});
@@ -35,7 +35,7 @@ static void a_line_a_series_and_no_point_that_is_not_finite(void **state) {
 
 static void an_empty_chart_says_so(void **state) {
     (void)state;
-    Buffer       b = {0};
+    Buffer b = {0};
     const double nothing[] = {NAN};
     const Series series[] = {{"lm", nothing, nothing, 1}};
     svg_chart(&b, &(Chart){"Loss", "step", "", series, 1, true});
@@ -45,7 +45,7 @@ static void an_empty_chart_says_so(void **state) {
 
 static void a_constant_series_has_an_axis(void **state) {
     (void)state;
-    Buffer       b = {0};
+    Buffer b = {0};
     const double x[] = {1, 1}, y[] = {5, 5};
     const Series series[] = {{"a", x, y, 2}};
     svg_chart(&b, &(Chart){"t", "x", "y", series, 1, false});

@@ -1,0 +1,260 @@
+/* Whole runs: the same bits on any number of threads, over a stop, a kill and a resume; errors that stop a run. */
+#include "base/files.h"
+#include "base/json.h"
+#include "base/safetensors.h"
+#include "tests/train/tiny_run.h"
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static TinyRun shared; // made once: every test trains runs of its own in it
+
+static int open_shared(void **state) {
+    (void)state;
+    tiny_run_open(&shared, 1);
+    return 0;
+}
+static int close_shared(void **state) {
+    (void)state;
+    tiny_run_close(&shared);
+    return 0;
+}
+
+static void train(const char *name, const char *const *settings, bool resume) {
+    TrainResult result;
+    Error error = {0};
+    assert_done(tiny_train(&shared, name, settings, resume, NULL, &result, &error), &error);
+}
+
+static Buffer read_file(const char *name, const char *file) {
+    Buffer out = {0};
+    Error error = {0};
+    char *path = tiny_run_path(&shared, name, file);
+    assert_done(file_read(path, &out, &error), &error);
+    free(path);
+    return out;
+}
+
+static void assert_same_file(const char *a, const char *b, const char *file) {
+    Buffer x = read_file(a, file), y = read_file(b, file);
+    assert_int_equal(x.size, y.size);
+    assert_memory_equal(x.data, y.data, x.size);
+    buffer_free(&x);
+    buffer_free(&y);
+}
+
+#define LAST "checkpoints/step-00000006"
+static void assert_same_end(const char *a, const char *b) {
+    assert_same_file(a, b, LAST "/model.safetensors");
+    assert_same_file(a, b, LAST "/optimizer.safetensors");
+}
+
+// The losses of a run, step by step.
+static int losses_of(const char *name, double *losses, int most) {
+    Error error = {0};
+    json_t *record;
+    int count = 0;
+    char *path = tiny_run_path(&shared, name, "metrics.jsonl");
+    JsonLines *lines = json_lines_open(path, &error);
+    assert_non_null(lines);
+    while (json_lines_next(lines, &record, &error) && record) {
+        if (json_object_get(record, "loss") && count < most) losses[count++] = json_get_number(record, "loss", NAN);
+        json_decref(record);
+    }
+    json_lines_close(lines);
+    free(path);
+    return count;
+}
+
+static void assert_same_losses(const char *a, const char *b) {
+    double x[16], y[16];
+    int n = losses_of(a, x, 16);
+    assert_int_equal(n, losses_of(b, y, 16));
+    assert_int_equal(n, 6);
+    for (int i = 0; i < n; i++) assert_true(x[i] == y[i]);
+}
+
+static void remove_in_run(const char *name, const char *file) {
+    Error error = {0};
+    char *path = tiny_run_path(&shared, name, file);
+    assert_done(folder_remove(path, &error), &error);
+    free(path);
+}
+
+static void every_number_of_threads_gives_the_same_bits(void **state) {
+    (void)state;
+    train("threads1", (const char *[]){"threads=1", "loader.threads=1", NULL}, false);
+    train("threads4", (const char *[]){"threads=4", "loader.threads=3", "loader.ahead=2", "loader.cache=0", NULL},
+          false);
+    assert_same_end("threads1", "threads4");
+    assert_same_losses("threads1", "threads4");
+}
+
+static void resume_is_bit_exact(void **state) {
+    (void)state;
+    train("whole", NULL, false);
+    train("resumed", NULL, false);
+    remove_in_run("resumed", LAST); // as if it had died behind step 3
+    train("resumed", NULL, true);
+    assert_same_end("whole", "resumed");
+    assert_same_losses("whole", "resumed");
+}
+
+static void resume_is_bit_exact_in_bf16(void **state) {
+    (void)state;
+    const char *settings[] = {"precision=bf16", NULL};
+    train("whole16", settings, false);
+    train("resumed16", settings, false);
+    remove_in_run("resumed16", LAST);
+    train("resumed16", settings, true);
+    assert_same_end("whole16", "resumed16");
+}
+
+static void a_signal_saves_and_the_run_goes_on_from_there(void **state) {
+    (void)state;
+    static volatile sig_atomic_t stop = 1;
+    TrainResult result;
+    Error error = {0};
+    assert_done(tiny_train(&shared, "stopped", NULL, false, &stop, &result, &error), &error);
+    assert_true(result.interrupted);
+    assert_int_equal(result.step, 0);
+    train("stopped", NULL, true);
+    train("not-stopped", NULL, false);
+    assert_same_end("stopped", "not-stopped");
+}
+
+static void a_killed_run_goes_on_bit_for_bit(void **state) {
+    (void)state;
+    const char *settings[] = {"checkpoint.every=1", NULL};
+    train("unharmed", settings, false);
+    for (int attempt = 0; attempt < 4; attempt++) {
+        pid_t child = fork();
+        assert_true(child >= 0);
+        if (!child) {
+            TrainResult result;
+            Error error = {0};
+            tiny_train(&shared, "killed", settings, true, NULL, &result, &error);
+            _exit(0);
+        }
+        usleep(20000 + 15000 * (useconds_t)attempt);
+        kill(child, SIGKILL);
+        waitpid(child, NULL, 0);
+    }
+    train("killed", settings, true);
+    assert_same_end("unharmed", "killed");
+    assert_same_losses("unharmed", "killed");
+}
+
+static void microbatches_do_not_change_the_loss(void **state) {
+    (void)state;
+    double one[16], three[16];
+    train("one-piece", NULL, false);
+    train("three-pieces", (const char *[]){"train.microbatches=3", NULL}, false);
+    losses_of("one-piece", one, 16);
+    losses_of("three-pieces", three, 16);
+    for (int i = 0; i < 6; i++) assert_true(fabs(one[i] - three[i]) <= 2e-4 * fabs(one[i]));
+    assert_true(fabs(one[0] - three[0]) <= 1e-6 * fabs(one[0])); // before any update: the forward pass alone
+}
+
+static void a_run_is_not_overwritten(void **state) {
+    (void)state;
+    TrainResult result;
+    Error error = {0};
+    train("there", NULL, false);
+    assert_false(tiny_train(&shared, "there", NULL, false, NULL, &result, &error));
+    assert_int_equal(error.kind, ERROR_USAGE);
+    assert_message_has(&error, "--resume");
+}
+
+// One number of one tensor of a checkpoint becomes NaN, its checksums made anew.
+static void poison(const char *path, const char *tensor) {
+    Error error = {0};
+    SafeTensors file = {0};
+    assert_done(safetensors_open(&file, path, &error), &error);
+    SafeTensor *copy = calloc((size_t)file.count, sizeof *copy);
+    assert_non_null(copy);
+    for (int i = 0; i < file.count; i++) {
+        void *data = malloc((size_t)file.tensors[i].bytes + 1);
+        memcpy(data, file.tensors[i].data, (size_t)file.tensors[i].bytes);
+        if (!strcmp(file.tensors[i].name, tensor)) *(float *)data = NAN;
+        copy[i] = file.tensors[i];
+        copy[i].data = data;
+    }
+    assert_done(safetensors_write(path, copy, file.count, NULL, 0, &error), &error);
+    for (int i = 0; i < file.count; i++) free((void *)(uintptr_t)copy[i].data);
+    free(copy);
+    safetensors_close(&file);
+}
+
+static void a_loss_that_is_not_finite_names_the_first_bad_tensor(void **state) {
+    (void)state;
+    TrainResult result;
+    Error error = {0};
+    train("poisoned", NULL, false);
+    remove_in_run("poisoned", LAST);
+    char *path = tiny_run_path(&shared, "poisoned", "checkpoints/step-00000003/model.safetensors");
+    poison(path, "text.blocks.0.up.weight");
+    assert_false(tiny_train(&shared, "poisoned", NULL, true, NULL, &result, &error));
+    assert_int_equal(error.kind, ERROR_FAILED);
+    assert_message_has(&error, "step 4");
+    assert_message_has(&error, "text.blocks.0.up.weight");
+    free(path);
+    path = tiny_run_path(&shared, "poisoned", LAST);
+    assert_false(folder_exists(path));
+    free(path);
+}
+
+static void other_data_is_refused_on_resume(void **state) {
+    (void)state;
+    TrainResult result;
+    Error error = {0};
+    TinyRun own;
+    tiny_run_open(&own, 2);
+    assert_done(tiny_train(&own, "run", (const char *[]){"train.steps=2", "optimizer.warmup_steps=0", NULL}, false,
+                           NULL, &result, &error),
+                &error);
+    tiny_run_remake_data(&own, 3);
+    assert_false(tiny_train(&own, "run", (const char *[]){"train.steps=4", "optimizer.warmup_steps=0", NULL}, true,
+                            NULL, &result, &error));
+    assert_message_has(&error, "--allow-changed-data");
+    tiny_run_close(&own);
+}
+
+static void assert_refused(const char *setting, const char *part) {
+    TrainResult result;
+    Error error = {0};
+    assert_false(tiny_train(&shared, "refused", (const char *[]){setting, NULL}, false, NULL, &result, &error));
+    assert_int_equal(error.kind, ERROR_USAGE);
+    assert_message_has(&error, part);
+}
+
+static void configurations_that_cannot_work_are_refused(void **state) {
+    (void)state;
+    assert_refused("optimizer.learning_rat=1", "learning_rate");
+    assert_refused("optimizer.warmup_steps=6", "warmup_steps");
+    assert_refused("model.text.heads=3", "heads");
+    assert_refused("model.vision.patch=7", "patch");
+    assert_refused("sequence.caption=17", "sequence.caption");
+    assert_refused("data.0.path=/nowhere", "bifocal data build");
+    assert_refused("tokenizer=/nowhere.model", "/nowhere.model");
+    assert_refused("model.weight.mae=0", "mae");
+    assert_refused("data.1.answer=", "go together");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_number_of_threads_gives_the_same_bits),
+        cmocka_unit_test(resume_is_bit_exact),
+        cmocka_unit_test(resume_is_bit_exact_in_bf16),
+        cmocka_unit_test(a_signal_saves_and_the_run_goes_on_from_there),
+        cmocka_unit_test(a_killed_run_goes_on_bit_for_bit),
+        cmocka_unit_test(microbatches_do_not_change_the_loss),
+        cmocka_unit_test(a_run_is_not_overwritten),
+        cmocka_unit_test(a_loss_that_is_not_finite_names_the_first_bad_tensor),
+        cmocka_unit_test(other_data_is_refused_on_resume),
+        cmocka_unit_test(configurations_that_cannot_work_are_refused),
+    };
+    return cmocka_run_group_tests(tests, open_shared, close_shared);
+}

@@ -1,0 +1,17 @@
+/* Scenes, a tokenizer and a config small enough to train a whole run in a test, all four objectives in every step. */
+#pragma once
+#include "tests/support/test.h"
+#include "train/run.h"
+
+typedef struct TinyRun {
+    char *folder; // scenes, datasets train and text, words.model; runs go here too
+} TinyRun;
+
+void tiny_run_open(TinyRun *, uint64_t seed);
+void tiny_run_close(TinyRun *);
+void tiny_run_remake_data(TinyRun *, uint64_t seed); // other scenes in the same place
+// Trains `name` with settings behind the common ones; NULL at the end of `settings`. `stop` may be NULL.
+bool tiny_train(const TinyRun *, const char *name, const char *const *settings, bool resume,
+                const volatile sig_atomic_t *stop, TrainResult *, Error *);
+// A file of a run; the caller frees it.
+char *tiny_run_path(const TinyRun *, const char *name, const char *file);
