@@ -114,6 +114,7 @@ Tensor *tape_keep(Node *n, int slot, Dtype dtype, int rank, const int64_t *shape
 }
 
 void *tape_scratch(Node *n, size_t bytes) { return arena_allocate(n->tape->scratch, bytes); }
+void tape_end_scratch(Tape *t) { arena_reset(t->scratch); }
 
 // ---- forward ----
 

@@ -49,6 +49,7 @@ Tensor *tape_keep(Node *, int slot, Dtype, int rank, const int64_t *shape); // s
 // Runs one operator: infer, forward, record. inputs beyond those given are NULL. Returns the output, or NULL on error.
 Tensor *tape_apply(Tape *, const Operator *, const Attributes *, int n_in, Tensor *const *in);
 void   *tape_scratch(Node *, size_t bytes); // valid until the running forward or backward returns
+void    tape_end_scratch(Tape *); // frees it: for benches that call a node's functions themselves
 bool    tape_will_backward(const Node *);   // false: nothing need be saved
 
 typedef struct Destination { // where a gradient goes

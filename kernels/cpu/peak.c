@@ -6,7 +6,7 @@
 
 typedef double Probe(int64_t loops, bool bf16); // -> FLOP
 
-enum { LOOPS = 20000, COPY_BLOCK = 1 << 20, COPY_BLOCKS = 128 }; // bytes; 128 MiB from and 128 MiB to
+enum { LOOPS = 20000, COPY_BLOCK = 1 << 18 }; // bytes
 
 typedef struct FmaJob {
     Probe *probe;
@@ -54,7 +54,7 @@ static double best_rate(Threads *threads, int64_t tasks, ThreadTask task, void *
     return best;
 }
 
-static double fma_rate(const Backend *b, bool bf16, double seconds) {
+double peak_fma(const Backend *b, bool bf16, double seconds) {
     Threads *threads = cpu_threads(b);
     FmaJob job = {probe_of(b), bf16};
     double flop = job.probe(1, bf16) * LOOPS;
@@ -62,21 +62,23 @@ static double fma_rate(const Backend *b, bool bf16, double seconds) {
     return flop > 0 ? best_rate(threads, tasks, fma_task, &job, flop * (double)tasks * 1e-9, seconds) : 0;
 }
 
-static double copy_rate(const Backend *b, double seconds) {
-    size_t bytes = (size_t)COPY_BLOCK * COPY_BLOCKS;
-    char *from = b->allocate(NULL, bytes), *to = b->allocate(NULL, bytes);
+double peak_copy(const Backend *b, int64_t bytes, double seconds) {
+    int64_t blocks = bytes / 2 / COPY_BLOCK;
+    size_t size = (size_t)(blocks * COPY_BLOCK);
+    char *from = b->allocate(NULL, size), *to = b->allocate(NULL, size);
     double rate = 0;
     if (from && to) {
-        memset(from, 1, bytes);
-        memset(to, 1, bytes);
+        memset(from, 1, size);
+        memset(to, 1, size);
         CopyJob job = {to, from};
-        rate = best_rate(cpu_threads(b), COPY_BLOCKS, copy_task, &job, 2e-9 * (double)bytes, seconds);
+        rate = best_rate(cpu_threads(b), blocks, copy_task, &job, 2e-9 * (double)size, seconds);
     }
-    b->release(NULL, from, bytes);
-    b->release(NULL, to, bytes);
+    b->release(NULL, from, size);
+    b->release(NULL, to, size);
     return rate;
 }
 
 Peak peak_measure(const Backend *b, double seconds) {
-    return (Peak){fma_rate(b, false, seconds), fma_rate(b, true, seconds), copy_rate(b, seconds)};
+    return (Peak){peak_fma(b, false, seconds), peak_fma(b, true, seconds), peak_copy(b, PEAK_COPY_BYTES, seconds),
+                  peak_copy(b, PEAK_CACHED_BYTES, seconds)};
 }

@@ -5,13 +5,18 @@
 
 typedef struct Peak {
     double f32,
-        bf16;    // GFLOP/s of multiply-adds in registers, a multiply-add counted as two; bf16 0: no such instruction
-    double copy; // GB/s of a copy that fits no cache, read and written bytes counted
+        bf16;      // GFLOP/s of multiply-adds in registers, a multiply-add counted as two; bf16 0: no such instruction
+    double copy;   // GB/s of a copy that fits no cache, read and written bytes counted
+    double cached; // the same within PEAK_CACHED_BYTES, from and to together
 } Peak;
 
-Peak peak_measure(const Backend *, double seconds); // about `seconds` for each of the three
+enum { PEAK_CACHED_BYTES = 8 << 20, PEAK_COPY_BYTES = 256 << 20 };
 
-// Of one thread, in simd/peak.c: multiply-adds `loops` times over PEAK_SUMS vectors; returns how many FLOP that was.
+Peak peak_measure(const Backend *, double seconds); // about `seconds` for each of the four; the best counts
+double peak_fma(const Backend *, bool bf16, double seconds);
+double peak_copy(const Backend *, int64_t bytes, double seconds); // bytes: from and to together
+
+// Of one thread, in simd/peak.c: `loops` rounds of multiply-adds; returns how many FLOP that was.
 double peak_fma_plain(int64_t loops, bool bf16);
 double peak_fma_avx2(int64_t loops, bool bf16);
 double peak_fma_avx512(int64_t loops, bool bf16);

@@ -1,0 +1,38 @@
+/* The engine of `bifocal bench ops`: every operator of the list on its large example, forward and backward, and matrix
+ * products of the shapes of known models beside oneDNN's. A figure comes with the machine's peak as probed around it.
+ */
+#pragma once
+#include "base/log.h"
+#include "kernels/cpu/peak.h"
+
+typedef struct BenchRow {            // one line of the table
+    char name[64];                   // of the operator or the product
+    const char *pass;                // "forward", "backward", "input" (gradient), "weight" (gradient)
+    Dtype dtype;                     // of the activations
+    double seconds;                  // median of one call
+    double fastest, slowest;         // of the rounds
+    double flop, bytes;              // of one call, as the operator's cost says
+    double peak_gflops, peak_gbytes; // of the machine, this dtype, at that time
+    double peer_seconds;             // oneDNN's median; 0 where there is none
+} BenchRow;
+
+typedef struct BenchOps {
+    const char *only; // part of the names wanted; NULL: all
+    double seconds;   // for each figure
+    Peak peak;        // as measured at the start; multiply-adds are probed again around each figure
+    void (*row)(void *context, const BenchRow *);
+    void *context;
+} BenchOps;
+
+// What no machine can do faster: flop at the peak of multiply-adds or bytes at the peak of copying, whichever takes
+// longer.
+double bench_floor_seconds(const BenchRow *);
+bool bench_is_compute_bound(const BenchRow *);
+
+void bench_operators(Backend *, const BenchOps *, Dtype, Log *);
+void bench_products(Backend *, const BenchOps *, Dtype);
+
+// ---- for the two of them ----
+
+// Times `call` (median, fastest, slowest), probes the peak before and after, and fills the rest of the row.
+void bench_measure(const Backend *, const BenchOps *, BenchRow *, void (*call)(void *), void *context);
