@@ -79,7 +79,7 @@ static bool add(Builder *b, const NewSample *sample, bool held_out, Error *error
 }
 
 // Reads a picture's bytes and looks at its header. NULL, or the cause why it cannot be used.
-static const char *load_picture(Builder *b, const char *path, Buffer *bytes, ImageInfo *info, Buffer *detail) {
+static const char *load_picture(const char *path, Buffer *bytes, ImageInfo *info, Buffer *detail) {
     Error error = {0};
     const char *cause = NULL;
     if (!file_exists(path)) {
@@ -94,7 +94,6 @@ static const char *load_picture(Builder *b, const char *path, Buffer *bytes, Ima
         cause = "image_not_decodable";
         error_prefix(&error, "%s", path);
     }
-    (void)b;
     if (cause) {
         buffer_clear(detail);
         buffer_text(detail, error.message);
@@ -133,7 +132,7 @@ bool builder_row(Builder *b, const char *why, const char *folder, const char *js
         buffer_clear(&b->path);
         if (row->images[i][0] != '/') buffer_printf(&b->path, "%s/", folder);
         buffer_text(&b->path, row->images[i]);
-        why = load_picture(b, b->path.data, &b->images[i], &info, &row->detail);
+        why = load_picture(b->path.data, &b->images[i], &info, &row->detail);
         if (why) break;
         if (i == 0) s.width = info.width, s.height = info.height;
         number_extension(extensions[i], i, image_extension(&info));

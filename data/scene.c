@@ -15,7 +15,7 @@ static int draw_below(Rng *rng, int bound) { return (int)rng_below(rng, (uint64_
 static double draw_between(Rng *rng, double least, double most) { return least + (most - least) * rng_uniform(rng); }
 
 // Another number below `bound` than `not`.
-static int draw_other(Rng *rng, int bound, int not ) { return (not +1 + draw_below(rng, bound - 1)) % bound; }
+static int draw_other(Rng *rng, int bound, int except) { return (except + 1 + draw_below(rng, bound - 1)) % bound; }
 
 // The index that a draw of `shares` (they sum to 100) falls on.
 static int draw_share(Rng *rng, const int *shares, int count) {
@@ -37,7 +37,7 @@ static Colour vary(Rng *rng, Colour c, int most) {
 }
 
 static void add_figure(Scene *s, Rng *rng, int colour, Shape shape, double x, double y, double radius) {
-    double side = s->side, tilt = draw_between(rng, -0.13, 0.13); // up to 15 degrees
+    double side = s->side, tilt = draw_between(rng, -0.035, 0.035); // up to 4 degrees
     s->figures[s->figure_count++] =
         (Figure){shape, x * side, y * side, radius * side, tilt, vary(rng, colours[colour], 14)};
 }
@@ -45,8 +45,8 @@ static void add_figure(Scene *s, Rng *rng, int colour, Shape shape, double x, do
 // One figure in its place and, sometimes, a tiny other one in the corner that is farthest from it.
 static void place_one(Scene *s, Rng *rng) {
     const int *to = directions[s->position];
-    double radius = s->large ? draw_between(rng, 0.28, 0.34) : draw_between(rng, 0.17, 0.21);
-    double away = s->large ? 0.17 : 0.26, jitter = 0.03;
+    double radius = s->large ? draw_between(rng, 0.30, 0.33) : draw_between(rng, 0.19, 0.21);
+    double away = s->large ? 0.15 : 0.26, jitter = 0.015;
     double x = 0.5 + to[0] * away + draw_between(rng, -jitter, jitter);
     double y = 0.5 + to[1] * away + draw_between(rng, -jitter, jitter);
     add_figure(s, rng, s->colour, s->shape, x, y, radius);
@@ -61,11 +61,12 @@ static void place_some(Scene *s, Rng *rng) {
     static const double two[2][2][2] = {{{.27, .5}, {.73, .5}}, {{.5, .27}, {.5, .73}}};
     static const double three[2][3][2] = {{{.26, .28}, {.74, .28}, {.5, .73}}, {{.26, .72}, {.74, .72}, {.5, .27}}};
     int variant = draw_below(rng, 2);
-    double radius = draw_between(rng, 0.17, 0.205);
+    double radius = draw_between(rng, 0.185, 0.2);
     for (int i = 0; i < s->count; i++) {
         const double *at = s->count == 2 ? two[variant][i] : three[variant][i];
-        add_figure(s, rng, s->colour, s->shape, at[0] + draw_between(rng, -.02, .02),
-                   at[1] + draw_between(rng, -.02, .02), radius);
+        double x = at[0] + draw_between(rng, -0.012, 0.012); // one draw a statement: arguments have no order
+        double y = at[1] + draw_between(rng, -0.012, 0.012);
+        add_figure(s, rng, s->colour, s->shape, x, y, radius);
     }
 }
 

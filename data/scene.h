@@ -32,7 +32,7 @@ Image scene_draw(const Scene *); // image_free
 
 // Each appends to the buffer.
 void scene_class(const Scene *, Language, Buffer *);        // "red circle"
-void scene_caption(const Scene *, Language, Buffer *);      // "a big red circle on the left, on a white background"
+void scene_caption(const Scene *, Language, Buffer *);      // "a big red circle on the left"
 void scene_question(const Scene *, Language, Buffer *);     // "what colour is the circle?"
 void scene_answer(const Scene *, Language, Buffer *);       // "red"
 void scene_story(const Scene *, Language, Buffer *);        // some sentences of plain text about it

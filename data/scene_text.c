@@ -33,12 +33,10 @@ static void caption_english(const Scene *s, Buffer *out) {
         buffer_printf(out, "a %s %s %s %s", s->large ? "big" : "small", colour, shape_names[ENGLISH][s->shape],
                       places[s->position]);
     if (s->extra) buffer_printf(out, " and a tiny %s %s", extra, shape_names[ENGLISH][s->extra_shape]);
-    buffer_printf(out, ", on a %s background", background_names[ENGLISH][s->background]);
 }
 
 static void caption_chinese(const Scene *s, Buffer *out) {
     const char *colour = colour_names[CHINESE][s->colour], *shape = shape_names[CHINESE][s->shape];
-    buffer_printf(out, "%s背景上", background_names[CHINESE][s->background]);
     if (s->count > 1)
         buffer_printf(out, "有%s%s%s", count_names[CHINESE][s->count - 1], colour, shape);
     else
@@ -139,7 +137,10 @@ void scene_story(const Scene *s, Language l, Buffer *out) {
     bool english = l == ENGLISH;
     buffer_text(out, english ? "the picture shows " : "图中");
     scene_caption(s, l, out);
-    buffer_text(out, english ? ". " : "。");
+    if (english)
+        buffer_printf(out, ". the background is %s. ", background_names[ENGLISH][s->background]);
+    else
+        buffer_printf(out, "，背景是%s。", background_names[CHINESE][s->background]);
     scene_question(s, l, out);
     buffer_text(out, english ? " " : "");
     scene_answer(s, l, out);
@@ -161,7 +162,8 @@ void scene_row(const Scene *s, const char *image, Buffer *out) {
     add_pair(out, "question", scene_question, s);
     add_pair(out, "answer", scene_answer, s);
     add_pair(out, "class", scene_class, s);
-    buffer_printf(out, ", \"kind\": \"%s\", \"colour\": \"%s\", \"shape\": \"%s\", \"count\": %d}\n",
+    buffer_printf(out,
+                  ", \"kind\": \"%s\", \"colour\": \"%s\", \"shape\": \"%s\", \"count\": %d, \"background\": \"%s\"}\n",
                   question_kinds[s->question], colour_names[ENGLISH][s->colour], shape_names[ENGLISH][s->shape],
-                  s->count);
+                  s->count, background_names[ENGLISH][s->background]);
 }

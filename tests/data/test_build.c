@@ -370,9 +370,10 @@ static void wrong_usage_says_what_to_do(void **state) {
     expect_error(&f, ERROR_USAGE, "no such source");
     put_file(f.folder, "table.parquet", "PAR1");
     add_source(&f, "table.parquet");
-    f.sources[1] = f.sources[0]; // the absent one
+    free((char *)f.sources[1]); // the absent one
+    f.sources[1] = f.sources[2];
+    f.options.source_count = 2;
     expect_error(&f, ERROR_USAGE, "not a kind of source");
-    f.options.source_count = 1;
     done(&f);
 }
 

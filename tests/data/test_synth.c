@@ -74,7 +74,7 @@ static void scenes_are_what_they_always_were(void **state) {
     digest_update(digest, row.data, row.size);
     digest_sha256(digest, hash);
     hex_encode(hash, SHA256_SIZE, hex);
-    assert_string_equal(hex, "6f6731feaac2a5a197469b41383d5f074daad18b69723f431f6c6aa79e78329c");
+    assert_string_equal(hex, "081d7f3ad8650a4910d0769834302e6d512994091316aa4f879fdae38e498e59");
     digest_free(digest);
     buffer_free(&row);
 }
