@@ -175,8 +175,7 @@ static inline Span span_of(Interval seen, Interval tile) {
 INLINE Vec load_span(const float *row, int64_t at, const Span *x, float value) {
     Vec v = vec_load(row, at, F32);
     if (at >= x->first && at + LANES <= x->end) return v;
-    VecI lane;
-    for (int i = 0; i < LANES; i++) lane[i] = i;
+    VecI lane = vec_lanes();
     VecI inside = (lane >= (int32_t)(x->first - at)) & (lane < (int32_t)(x->end - at));
     return vec_select(inside, v, vec_set(value));
 }

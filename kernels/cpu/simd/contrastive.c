@@ -3,10 +3,15 @@
  * turn into da and db.
  * N pairs, D feature width. */
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/simd/vec.h"
 #include <math.h>
 #include <string.h>
 
-enum { SIDE = 1024, STRIDE = SIDE + 16, BLOCK = 8 }; // of a tile; rows or columns a task
+enum {
+    SIDE = 1024,        // of a tile
+    STRIDE = SIDE + 16, // rows 4 KiB apart would share cache sets
+    BLOCK = 16,         // rows or columns a task, a multiple of LANES
+};
 
 #define LOG_100 4.6051701859880914 // the clamp of CLIP's scale
 
@@ -96,37 +101,52 @@ static double total(const double *x, int64_t n) {
     return sum;
 }
 
+// x at the columns from c on, `outside` in the lanes beyond the tile.
+INLINE Vec inside(const Job *j, int64_t c, Vec x, float outside) {
+    if (c + LANES <= j->columns) return x;
+    return vec_select(vec_lanes() < (int32_t)(j->columns - c), x, vec_set(outside));
+}
+
+INLINE Vec load_logits(const Job *j, const float *z, int64_t c) { return vec_load(z, c, F32) * j->scale + j->bias; }
+
 // ---- softmax (CLIP) ----
 
-// Takes a run of logits, `step` apart, into a running maximum and sum of exponentials.
-static void online(float *most_at, float *sum_at, const float *z, int64_t count, int64_t step, float scale,
-                   bool first) {
-    float most = first ? -INFINITY : *most_at, sum = first ? 0 : *sum_at, before = most;
-    for (int64_t i = 0; i < count; i++) most = scale * z[i * step] > most ? scale * z[i * step] : most;
-    if (before < most) sum *= expf(before - most);
-    for (int64_t i = 0; i < count; i++) sum += expf(scale * z[i * step] - most);
-    *most_at = most;
-    *sum_at = sum;
+static void clip_row(Job *j, int64_t r) {
+    const float *z = j->z + r * STRIDE;
+    int64_t at = j->row + r, same = at - j->column;
+    float before = j->column ? j->row_most[at] : -INFINITY;
+    Vec high = vec_set(before), sum = {0};
+    for (int64_t c = 0; c < j->columns; c += LANES) high = vec_max(high, inside(j, c, load_logits(j, z, c), -INFINITY));
+    float most = vec_highest(high);
+    for (int64_t c = 0; c < j->columns; c += LANES)
+        sum += vec_exp(inside(j, c, load_logits(j, z, c), -INFINITY) - most);
+    j->row_sum[at] = (j->column ? j->row_sum[at] * expf(before - most) : 0) + vec_sum(sum);
+    j->row_most[at] = most;
+    if (same >= 0 && same < j->columns) j->diagonal[at] = j->scale * z[same];
 }
 
 static void clip_rows(void *context, int64_t task, int worker) {
     (void)worker;
     Job *j = context;
-    for (int64_t r = task * BLOCK; r < least(j->rows, (task + 1) * BLOCK); r++) {
-        const float *z = j->z + r * STRIDE;
-        int64_t at = j->row + r, same = at - j->column;
-        online(&j->row_most[at], &j->row_sum[at], z, j->columns, 1, j->scale, j->column == 0);
-        if (same >= 0 && same < j->columns) j->diagonal[at] = j->scale * z[same];
-    }
+    for (int64_t r = task * BLOCK; r < least(j->rows, (task + 1) * BLOCK); r++) clip_row(j, r);
+}
+
+// A vector of columns.
+static void clip_lanes(Job *j, int64_t c) {
+    int64_t at = j->column + c, end = j->column + j->columns;
+    Vec before = j->row ? vec_load_within(j->column_most, at, end, F32) : vec_set(-INFINITY);
+    Vec sum = j->row ? vec_load_within(j->column_sum, at, end, F32) : (Vec){0}, most = before;
+    for (int64_t r = 0; r < j->rows; r++) most = vec_max(most, vec_load(j->z, r * STRIDE + c, F32) * j->scale);
+    if (j->row) sum *= vec_exp(before - most);
+    for (int64_t r = 0; r < j->rows; r++) sum += vec_exp(vec_load(j->z, r * STRIDE + c, F32) * j->scale - most);
+    vec_store_within(j->column_most, at, end, most, F32);
+    vec_store_within(j->column_sum, at, end, sum, F32);
 }
 
 static void clip_columns(void *context, int64_t task, int worker) {
     (void)worker;
     Job *j = context;
-    for (int64_t c = task * BLOCK; c < least(j->columns, (task + 1) * BLOCK); c++) {
-        int64_t at = j->column + c;
-        online(&j->column_most[at], &j->column_sum[at], j->z + c, j->rows, STRIDE, j->scale, j->row == 0);
-    }
+    for (int64_t c = task * BLOCK; c < least(j->columns, (task + 1) * BLOCK); c += LANES) clip_lanes(j, c);
 }
 
 static float clip_scale(const float *log_scale) { return (float)exp(*log_scale < LOG_100 ? *log_scale : LOG_100); }
@@ -150,22 +170,26 @@ static void clip_forward(Backend *be, float *out, float *rows, float *columns, c
     out[0] = (float)sum;
 }
 
+static void clip_gradient_row(Job *j, int64_t r) {
+    float *z = j->z + r * STRIDE, half = 0.5f * j->factor;
+    int64_t at = j->row + r, same = at - j->column, end = j->column + j->columns;
+    bool here = same >= 0 && same < j->columns;
+    float own = here ? j->scale * z[same] : 0;
+    Vec sum = {0};
+    for (int64_t c = 0; c < j->columns; c += LANES) {
+        Vec s = load_logits(j, z, c), columns = vec_load_within(j->column_lse, j->column + c, end, F32);
+        Vec d = half * (vec_exp(s - j->row_lse[at]) + vec_exp(s - columns));
+        sum += inside(j, c, d * s, 0);
+        vec_store(z, c, d * j->scale, F32);
+    }
+    if (here) z[same] -= j->factor * j->scale;
+    j->partial[at] = (j->column ? j->partial[at] : 0) + vec_sum(sum) - (here ? (double)j->factor * own : 0);
+}
+
 static void clip_gradient(void *context, int64_t task, int worker) {
     (void)worker;
     Job *j = context;
-    for (int64_t r = task * BLOCK; r < least(j->rows, (task + 1) * BLOCK); r++) {
-        float *z = j->z + r * STRIDE, half = 0.5f * j->factor;
-        int64_t at = j->row + r, same = at - j->column;
-        double sum = j->column ? j->partial[at] : 0;
-        for (int64_t c = 0; c < j->columns; c++) {
-            float s = j->scale * z[c];
-            float d =
-                half * (expf(s - j->row_lse[at]) + expf(s - j->column_lse[j->column + c]) - (c == same ? 2.0f : 0));
-            sum += d * s;
-            z[c] = d * j->scale;
-        }
-        j->partial[at] = sum;
-    }
+    for (int64_t r = task * BLOCK; r < least(j->rows, (task + 1) * BLOCK); r++) clip_gradient_row(j, r);
 }
 
 static void clip_backward(Backend *be, float *da, bool add_a, float *db, bool add_b, float *dscale, bool add_scale,
@@ -189,21 +213,25 @@ static void clip_backward(Backend *be, float *da, bool add_a, float *db, bool ad
 // ---- sigmoid (SigLIP) ----
 
 // log(1 + exp(x))
-static float softplus(float x) { return (x > 0 ? x : 0) + log1pf(expf(x > 0 ? -x : x)); }
+INLINE Vec softplus(Vec x) {
+    Vec zero = {0};
+    return vec_max(x, zero) + vec_log1p(vec_exp(-vec_abs(x)));
+}
+
+static void siglip_row(Job *j, int64_t r) {
+    const float *z = j->z + r * STRIDE;
+    int64_t at = j->row + r, same = at - j->column;
+    Vec sum = {0};
+    for (int64_t c = 0; c < j->columns; c += LANES) sum += softplus(inside(j, c, load_logits(j, z, c), -INFINITY));
+    // softplus(-s) = softplus(s) - s
+    double own = same >= 0 && same < j->columns ? (double)j->scale * z[same] + j->bias : 0;
+    j->partial[at] = (j->column ? j->partial[at] : 0) + vec_sum(sum) - own;
+}
 
 static void siglip_rows(void *context, int64_t task, int worker) {
     (void)worker;
     Job *j = context;
-    for (int64_t r = task * BLOCK; r < least(j->rows, (task + 1) * BLOCK); r++) {
-        const float *z = j->z + r * STRIDE;
-        int64_t at = j->row + r, same = at - j->column;
-        double sum = j->column ? j->partial[at] : 0;
-        for (int64_t c = 0; c < j->columns; c++) {
-            float s = j->scale * z[c] + j->bias;
-            sum += softplus(c == same ? -s : s);
-        }
-        j->partial[at] = sum;
-    }
+    for (int64_t r = task * BLOCK; r < least(j->rows, (task + 1) * BLOCK); r++) siglip_row(j, r);
 }
 
 static void siglip_forward(Backend *be, float *out, const float *a, const float *b, const float *log_scale,
@@ -219,23 +247,27 @@ static void siglip_forward(Backend *be, float *out, const float *a, const float 
     out[0] = (float)total(j.partial, n);
 }
 
+static void siglip_gradient_row(Job *j, int64_t r) {
+    float *z = j->z + r * STRIDE;
+    int64_t at = j->row + r, same = at - j->column;
+    bool here = same >= 0 && same < j->columns;
+    float own = here ? j->scale * z[same] : 0;
+    Vec sum = {0}, sum_bias = {0};
+    for (int64_t c = 0; c < j->columns; c += LANES) {
+        Vec s = vec_load(z, c, F32) * j->scale, d = j->factor * vec_sigmoid(s + j->bias);
+        sum += inside(j, c, d * s, 0);
+        sum_bias += inside(j, c, d, 0);
+        vec_store(z, c, d * j->scale, F32);
+    }
+    if (here) z[same] -= j->factor * j->scale;
+    j->partial[at] = (j->column ? j->partial[at] : 0) + vec_sum(sum) - (here ? (double)j->factor * own : 0);
+    j->partial_bias[at] = (j->column ? j->partial_bias[at] : 0) + vec_sum(sum_bias) - (here ? j->factor : 0);
+}
+
 static void siglip_gradient(void *context, int64_t task, int worker) {
     (void)worker;
     Job *j = context;
-    for (int64_t r = task * BLOCK; r < least(j->rows, (task + 1) * BLOCK); r++) {
-        float *z = j->z + r * STRIDE;
-        int64_t at = j->row + r, same = at - j->column;
-        double sum = j->column ? j->partial[at] : 0, sum_bias = j->column ? j->partial_bias[at] : 0;
-        for (int64_t c = 0; c < j->columns; c++) {
-            float s = j->scale * z[c];
-            float d = j->factor * (1 / (1 + expf(-s - j->bias)) - (c == same ? 1.0f : 0));
-            sum += d * s;
-            sum_bias += d;
-            z[c] = d * j->scale;
-        }
-        j->partial[at] = sum;
-        j->partial_bias[at] = sum_bias;
-    }
+    for (int64_t r = task * BLOCK; r < least(j->rows, (task + 1) * BLOCK); r++) siglip_gradient_row(j, r);
 }
 
 static void siglip_backward(Backend *be, float *da, bool add_a, float *db, bool add_b, float *dscale, bool add_scale,

@@ -1,6 +1,7 @@
 /* The masked patch loss of MAE: one task for a fixed block of patches, whose losses add up in order.
  * M patches, P patch side; a patch is flattened (y, x, c). */
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/simd/vec.h"
 #include <math.h>
 
 enum { BLOCK = 16 }; // patches a task
@@ -18,51 +19,57 @@ typedef struct Job {
     Dtype t;
 } Job;
 
-static inline float element(const void *x, int64_t i, Dtype t) {
-    return t == F32 ? ((const float *)x)[i] : bf16_to_f32(((const uint16_t *)x)[i]);
-}
-
-// The target of one patch, normalised where asked.
+// The target of one patch as it is.
 static void load_target(float *target, const Job *job, int64_t patch) {
     int64_t P = job->patch, across = job->width / P, down = job->height / P, plane = job->height * job->width;
     int64_t image = patch / (across * down), row = patch / across % down, column = patch % across;
-    int64_t at = image * 3 * plane + row * P * job->width + column * P, n = 3 * P * P;
+    int64_t at = image * 3 * plane + row * P * job->width + column * P;
     for (int64_t c = 0; c < 3; c++)
         for (int64_t y = 0; y < P; y++)
             for (int64_t x = 0; x < P; x++)
-                target[(y * P + x) * 3 + c] = element(job->images, at + c * plane + y * job->width + x, job->t);
-    if (!job->normalize) return;
-    double sum = 0, squares = 0;
-    for (int64_t i = 0; i < n; i++) sum += target[i];
-    double mean = sum / (double)n;
-    for (int64_t i = 0; i < n; i++) squares += (target[i] - mean) * (target[i] - mean);
-    double scale = 1 / sqrt(squares / (double)(n - 1) + 1e-6);
-    for (int64_t i = 0; i < n; i++) target[i] = (float)((target[i] - mean) * scale);
+                target[(y * P + x) * 3 + c] = element_load(job->images, at + c * plane + y * job->width + x, job->t);
+}
+
+// x to mean 0 and variance 1; x has room for whole vectors.
+static void normalize(float *x, int64_t n) {
+    Vec sum = {0}, squares = {0};
+    for (int64_t i = 0; i < n; i += LANES) sum += vec_load_within(x, i, n, F32);
+    float mean = vec_sum(sum) / (float)n;
+    for (int64_t i = n; i % LANES; i++) x[i] = mean;
+    for (int64_t i = 0; i < n; i += LANES) {
+        Vec d = vec_load(x, i, F32) - mean;
+        squares += d * d;
+    }
+    float scale = 1 / sqrtf(vec_sum(squares) / (float)(n - 1) + 1e-6f);
+    for (int64_t i = 0; i < n; i += LANES) vec_store(x, i, (vec_load(x, i, F32) - mean) * scale, F32);
+}
+
+static float squared_error(const void *x, const float *target, int64_t n, Dtype t) {
+    Vec sum = {0};
+    for (int64_t i = 0; i < n; i += LANES) {
+        Vec d = vec_load_within(x, i, n, t) - vec_load_within(target, i, n, F32);
+        sum += d * d;
+    }
+    return vec_sum(sum);
 }
 
 static void task(void *context, int64_t block, int worker) {
     const Job *job = context;
     int64_t n = 3 * (int64_t)job->patch * job->patch, end = (block + 1) * BLOCK < job->m ? (block + 1) * BLOCK : job->m;
-    float *target = cpu_worker_scratch(job->backend, worker, (size_t)n * sizeof *target);
+    float *target = cpu_worker_scratch(job->backend, worker, (size_t)(n + LANES) * sizeof *target);
     double total = 0;
     for (int64_t m = block * BLOCK; m < end; m++) {
+        const void *x = row_of(job->x, m, n, job->t);
         load_target(target, job, job->patches[m]);
+        if (job->normalize) normalize(target, n);
         if (job->partial) {
-            double sum = 0;
-            for (int64_t i = 0; i < n; i++) {
-                double d = element(job->x, m * n + i, job->t) - target[i];
-                sum += d * d;
-            }
-            total += sum / (double)n;
+            total += squared_error(x, target, n, job->t) / (double)n;
             continue;
         }
-        for (int64_t i = 0; i < n; i++) {
-            float d = job->factor * (element(job->x, m * n + i, job->t) - target[i]);
-            if (job->add) d += element(job->dx, m * n + i, job->t);
-            if (job->t == F32)
-                ((float *)job->dx)[m * n + i] = d;
-            else
-                ((uint16_t *)job->dx)[m * n + i] = f32_to_bf16(d);
+        void *dx = row_at(job->dx, m, n, job->t);
+        for (int64_t i = 0; i < n; i += LANES) {
+            Vec d = vec_load_within(x, i, n, job->t) - vec_load_within(target, i, n, F32);
+            vec_write_within(dx, i, n, d * job->factor, job->t, job->add);
         }
     }
     if (job->partial) job->partial[block] = total;

@@ -42,6 +42,11 @@ INLINE Vec vec_min(Vec a, Vec b) { return (Vec)_mm256_min_ps((__m256)b, (__m256)
 INLINE Vec vec_max(Vec a, Vec b) { return vec_select(a < b, b, a); }
 INLINE Vec vec_min(Vec a, Vec b) { return vec_select(a > b, b, a); }
 #endif
+INLINE VecI vec_lanes(void) { // 0, 1, 2, ...
+    VecI lane;
+    for (int i = 0; i < LANES; i++) lane[i] = i;
+    return lane;
+}
 INLINE Vec vec_abs(Vec x) { return (Vec)((VecI)x & 0x7fffffff); }
 INLINE Vec vec_copysign(Vec size, Vec sign) { return (Vec)(((VecI)size & 0x7fffffff) | ((VecI)sign & INT32_MIN)); }
 INLINE Vec vec_sqrt(Vec x) {
