@@ -126,13 +126,20 @@ static bool run_source(Builder *b, const Importer *importer, const char *path, E
     return ok;
 }
 
-static bool run_sources(Builder *b, const Importer **chosen, Error *error) {
+// Rows of all sources, about. A source that cannot be read at all is found here, before anything is written.
+static bool count_sources(const Builder *b, const Importer **chosen, int64_t *total, Error *error) {
     const BuildOptions *o = b->options;
-    int64_t total = 0, rows = 0;
+    *total = 0;
     for (int i = 0; i < o->source_count; i++) {
+        int64_t rows = 0;
         if (!chosen[i]->count(b, o->sources[i], &rows, error)) return false;
-        total += rows;
+        *total += rows;
     }
+    return true;
+}
+
+static bool run_sources(Builder *b, const Importer **chosen, int64_t total, Error *error) {
+    const BuildOptions *o = b->options;
     b->progress = progress_start(b->log, "building", "rows", total);
     bool ok = true;
     for (int i = 0; ok && i < o->source_count; i++) ok = run_source(b, chosen[i], o->sources[i], error);
@@ -170,7 +177,9 @@ bool build_dataset(const BuildOptions *o, Log *log, BuildResult *result, Error *
     check(chosen);
     for (int i = 0; i < o->source_count; i++)
         if (!(chosen[i] = importer_for(o->sources[i], o, error))) goto done;
-    ok = create_both(&b, error) && run_sources(&b, chosen, error) && finish(&b, result, error);
+    int64_t total;
+    ok = count_sources(&b, chosen, &total, error) && create_both(&b, error) && run_sources(&b, chosen, total, error) &&
+         finish(&b, result, error);
 done:
     dataset_abandon(b.train);
     dataset_abandon(b.validation);

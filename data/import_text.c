@@ -26,31 +26,35 @@ static bool count(const Builder *b, const char *path, int64_t *rows, Error *erro
     return size >= 0 || error_set(error, ERROR_FAILED, "%s: cannot read", path);
 }
 
-static int64_t characters(const char *text, size_t n) { return (int64_t)utf8_count(text, n); }
-
-// Bytes before character `wanted` (from 0), or all bytes; *total: characters of the file.
-static bool locate(const char *path, int64_t wanted, int64_t *offset, int64_t *total, Error *error) {
-    static const size_t chunk = PIECE;
-    FILE *file = fopen(path, "re");
-    char *text = malloc(chunk);
-    bool ok = file != NULL;
-    check(text);
-    *offset = *total = 0;
-    if (!ok) error_set_errno(error, ERROR_FAILED, "%s: cannot open", path);
-    for (size_t n; ok && (n = fread(text, 1, chunk, file)) > 0;) {
-        int64_t before = *total;
-        *total += characters(text, n);
-        if (before > wanted) continue; // found already
-        size_t i = 0;
-        for (int64_t at = before; i < n; i++) {
-            bool first = ((uint8_t)text[i] & 0xC0) != 0x80;
-            if (first && at++ == wanted) break;
-        }
-        *offset += (int64_t)i;
-        if (*total > wanted) *total += 0;
+// Bytes of the first `wanted` characters in text (n bytes), which begins in front of character 0. *seen: characters.
+static size_t skip_characters(const char *text, size_t n, int64_t wanted, int64_t *seen) {
+    size_t i = 0;
+    for (; i < n; i++) {
+        bool begins = ((uint8_t)text[i] & 0xC0) != 0x80;
+        if (begins && *seen == wanted) break;
+        *seen += begins;
     }
-    if (ok && ferror(file)) ok = error_set_errno(error, ERROR_FAILED, "%s: cannot read", path);
-    if (file) fclose(file);
+    return i;
+}
+
+// Bytes in front of character `wanted` (from 0), or of the end; *characters: how many these are.
+static bool locate(const char *path, int64_t wanted, int64_t *offset, int64_t *characters, Error *error) {
+    FILE *file = fopen(path, "re");
+    char *text = malloc(PIECE);
+    size_t n, taken;
+    check(text);
+    *offset = *characters = 0;
+    if (!file) {
+        free(text);
+        return error_set_errno(error, ERROR_FAILED, "%s: cannot open", path);
+    }
+    do {
+        n = fread(text, 1, PIECE, file);
+        taken = skip_characters(text, n, wanted, characters);
+        *offset += (int64_t)taken;
+    } while (n && taken == n);
+    bool ok = !ferror(file) || error_set_errno(error, ERROR_FAILED, "%s: cannot read", path);
+    fclose(file);
     free(text);
     return ok;
 }
