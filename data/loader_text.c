@@ -32,27 +32,30 @@ static void chunk_add(Chunk *c, int length) {
     c->length[c->documents++] = length;
 }
 
-// Every text of a sample becomes a document; a stream gets back the line end that was between its texts.
-static bool encode_sample(Chunk *c, const LmOptions *o, const Sample *sample, Buffer *text, Error *error) {
+// Every text of a sample becomes a document. In a stream a line end stands between two texts.
+static bool encode_sample(Chunk *c, const LmOptions *o, const Sample *sample, bool last, Buffer *text, Error *error) {
     Prepared p = sample_texts(sample);
     bool any = false;
-    for (int v = 0; v < sample_text_count(o->text, &p); v++) {
+    int count = sample_text_count(o->text, &p);
+    for (int v = 0; v < count; v++) {
         int before = c->ids.count;
         buffer_clear(text);
         if (!sample_text(o->text, &p, v, text, error)) continue;
-        if (!o->documents && text->data[text->size - 1] != '\n') buffer_text(text, "\n");
+        bool open = text->data[text->size - 1] != '\n' && !(last && v == count - 1);
+        if (!o->documents && open) buffer_text(text, "\n");
         if (!tokenizer_encode(o->tokenizer, text->data, text->size, &c->ids, error)) return false;
         if (c->ids.count > before) chunk_add(c, c->ids.count - before);
         any = true;
     }
-    if (!any && !sample_text_count(o->text, &p)) error_set(error, ERROR_FAILED, "it has no text");
+    if (!count) error_set(error, ERROR_FAILED, "it has no text");
     return any;
 }
 
 static bool read_text(const Reading *r, Chunk *c, int64_t number, Buffer *bytes, Buffer *text, Error *error) {
     Sample sample;
     if (!dataset_sample(r->data, number, &sample, bytes, error)) return false;
-    return encode_sample(c, r->options, &sample, text, error) || error_prefix(error, "sample %s", sample.key);
+    return encode_sample(c, r->options, &sample, number == r->samples - 1, text, error) ||
+           error_prefix(error, "sample %s", sample.key);
 }
 
 static void read_chunk(void *context, int64_t task, int worker) {

@@ -382,7 +382,8 @@ static void a_stream_in_validation_is_the_text_itself(void **state) {
         }
     }
     assert_done(tokenizer_decode(f->tokenizer, ids.ids, ids.count, &text, &error), &error);
-    for (int i = 0; i < SAMPLES; i++) buffer_printf(&wanted, "text %d of several words\nand two lines\n", i);
+    for (int i = 0; i < SAMPLES; i++)
+        buffer_printf(&wanted, "%stext %d of several words\nand two lines", i ? "\n" : "", i);
     assert_string_equal(text.data, wanted.data);
     token_ids_free(&ids);
     buffer_free(&text);
