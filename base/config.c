@@ -5,6 +5,7 @@
 #include "base/config_value.h"
 #include "base/config_yaml.h"
 #include "base/files.h"
+#include "base/utf8.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -185,6 +186,7 @@ static YamlNode *override_target(const ConfigSchema *schema, YamlNode *root, con
 
 static bool add_override(const ConfigSchema *schema, YamlNode *root, const char *text, Arena *arena, Error *error) {
     const char *equals = strchr(text, '='), *place = arena_printf(arena, "override '%s'", text), *rest;
+    if (!utf8_valid(text, strlen(text))) return error_set(error, ERROR_USAGE, "%s: is not UTF-8", place);
     if (!equals || equals == text) return error_set(error, ERROR_USAGE, "%s: section.key=value was expected", place);
     const char *name = arena_printf(arena, "%.*s", (int)(equals - text), text), *value = equals + 1;
     YamlNode *target = override_target(schema, root, name, place, &rest, arena, error), *node;

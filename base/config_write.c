@@ -1,6 +1,7 @@
 /* See config.h: a configuration as YAML, and the help for its keys. */
 #include "base/config.h"
 #include "base/config_value.h"
+#include "base/utf8.h"
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,19 +15,26 @@ static bool is_plain(const char *text) {
     return *text && strchr(first, *text) && strspn(text, rest) == strlen(text);
 }
 
+// Control characters, and what YAML takes for the end of a line or for a mark.
+static bool must_escape(uint32_t code) {
+    return code < 0x20 || (code >= 0x7F && code < 0xA0) || code == 0x2028 || code == 0x2029 || code == 0xFEFF ||
+           code == 0xFFFE || code == 0xFFFF;
+}
+
 static void write_text(Buffer *out, const char *text) {
     if (is_plain(text)) {
         buffer_text(out, text);
         return;
     }
+    uint32_t code;
     buffer_text(out, "\"");
-    for (const char *c = text; *c; c++) {
-        if (*c == '"' || *c == '\\')
-            buffer_printf(out, "\\%c", *c);
-        else if ((unsigned char)*c < 0x20 || *c == 0x7F)
-            buffer_printf(out, "\\x%02x", (unsigned)*c);
+    for (int length; (length = utf8_decode(text, strlen(text), &code)) > 0; text += length) {
+        if (code == '"' || code == '\\')
+            buffer_printf(out, "\\%c", (char)code);
+        else if (must_escape(code))
+            buffer_printf(out, "\\u%04x", code);
         else
-            buffer_append(out, c, 1);
+            buffer_append(out, text, (size_t)length);
     }
     buffer_text(out, "\"");
 }
