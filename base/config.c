@@ -5,7 +5,7 @@
 #include "base/config_value.h"
 #include "base/config_yaml.h"
 #include "base/files.h"
-#include "base/utf8.h"
+#include "base/unicode.h"
 #include <stdlib.h>
 #include <string.h>
 

@@ -1,7 +1,7 @@
 /* See config.h: a configuration as YAML, and the help for its keys. */
 #include "base/config.h"
 #include "base/config_value.h"
-#include "base/utf8.h"
+#include "base/unicode.h"
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>

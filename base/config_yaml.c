@@ -1,6 +1,7 @@
 /* See config_yaml.h. The only file that knows libfyaml: its parser's events become a tree. What configuration has no
  * use for (anchors, aliases, several documents, maps as keys) is refused with its place. */
 #include "base/config_yaml.h"
+#include "base/unicode.h"
 #include <libfyaml.h>
 #include <string.h>
 
@@ -155,10 +156,28 @@ static YamlNode *parse_document(Yaml *yaml) {
     }
 }
 
+// What libfyaml is not given: text that is not UTF-8, and directives, over which its scanner can loop for ever.
+static bool screen(Yaml *yaml, const char *text, size_t size) {
+    uint32_t code;
+    int line = 1, length;
+    for (size_t at = 0; at < size; at += (size_t)length) {
+        bool starts_line = at == 0 || text[at - 1] == '\n' || text[at - 1] == '\r';
+        length = utf8_decode(text + at, size - at, &code);
+        line += code == '\n' && length;
+        const char *fault = length == 0                  ? "is not UTF-8"
+                            : code == 0                  ? "has a zero byte"
+                            : starts_line && code == '%' ? "is a YAML directive, which are not supported"
+                                                         : NULL;
+        if (fault) return error_set(yaml->error, ERROR_USAGE, "%s:%d: the line %s", yaml->name, line, fault);
+    }
+    return true;
+}
+
 YamlNode *yaml_parse(const char *text, size_t size, const char *name, Arena *arena, Error *error) {
     struct fy_diag_cfg settings;
     Yaml yaml = {.name = name, .arena = arena, .error = error};
     YamlNode *root = NULL;
+    if (!screen(&yaml, text, size)) return NULL;
     fy_diag_cfg_default(&settings);
     settings.fp = NULL;
     yaml.diagnostics = fy_diag_create(&settings);

@@ -1,28 +1,6 @@
 /* See utf8.h. */
 #include "data/utf8.h"
-
-// Bytes of the character at p, or 0 where it is not valid (Unicode, table 3-7).
-static size_t sequence(const uint8_t *p, size_t left) {
-    if (p[0] < 0x80) return 1;
-    if (p[0] < 0xC2 || p[0] > 0xF4) return 0;
-    size_t n = p[0] < 0xE0 ? 2 : p[0] < 0xF0 ? 3 : 4;
-    if (left < n) return 0;
-    uint8_t least = p[0] == 0xE0 ? 0xA0 : p[0] == 0xF0 ? 0x90 : 0x80;
-    uint8_t most = p[0] == 0xED ? 0x9F : p[0] == 0xF4 ? 0x8F : 0xBF;
-    if (p[1] < least || p[1] > most) return 0;
-    for (size_t i = 2; i < n; i++)
-        if ((p[i] & 0xC0) != 0x80) return 0;
-    return n;
-}
-
-bool utf8_valid(const char *text, size_t size) {
-    const uint8_t *p = (const uint8_t *)text;
-    for (size_t i = 0, n; i < size; i += n) {
-        n = sequence(p + i, size - i);
-        if (!n) return false;
-    }
-    return true;
-}
+#include "base/error.h"
 
 size_t utf8_count(const char *text, size_t size) {
     size_t n = 0;
@@ -30,14 +8,13 @@ size_t utf8_count(const char *text, size_t size) {
     return n;
 }
 
-size_t utf8_next(const char *text, size_t size, uint32_t *point) {
-    const uint8_t *p = (const uint8_t *)text;
-    size_t n = p[0] < 0x80 ? 1 : p[0] < 0xE0 ? 2 : p[0] < 0xF0 ? 3 : 4;
-    if (n > size) n = size;
-    uint32_t c = n == 1 ? p[0] : p[0] & (0x7FU >> n);
-    for (size_t i = 1; i < n; i++) c = c << 6 | (p[i] & 0x3F);
-    *point = c;
-    return n;
+// The next character of a valid text; *at moves behind it.
+static uint32_t next_point(const char *text, size_t size, size_t *at) {
+    uint32_t point = 0;
+    int length = utf8_decode(text + *at, size - *at, &point);
+    check(length > 0);
+    *at += (size_t)length;
+    return point;
 }
 
 static bool blank_point(uint32_t c) {
@@ -46,11 +23,8 @@ static bool blank_point(uint32_t c) {
 }
 
 bool utf8_blank(const char *text, size_t size) {
-    uint32_t c;
-    for (size_t i = 0; i < size;) {
-        i += utf8_next(text + i, size - i, &c);
-        if (!blank_point(c)) return false;
-    }
+    for (size_t i = 0; i < size;)
+        if (!blank_point(next_point(text, size, &i))) return false;
     return true;
 }
 
@@ -77,10 +51,8 @@ const char *utf8_script(const char *text, size_t size) {
     static const char *const names[SCRIPTS] = {"latin",  "zh",         "ja",    "ko",   "cyrillic",
                                                "arabic", "devanagari", "greek", "other"};
     size_t counts[SCRIPTS] = {0};
-    uint32_t c;
     for (size_t i = 0; i < size;) {
-        i += utf8_next(text + i, size - i, &c);
-        Script s = script_of(c);
+        Script s = script_of(next_point(text, size, &i));
         if (s != NO_LETTER) counts[s]++;
     }
     if (counts[KANA]) { // Japanese writes Han too, Chinese no kana

@@ -70,8 +70,7 @@ static int tear_down(void **state) {
 
 // The file (NULL: none), then one override (NULL: none).
 static bool reads(Fixture *f, const char *yaml, const char *override) {
-    Error error = {0};
-    if (yaml) assert_done(file_write(f->path, yaml, strlen(yaml), &error), &error);
+    if (yaml) temporary_write(f->path, yaml, strlen(yaml));
     f->error = (Error){0};
     return config_read(&schema, yaml ? f->path : NULL, &override, override != NULL, &f->settings, f->arena, &f->error);
 }
@@ -189,6 +188,8 @@ static void damaged_yaml_is_named_with_its_place(void **state) {
     refused(f, "---\ntrain:\n---\ntrain:\n", NULL, "run.yaml", "more than one");
     refused(f, "? [a]\n: b\n", NULL, "run.yaml:1:3", "key must be a word");
     refused(f, "model: {name: \"\\0\"}\n", NULL, "run.yaml:1:", "zero byte");
+    refused(f, "train:\n%YAML 1.2", NULL, "run.yaml:2:", "directive");
+    refused(f, "model:\n  name: \xFF\n", NULL, "run.yaml:2:", "not UTF-8");
     Buffer deep = {0};
     for (int i = 0; i < 200; i++) buffer_text(&deep, "[");
     refused(f, deep.data, NULL, "run.yaml", "");

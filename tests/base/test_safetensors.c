@@ -87,8 +87,7 @@ static void the_order_given_does_not_change_the_bytes(void **state) {
 // True where the file is read and its checksums hold.
 static bool accepted(Fixture *f, const void *bytes, size_t size) {
     SafeTensors file;
-    Error error = {0};
-    assert_done(file_write(f->path, bytes, size, &error), &error);
+    temporary_write(f->path, bytes, size);
     bool ok = safetensors_open(&file, f->path, &f->error) && safetensors_verify(&file, f->path, &f->error);
     safetensors_close(&file);
     return ok;
@@ -130,7 +129,7 @@ static bool opens(Fixture *f, const char *header, size_t data) {
     buffer_text(&file, header);
     buffer_reserve(&file, file.size + data);
     memset(file.data + file.size, 0, data);
-    assert_done(file_write(f->path, file.data, file.size + data, &f->error), &f->error);
+    temporary_write(f->path, file.data, file.size + data);
     f->error.message[0] = 0;
     bool ok = safetensors_open(&tensors_read, f->path, &f->error);
     if (ok) assert_done(safetensors_verify(&tensors_read, f->path, &f->error), &f->error);

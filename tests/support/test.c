@@ -25,6 +25,13 @@ char *temporary_path(const char *folder, const char *name) {
     return path;
 }
 
+void temporary_write(const char *path, const void *bytes, size_t count) {
+    remove(path); // some file systems sync a file that is cut and written again, but not a new one
+    FILE *file = fopen(path, "w");
+    check(file && fwrite(bytes, 1, count, file) == count);
+    check(fclose(file) == 0);
+}
+
 void assert_message_has(const Error *error, const char *part) {
     if (!strstr(error->message, part)) fail_msg("message '%s' does not say '%s'", error->message, part);
 }

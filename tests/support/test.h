@@ -11,6 +11,8 @@ char *temporary_new(void);                                  // a new empty folde
 void temporary_free(char *folder);                          // removes it with all in it, and frees the name
 char *temporary_path(const char *folder, const char *name); // "folder/name"; the caller frees it
 
+void temporary_write(const char *path, const void *bytes, size_t count); // not synced: quick where many are written
+
 void assert_message_has(const Error *, const char *part); // fails and prints the message where `part` is not in it
 
 // Fails with the message where `call` is false.

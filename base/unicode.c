@@ -1,5 +1,5 @@
-/* See utf8.h. */
-#include "base/utf8.h"
+/* See unicode.h. */
+#include "base/unicode.h"
 
 int utf8_decode(const char *text, size_t size, uint32_t *code) {
     static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000}; // that needs this many bytes

@@ -1,5 +1,5 @@
 /* UTF-8: every character there is, and nothing else. */
-#include "base/utf8.h"
+#include "base/unicode.h"
 #include "tests/support/test.h"
 #include <string.h>
 
