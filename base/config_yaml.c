@@ -177,6 +177,7 @@ YamlNode *yaml_parse(const char *text, size_t size, const char *name, Arena *are
     struct fy_diag_cfg settings;
     Yaml yaml = {.name = name, .arena = arena, .error = error};
     YamlNode *root = NULL;
+    if (size >= 3 && !memcmp(text, "\xEF\xBB\xBF", 3)) text += 3, size -= 3; // a byte order mark
     if (!screen(&yaml, text, size)) return NULL;
     fy_diag_cfg_default(&settings);
     settings.fp = NULL;
