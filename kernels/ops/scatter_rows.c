@@ -46,7 +46,10 @@ static void backward_base(Node *n) {
     b->zero(b, zeros, zero_bytes);
     b->scatter_rows(b, rest, out->grad, count, zeros, n->in[ROWS]->data, put, width, count, out->dtype);
     if (direct) return;
-    b->fold_add(b, d.data, d.dtype, rest, out->dtype, tensor_count(out), tensor_count(base), d.add);
+    if (base->rank == 1 && d.dtype == F32)
+        b->sum_columns(b, d.data, rest, count, width, out->dtype, d.add);
+    else
+        b->fold_add(b, d.data, d.dtype, rest, out->dtype, tensor_count(out), tensor_count(base), d.add);
 }
 
 static void scatter_rows_backward(Node *n, unsigned wanted) {

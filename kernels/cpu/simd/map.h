@@ -20,7 +20,8 @@ INLINE void map_step(const Map *m, int64_t i, Formula f, Vec p, Dtype t, bool tw
     vec_store(m->y, i, add ? vec_load(m->y, i, t) + y : y, t);
 }
 
-INLINE void map_span_of(const Map *m, int64_t first, int64_t end, Formula f, Dtype t, bool two, bool add) {
+INLINE void map_span_of(const Map *job, int64_t first, int64_t end, Formula f, Dtype t, bool two, bool add) {
+    const Map copy = *job, *m = &copy; // which no store can change
     Vec p = vec_set(m->p);
     int64_t i = first;
     for (; i + LANES <= end; i += LANES) map_step(m, i, f, p, t, two, add);

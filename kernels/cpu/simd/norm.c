@@ -3,7 +3,7 @@
 #include "kernels/cpu/ranges.h"
 #include "kernels/cpu/simd/vec.h"
 
-enum { WEIGHT_ROWS = 64, WEIGHT_COLUMNS = 256 }; // cut of the weight gradients
+enum { WEIGHT_ROWS = 64, WEIGHT_COLUMNS = 256, WEIGHT_VISIT = 4 }; // cut of the weight gradients
 
 typedef struct Norm {
     void *y; // (N, C); backward: dx
@@ -18,21 +18,31 @@ typedef struct Norm {
 
 // ---- forward ----
 
+// Four sums go side by side: additions to one wait for each other.
 INLINE float row_sum(const void *x, int64_t width, Dtype t) {
-    Vec sum = {0};
-    for (int64_t i = 0; i < width; i += LANES) sum += vec_load_within(x, i, width, t);
-    return vec_sum(sum);
+    Vec sum[4] = {{0}, {0}, {0}, {0}};
+    int64_t i = 0;
+    for (; i + 4 * LANES <= width; i += 4 * LANES)
+        for (int k = 0; k < 4; k++) sum[k] += vec_load(x, i + k * LANES, t);
+    for (; i < width; i += LANES) sum[0] += vec_load_within(x, i, width, t);
+    return vec_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
 // sum of (x - mean)^2: the lanes beyond the row would add mean^2 each, so the rest of a row goes one by one
 INLINE float row_squares(const void *x, float mean, int64_t width, Dtype t) {
-    Vec sum = {0}, centre = vec_set(mean);
+    Vec sum[4] = {{0}, {0}, {0}, {0}}, centre = vec_set(mean);
     int64_t i = 0;
+    for (; i + 4 * LANES <= width; i += 4 * LANES) {
+        for (int k = 0; k < 4; k++) {
+            Vec d = vec_load(x, i + k * LANES, t) - centre;
+            sum[k] += d * d;
+        }
+    }
     for (; i + LANES <= width; i += LANES) {
         Vec d = vec_load(x, i, t) - centre;
-        sum += d * d;
+        sum[0] += d * d;
     }
-    float total = vec_sum(sum);
+    float total = vec_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
     for (; i < width; i++) {
         float d = element_load(x, i, t) - mean;
         total += d * d;
@@ -184,19 +194,37 @@ typedef struct Weights {
     bool add_scale, add_shift;
 } Weights;
 
-// partial[block] for columns [first, end)
-INLINE void weight_block(const Weights *j, int64_t block, int64_t first, int64_t end, Dtype t) {
-    int64_t width = j->width, stop = (block + 1) * WEIGHT_ROWS < j->rows ? (block + 1) * WEIGHT_ROWS : j->rows;
-    float scale[WEIGHT_COLUMNS] = {0}, shift[WEIGHT_COLUMNS] = {0};
-    for (int64_t r = block * WEIGHT_ROWS; r < stop; r++) {
-        const void *x = row_of(j->x, r, width, t), *dy = row_of(j->dy, r, width, t);
-        Vec centre = vec_set(j->mean ? j->mean[r] : 0), factor = vec_set(j->rstd[r]);
-        for (int64_t i = first; i < end; i += LANES) { // the arrays hold whole vectors
-            Vec g = vec_load_within(dy, i, end, t), xhat = (vec_load_within(x, i, end, t) - centre) * factor;
-            vec_store(scale, i - first, vec_load(scale, i - first, F32) + g * xhat, F32);
-            vec_store(shift, i - first, vec_load(shift, i - first, F32) + g, F32);
-        }
+// Rows [row, row + count) added to the sums of columns [first, end). Several rows in one visit of the sums.
+INLINE void weight_rows(const Weights *j, float *scale, float *shift, int64_t row, const int count, int64_t first,
+                        int64_t end, Dtype t) {
+    Vec centre[WEIGHT_VISIT], factor[WEIGHT_VISIT];
+    for (int k = 0; k < count; k++) {
+        centre[k] = vec_set(j->mean ? j->mean[row + k] : 0);
+        factor[k] = vec_set(j->rstd[row + k]);
     }
+    const void *x = row_of(j->x, row, j->width, t), *dy = row_of(j->dy, row, j->width, t);
+    for (int64_t i = first; i < end; i += LANES) { // the sums hold whole vectors
+        Vec a = vec_load(scale, i - first, F32), b = vec_load(shift, i - first, F32);
+        for (int k = 0; k < count; k++) {
+            int64_t at = k * j->width + i, stop = k * j->width + end;
+            Vec g = vec_load_within(dy, at, stop, t);
+            a += g * ((vec_load_within(x, at, stop, t) - centre[k]) * factor[k]);
+            b += g;
+        }
+        vec_store(scale, i - first, a, F32);
+        vec_store(shift, i - first, b, F32);
+    }
+}
+
+// partial[block] for columns [first, end)
+INLINE void weight_block(const Weights *job, int64_t block, int64_t first, int64_t end, Dtype t) {
+    const Weights copy = *job, *j = &copy; // which no store can change
+    int64_t width = j->width, row = block * WEIGHT_ROWS,
+            stop = row + WEIGHT_ROWS < j->rows ? row + WEIGHT_ROWS : j->rows;
+    float scale[WEIGHT_COLUMNS] = {0}, shift[WEIGHT_COLUMNS] = {0};
+    for (; row + WEIGHT_VISIT <= stop; row += WEIGHT_VISIT)
+        weight_rows(j, scale, shift, row, WEIGHT_VISIT, first, end, t);
+    for (; row < stop; row++) weight_rows(j, scale, shift, row, 1, first, end, t);
     size_t bytes = (size_t)(end - first) * sizeof(float);
     memcpy(j->partial + 2 * block * width + first, scale, bytes);
     memcpy(j->partial + (2 * block + 1) * width + first, shift, bytes);

@@ -24,7 +24,16 @@ INLINE float mask_at(const Mean *j, int64_t row) { return j->mask ? j->mask[row]
 
 INLINE void mean_columns(const Mean *j, int64_t batch, int64_t first, int64_t end, Dtype t) {
     float total = mask_total(j, batch), inverse = total != 0 ? 1 / total : 0;
-    for (int64_t i = first; i < end; i += LANES) {
+    int64_t i = first;
+    for (; i + 4 * LANES <= end; i += 4 * LANES) {
+        Vec sum[4] = {{0}, {0}, {0}, {0}};
+        for (int64_t r = batch * j->rows; r < (batch + 1) * j->rows; r++) {
+            const void *x = row_of(j->x, r, j->width, t);
+            for (int k = 0; k < 4; k++) sum[k] += vec_load(x, i + k * LANES, t) * mask_at(j, r);
+        }
+        for (int k = 0; k < 4; k++) vec_store(row_at(j->y, batch, j->width, t), i + k * LANES, sum[k] * inverse, t);
+    }
+    for (; i < end; i += LANES) {
         Vec sum = {0};
         for (int64_t r = batch * j->rows; r < (batch + 1) * j->rows; r++)
             sum += vec_load_within(row_of(j->x, r, j->width, t), i, end, t) * mask_at(j, r);

@@ -11,17 +11,27 @@ typedef struct Reduction {
     bool squares;
 } Reduction;
 
-typedef double Wide __attribute__((vector_size(8 * LANES)));
+typedef float Half __attribute__((vector_size(2 * LANES)));
+typedef double Wide __attribute__((vector_size(4 * LANES))); // as many as in Half
+
+INLINE void add_wide(Wide total[2], Vec x, bool squares) {
+    Half half[2];
+    memcpy(half, &x, sizeof half);
+    for (int i = 0; i < 2; i++) {
+        Wide w = __builtin_convertvector(half[i], Wide);
+        total[i] += squares ? w * w : w;
+    }
+}
 
 INLINE double sum_span(const void *x, int64_t first, int64_t end, Dtype t, bool squares) {
-    Wide total = {0};
+    Wide total[8] = {0}; // of four vectors: additions wait for each other in each
     int64_t i = first;
-    for (; i < end; i += LANES) {
-        Wide w = __builtin_convertvector(vec_load_within(x, i, end, t), Wide);
-        total += squares ? w * w : w;
-    }
+    for (; i + 4 * LANES <= end; i += 4 * LANES)
+        for (int k = 0; k < 4; k++) add_wide(total + 2 * k, vec_load(x, i + k * LANES, t), squares);
+    for (; i < end; i += LANES) add_wide(total, vec_load_within(x, i, end, t), squares);
     double sum = 0;
-    for (int k = 0; k < LANES; k++) sum += total[k];
+    for (int k = 0; k < 8; k++)
+        for (int lane = 0; lane < LANES / 2; lane++) sum += total[k][lane];
     return sum;
 }
 
@@ -58,16 +68,23 @@ typedef struct Search {
     Dtype type;
 } Search;
 
-// x - x is 0 for a finite x, else NaN.
+// The exponent of a number that is not finite is all ones; in bf16's bits as in f32's.
+INLINE VecI is_bad(Vec x) { return ((VecI)x & 0x7f800000) == 0x7f800000; }
+
 INLINE int64_t find(const void *x, int64_t first, int64_t end, Dtype t) {
-    for (int64_t i = first; i < end; i += LANES) {
-        Vec v = end - i < LANES ? vec_load_part(x, i, end - i, t) : vec_load(x, i, t);
-        VecI bad = (v - v) != 0.0f;
-        VecI any = bad;
-        for (int half = LANES / 2; half; half /= 2)
-            for (int k = 0; k < half; k++) any[k] |= any[k + half];
-        for (int k = 0; any[0] && k < LANES; k++)
-            if (bad[k]) return i + k;
+    enum { STRIDE = 8 * LANES }; // looked at together
+    for (int64_t i = first; i < end; i += STRIDE) {
+        int64_t stop = i + STRIDE < end ? i + STRIDE : end;
+        VecI any = {0};
+        if (i + STRIDE <= end) {
+            for (int k = 0; k < 8; k++) any |= is_bad(vec_load(x, i + k * LANES, t));
+            int64_t word[sizeof any / sizeof(int64_t)], seen = 0;
+            memcpy(word, &any, sizeof any);
+            for (size_t k = 0; k < sizeof word / sizeof *word; k++) seen |= word[k];
+            if (!seen) continue;
+        }
+        for (int64_t k = i; k < stop; k++)
+            if (!__builtin_isfinite(element_load(x, k, t))) return k;
     }
     return INT64_MAX;
 }

@@ -62,11 +62,31 @@ INLINE Vec vec_sqrt(Vec x) {
 
 // ---- memory ----
 
-INLINE Vec vec_from_bf16(VecH x) { return (Vec)(__builtin_convertvector(x, VecU) << 16); }
-INLINE VecH vec_to_bf16(Vec x) { // to nearest even; NaN stays NaN
-    VecU u = (VecU)x, rounded = (u + 0x7fffu + (u >> 16 & 1)) >> 16, nan = (VecU)(x != x);
-    return __builtin_convertvector((nan & (u >> 16 | 0x40)) | (~nan & rounded), VecH);
+// bf16 from f32 rounds to nearest even; NaN stays NaN. Subnormals stay too, which the processor's own instruction
+// would flush: every instruction set gives f32_to_bf16's bits.
+INLINE VecU bf16_bits(Vec x) { // in the low halves
+    VecU u = (VecU)x, rounded = (u + 0x7fffu + (u >> 16 & 1)) >> 16;
+#if defined(__AVX512F__)
+    __mmask16 nan = _mm512_cmp_ps_mask((__m512)x, (__m512)x, _CMP_UNORD_Q);
+    return (VecU)_mm512_mask_mov_epi32((__m512i)rounded, nan, (__m512i)(u >> 16 | 0x40));
+#else
+    VecU nan = (VecU)(x != x);
+    return (nan & (u >> 16 | 0x40)) | (~nan & rounded);
+#endif
 }
+#if defined(__AVX512F__)
+INLINE Vec vec_from_bf16(VecH x) { return (Vec)((VecU)_mm512_cvtepu16_epi32((__m256i)x) << 16); }
+INLINE VecH vec_to_bf16(Vec x) { return (VecH)_mm512_cvtepi32_epi16((__m512i)bf16_bits(x)); }
+#elif defined(__AVX2__)
+INLINE Vec vec_from_bf16(VecH x) { return (Vec)((VecU)_mm256_cvtepu16_epi32((__m128i)x) << 16); }
+INLINE VecH vec_to_bf16(Vec x) {
+    __m256i bits = (__m256i)bf16_bits(x), packed = _mm256_packus_epi32(bits, bits);
+    return (VecH)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
+}
+#else
+INLINE Vec vec_from_bf16(VecH x) { return (Vec)(__builtin_convertvector(x, VecU) << 16); }
+INLINE VecH vec_to_bf16(Vec x) { return __builtin_convertvector(bf16_bits(x), VecH); }
+#endif
 
 INLINE Vec vec_load(const void *x, int64_t at, Dtype t) {
     if (t == F32) return *(const VecMemory *)((const float *)x + at);
