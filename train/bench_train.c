@@ -64,7 +64,7 @@ typedef struct Bench {
     Vit vision;
     Mae mae;
     Tensor *head, *see, *read, *log_scale; // classifier; projections and scale of a pair
-    int32_t *ids, *targets, *positions, *labels, *keep, *masked;
+    int32_t *ids, *targets, *positions, *ends, *labels, *keep, *masked;
     float *pixels;
     Optimizer *optimizer;
     Tape *tape;
@@ -107,6 +107,8 @@ static void draw_inputs(Bench *b) {
         b->targets = random_ids(b, places, p->text.vocabulary, 2);
         b->positions = arena_array(b->memory, int32_t, places);
         for (int64_t i = 0; i < places; i++) b->positions[i] = (int32_t)(i % p->text.context);
+        b->ends = arena_array(b->memory, int32_t, p->batch);
+        for (int64_t i = 0; i < p->batch; i++) b->ends[i] = (int32_t)((i + 1) * p->text.context - 1);
     }
     if (!has_vision(p)) return;
     int64_t count = p->batch * 3 * p->vision.image_size * p->vision.image_size;
@@ -184,10 +186,8 @@ static Tensor *mean_cross_entropy(Bench *b, Tensor *x, Tensor *w, const int32_t 
 static Tensor *pair_loss(Bench *b, Tensor *images) {
     const Preset *p = b->preset;
     BlockContext context = {.training = true};
-    int32_t *last = arena_array(b->memory, int32_t, p->batch);
-    for (int64_t i = 0; i < p->batch; i++) last[i] = (int32_t)((i + 1) * p->text.context - 1);
     Tensor *seen = vit_pool(b->tape, &b->vision, vit_forward(b->tape, &b->vision, images, NULL, 0, &context));
-    Tensor *text = gather_rows(b->tape, text_states(b), tape_constant(b->tape, I32, SHAPE(p->batch), last));
+    Tensor *text = gather_rows(b->tape, text_states(b), tape_constant(b->tape, I32, SHAPE(p->batch), b->ends));
     seen = l2_normalize(b->tape, linear(b->tape, seen, b->see, NULL));
     text = l2_normalize(b->tape, linear(b->tape, text, b->read, NULL));
     return scale(b->tape, clip_loss(b->tape, seen, text, b->log_scale), 1.0 / (double)p->batch);

@@ -108,6 +108,12 @@ static const char STYLE[] =
     "0}.right{color:var(--c2)}.wrong{color:var(--c1)}pre{background:var(--card);padding:1rem;"
     "border-radius:8px;overflow:auto;font-size:13px}</style>";
 
+static bool all_zero(const Column *c) {
+    for (int i = 0; i < c->count; i++)
+        if (c->y[i] != 0) return false;
+    return true;
+}
+
 // A chart of all columns whose name starts with `prefix`, named by what follows it.
 static void chart_of(Buffer *b, const Table *t, const char *prefix, const char *title, const char *y_label,
                      bool from_zero) {
@@ -115,7 +121,7 @@ static void chart_of(Buffer *b, const Table *t, const char *prefix, const char *
     int n = 0;
     for (int i = 0; i < t->count && n < MOST_SERIES; i++) {
         const Column *c = &t->columns[i];
-        if (strncmp(c->name, prefix, strlen(prefix)) != 0) continue;
+        if (strncmp(c->name, prefix, strlen(prefix)) != 0 || all_zero(c)) continue;
         const char *name = c->name + strlen(prefix);
         series[n++] = (Series){*name ? name : title, c->x, c->y, c->count};
     }
@@ -156,6 +162,11 @@ static double sum_of(const Table *t, const char *name) {
     return sum;
 }
 
+static void rate_of(Buffer *b, const Table *t, const char *name, const char *unit) {
+    double median = median_of(t, name);
+    if (median > 0) buffer_printf(b, ", %.0f %s", median, unit);
+}
+
 static void head(Buffer *b, const char *run, const Table *t) {
     const Column *loss = NULL;
     for (int i = 0; i < t->count; i++)
@@ -166,12 +177,14 @@ static void head(Buffer *b, const char *run, const Table *t) {
     buffer_printf(b, "</title>%s<h1>", STYLE);
     html_text(b, path_base(run));
     buffer_text(b, "</h1><p class=\"soft\">");
-    if (loss)
-        buffer_printf(b,
-                      "%.0f steps, last loss %.4f, %.1f s of training steps; median step %.1f ms, %.0f tokens/s, %.0f "
-                      "images/s, %.1f GFLOP/s",
-                      loss->x[loss->count - 1], last_of(t, "loss"), sum_of(t, "seconds"), 1e3 * median_of(t, "seconds"),
-                      median_of(t, "rate/tokens"), median_of(t, "rate/images"), median_of(t, "rate/gflops"));
+    if (loss) {
+        buffer_printf(b, "%.0f steps, last loss %.4f, %.1f s of training steps; median step %.1f ms",
+                      loss->x[loss->count - 1], last_of(t, "loss"), sum_of(t, "seconds"),
+                      1e3 * median_of(t, "seconds"));
+        rate_of(b, t, "rate/tokens", "tokens/s");
+        rate_of(b, t, "rate/images", "images/s");
+        rate_of(b, t, "rate/gflops", "GFLOP/s");
+    }
     buffer_text(b, "</p>\n");
 }
 

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { WIDTH = 640, HEIGHT = 280, LEFT = 62, RIGHT = 14, TOP = 34, BOTTOM = 44, BUCKETS = 280, COLOURS = 6 };
+enum { WIDTH = 640, HEIGHT = 280, LEFT = 62, RIGHT = 26, TOP = 34, BOTTOM = 44, BUCKETS = 280, COLOURS = 6 };
 
 typedef struct Axis {
     double low, high, step;
