@@ -171,17 +171,22 @@ static void bad_rows_are_counted_by_cause_and_stop_nothing(void **state) {
     buffer_text(&text, "\n{\"image\": \"a.png\", \"caption\": \"");
     for (int i = 0; i <= CAPTION_MOST; i++) buffer_text(&text, "x");
     buffer_text(&text, "\"}\n{\"image\": \"a.png\", \"caption\": \"nul \\u0000 in it\"}\n");
+    buffer_reserve(&text, text.size + ROW_MOST + 2);
+    memset(text.data + text.size, '1', ROW_MOST + 1);
+    text.size += ROW_MOST + 1;
+    buffer_text(&text, "\n");
     put_bytes(f.folder, "rows.jsonl", text.data, text.size);
     add_source(&f, "rows.jsonl");
     f.options.rules =
         (RowRules){.image_fields = {"image"}, .image_count = 1, .text_fields = {"caption"}, .text_count = 1};
     build(&f);
     assert_int_equal(f.result.train.samples, 1);
-    assert_int_equal(f.result.train.dropped, ROWS + 3);
+    assert_int_equal(f.result.train.dropped, ROWS + 4);
     assert_int_equal(dropped(&f, "row_not_utf8"), 2);
     assert_int_equal(dropped(&f, "row_not_json"), 4); // NUL among them: JSON text that C cannot hold
     assert_int_equal(dropped(&f, "caption_blank"), 2);
     assert_int_equal(dropped(&f, "caption_too_long"), 1);
+    assert_int_equal(dropped(&f, "row_too_long"), 1);
     for (int i = 0; i < ROWS; i++)
         if (!dropped(&f, rows[i].cause)) fail_msg("no row was left out for %s", rows[i].cause);
     size_t size;
