@@ -1,38 +1,21 @@
 /* bifocal generate: text from prompts and pictures. */
-#include "base/files.h"
 #include "base/json.h"
 #include "cli/commands.h"
 #include "cli/options.h"
-#include "data/image.h"
-#include "fusion/describe.h"
-#include "fusion/generate.h"
-#include "fusion/model_files.h"
+#include "cli/requests.h"
 #include "kernels/cpu/cpu.h"
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_IMAGES = 64 };
-static const char IMAGE_MARK[] = "<image>"; // where in a prompt an image stands
-
 typedef struct Arguments {
     const char *model, *prompt, *prompts;
-    const char *images[MOST_IMAGES];
+    const char *images[REQUEST_IMAGES];
     int image_count, threads, precision; // precision: 0 f32, 1 bf16
     GenerateOptions options;
     bool json;
 } Arguments;
-
-typedef struct Request { // one prompt; owned
-    char *text;
-    char *images[MOST_IMAGES];
-    int image_count;
-    TokenIds pieces[MOST_IMAGES + 1]; // of the text between images
-    Segment segments[2 * MOST_IMAGES + 1];
-    uint8_t *pixels;
-    Prompt prompt;
-} Request;
 
 static void usage(FILE *out) {
     fputs("usage: bifocal generate MODEL --prompt TEXT [--image FILE]... [OPTION]...\n"
@@ -82,7 +65,8 @@ static bool take_option(Arguments *a, int c, const char *value, Error *error) {
         a->json = true;
         return true;
     case 'i':
-        if (a->image_count == MOST_IMAGES) return error_set(error, ERROR_USAGE, "more than %d images", MOST_IMAGES);
+        if (a->image_count == REQUEST_IMAGES)
+            return error_set(error, ERROR_USAGE, "more than %d images", REQUEST_IMAGES);
         a->images[a->image_count++] = value;
         return true;
     case 't':
@@ -125,118 +109,6 @@ static bool parse(Arguments *a, int argc, char **argv, Error *error) {
     return true;
 }
 
-static bool add_image(Request *r, const char *folder, const char *name, Error *error) {
-    if (r->image_count == MOST_IMAGES) return error_set(error, ERROR_USAGE, "more than %d images", MOST_IMAGES);
-    Buffer path = {0};
-    buffer_printf(&path, "%s%s", name[0] == '/' ? "" : folder, name);
-    r->images[r->image_count++] = path.data; // taken over
-    return true;
-}
-
-static Request *request_push(Request **all, int *count) {
-    *all = realloc(*all, sizeof **all * ((size_t)*count + 1));
-    check(*all);
-    (*all)[*count] = (Request){0};
-    return &(*all)[(*count)++];
-}
-
-static bool request_from_line(Request *r, const json_t *line, const char *folder, Error *error) {
-    const json_t *image = json_object_get(line, "image");
-    r->text = strdup(json_get_string(line, "prompt", ""));
-    check(r->text);
-    if (json_is_string(image)) return add_image(r, folder, json_string_value(image), error);
-    for (size_t i = 0; i < json_array_size(image); i++) {
-        const char *name = json_string_value(json_array_get(image, i));
-        if (!name) return error_set(error, ERROR_FAILED, "'image' holds something that is not a file name");
-        if (!add_image(r, folder, name, error)) return false;
-    }
-    return (*r->text || r->image_count) || error_set(error, ERROR_FAILED, "neither 'prompt' nor 'image'");
-}
-
-static bool read_prompts(const char *path, Request **all, int *count, Error *error) {
-    JsonLines *lines = json_lines_open(path, error);
-    char *folder = strndup(path, (size_t)(path_base(path) - path));
-    json_t *line = NULL;
-    bool ok = lines != NULL;
-    while (ok && (ok = json_lines_next(lines, &line, error)) && line) {
-        ok = request_from_line(request_push(all, count), line, folder, error) ||
-             error_prefix(error, "%s:%lld", path, (long long)json_lines_number(lines));
-        json_decref(line);
-    }
-    json_lines_close(lines);
-    free(folder);
-    return ok;
-}
-
-static bool collect(const Arguments *a, Request **all, int *count, Error *error) {
-    if (a->prompts) return read_prompts(a->prompts, all, count, error);
-    Request *r = request_push(all, count);
-    r->text = strdup(a->prompt ? a->prompt : "");
-    check(r->text);
-    bool ok = true;
-    for (int i = 0; ok && i < a->image_count; i++) ok = add_image(r, "", a->images[i], error);
-    return ok;
-}
-
-static bool view_image(const JointConfig *config, const char *path, uint8_t *out, Error *error) {
-    Buffer bytes = {0};
-    Image image = {0};
-    DecodeOptions options = {.least_side = (int)config->vision.image_size, .background = {255, 255, 255}};
-    bool ok = file_read(path, &bytes, error) &&
-              (image_decode(bytes.data, bytes.size, &options, &image, error) || error_prefix(error, "%s", path));
-    if (ok) joint_view(config, &image, out);
-    image_free(&image);
-    buffer_free(&bytes);
-    return ok;
-}
-
-static bool add_text(Request *r, const Tokenizer *t, const char *text, size_t size, Error *error) {
-    if (!size) return true;
-    int piece = r->prompt.count; // at most one a segment
-    for (piece = 0; r->pieces[piece].count; piece++) continue;
-    if (!tokenizer_encode(t, text, size, &r->pieces[piece], error)) return false;
-    r->segments[r->prompt.count++] = segment_text(&r->pieces[piece]);
-    return true;
-}
-
-// Images at their marks; those without one in front.
-static bool lay_out(Request *r, const Tokenizer *t, Error *error) {
-    int marks = 0, image = 0;
-    for (const char *at = r->text; (at = strstr(at, IMAGE_MARK)); at += strlen(IMAGE_MARK)) marks++;
-    if (marks > r->image_count)
-        return error_set(error, ERROR_USAGE, "%d %s in the prompt, but %d images", marks, IMAGE_MARK, r->image_count);
-    while (image < r->image_count - marks) r->segments[r->prompt.count++] = segment_image(image++);
-    const char *at = r->text;
-    for (const char *mark; (mark = strstr(at, IMAGE_MARK)); at = mark + strlen(IMAGE_MARK)) {
-        if (!add_text(r, t, at, (size_t)(mark - at), error)) return false;
-        r->segments[r->prompt.count++] = segment_image(image++);
-    }
-    return add_text(r, t, at, strlen(at), error);
-}
-
-static bool prepare(Request *r, int number, const LoadedModel *model, Error *error) {
-    size_t side = (size_t)model->config.vision.image_size, size = 3 * side * side;
-    if (r->image_count && !model->config.has_vision)
-        return error_set(error, ERROR_USAGE, "this model does not see; leave the images out");
-    r->pixels = malloc(size * (size_t)r->image_count + 1);
-    check(r->pixels);
-    for (int i = 0; i < r->image_count; i++)
-        if (!view_image(&model->config, r->images[i], r->pixels + size * (size_t)i, error)) return false;
-    if (!lay_out(r, model->tokenizer, error)) return false;
-    r->prompt.segments = r->segments;
-    r->prompt.pixels = r->pixels;
-    r->prompt.images = r->image_count;
-    r->prompt.number = (uint64_t)number;
-    return true;
-}
-
-static void request_free(Request *r) {
-    for (int i = 0; i < r->image_count; i++) free(r->images[i]);
-    for (int i = 0; i <= MOST_IMAGES; i++) token_ids_free(&r->pieces[i]);
-    free(r->pixels);
-    free(r->text);
-}
-
 static bool print_answer(const Arguments *a, const Request *r, const LoadedModel *model, const TokenIds *said,
                          Error *error) {
     Buffer text = {0};
@@ -257,19 +129,19 @@ static bool print_answer(const Arguments *a, const Request *r, const LoadedModel
     return ok;
 }
 
-static bool answer_all(const Arguments *a, LoadedModel *model, Backend *backend, Request *requests, int count,
-                       Error *error) {
+static bool answer_all(const Arguments *a, LoadedModel *model, Backend *backend, Requests *requests, Error *error) {
+    int count = requests->count;
     Prompt *prompts = calloc((size_t)count + 1, sizeof *prompts);
     TokenIds *said = calloc((size_t)count + 1, sizeof *said);
     check(prompts && said);
     Tape *tape = tape_new(backend, false);
     bool ok = true;
     for (int i = 0; ok && i < count; i++) {
-        ok = prepare(&requests[i], i, model, error);
-        prompts[i] = requests[i].prompt;
+        ok = request_prepare(&requests->items[i], (uint64_t)i, model, error);
+        prompts[i] = requests->items[i].prompt;
     }
     ok = ok && generate(tape, model->joint, model->tokenizer, prompts, count, &a->options, said, error);
-    for (int i = 0; ok && i < count; i++) ok = print_answer(a, &requests[i], model, &said[i], error);
+    for (int i = 0; ok && i < count; i++) ok = print_answer(a, &requests->items[i], model, &said[i], error);
     for (int i = 0; i < count; i++) token_ids_free(&said[i]);
     tape_free(tape);
     free(said);
@@ -278,20 +150,19 @@ static bool answer_all(const Arguments *a, LoadedModel *model, Backend *backend,
 }
 
 static bool run(const Arguments *a, Log *log, Error *error) {
-    Request *requests = NULL;
-    int count = 0;
+    Requests requests = {0};
     LoadedModel model = {0};
     Backend *backend = NULL;
-    bool ok = collect(a, &requests, &count, error);
+    bool ok = a->prompts ? requests_read(&requests, a->prompts, error)
+                         : requests_add(&requests, a->prompt, a->images, a->image_count, error);
     if (!ok) goto done;
     backend = cpu_backend_new(a->threads, NULL, log);
     ok = model_load(&model, backend, a->model, a->precision ? BF16 : F32, error);
     if (ok && !model.tokenizer)
         ok = error_set(error, ERROR_FAILED, "%s: there is no tokenizer.model in it", model.path);
-    ok = ok && answer_all(a, &model, backend, requests, count, error);
+    ok = ok && answer_all(a, &model, backend, &requests, error);
 done:
-    for (int i = 0; i < count; i++) request_free(&requests[i]);
-    free(requests);
+    requests_free(&requests);
     model_unload(&model);
     backend_free(backend);
     return ok;

@@ -27,29 +27,37 @@ Metric metric_mean(const char *name, const double *x, int64_t n, double chance) 
     return m;
 }
 
+typedef struct ClassSums {
+    double sum, square, count;
+} ClassSums;
+
+// Sum of squared distances from the class's mean.
+static double class_squares(const ClassSums *c) { return fmax(c->square - c->sum * c->sum / c->count, 0); }
+
 Metric metric_class_mean(const char *name, const double *x, const int32_t *label, int64_t n, int classes,
                          double chance) {
-    double *sum = calloc((size_t)classes, sizeof *sum), *square = calloc((size_t)classes, sizeof *square);
-    int64_t *count = calloc((size_t)classes, sizeof *count);
-    check(sum && square && count);
+    ClassSums *of = calloc((size_t)classes + 1, sizeof *of);
+    check(of);
     for (int64_t i = 0; i < n; i++) {
-        sum[label[i]] += x[i];
-        square[label[i]] += x[i] * x[i];
-        count[label[i]]++;
+        of[label[i]].sum += x[i];
+        of[label[i]].square += x[i] * x[i];
+        of[label[i]].count++;
     }
-    double mean = 0, variance = 0;
-    int present = 0;
+    double mean = 0, variance = 0, squares = 0, freedom = 0, present = 0;
     for (int c = 0; c < classes; c++) {
-        if (!count[c]) continue;
-        double k = (double)count[c], m = sum[c] / k;
+        if (of[c].count == 0) continue;
+        squares += class_squares(&of[c]);
+        freedom += of[c].count - 1;
+        mean += of[c].sum / of[c].count;
         present++;
-        mean += m;
-        variance += count[c] > 1 ? fmax(square[c] - k * m * m, 0) / (k - 1) / k : NAN; // of this class's mean
     }
-    free(sum);
-    free(square);
-    free(count);
-    if (!present) return (Metric){name, NAN, NAN, chance, true};
+    for (int c = 0; c < classes; c++) { // of each class's mean
+        double k = of[c].count;
+        if (k > 1) variance += class_squares(&of[c]) / (k - 1) / k;
+        if (k == 1) variance += freedom > 0 ? squares / freedom : NAN;
+    }
+    free(of);
+    if (present == 0) return (Metric){name, NAN, NAN, chance, true};
     return (Metric){name, mean / present, sqrt(variance) / present, chance, true};
 }
 

@@ -14,7 +14,8 @@ typedef struct Metric {
 // The mean of x and its standard error: sample deviation (n - 1) / sqrt(n). One sample has no error.
 Metric metric_mean(const char *name, const double *x, int64_t n, double chance);
 
-// The mean over classes of the mean of x within each; classes without samples are left out. label: (n) in [0, classes).
+// The mean over classes of the mean of x within each; classes without samples are left out, and a
+// class with one sample takes the variance of all classes pooled. label: (n) in [0, classes).
 Metric metric_class_mean(const char *name, const double *x, const int32_t *label, int64_t n, int classes,
                          double chance);
 

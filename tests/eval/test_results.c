@@ -26,6 +26,9 @@ static void classes_weigh_the_same(void **state) {
     Metric m = metric_class_mean("recall", x, label, 6, 3, 0); // class 1 has no samples
     expect_near(m.value, (0.75 + 0.5) / 2);
     expect_near(m.error, sqrt(0.25 * 0.25 + 0.5 * 0.5) / 2);
+    m = metric_class_mean("recall", (double[]){1, 0, 1}, (int32_t[]){0, 0, 1}, 3, 2, 0);
+    expect_near(m.value, 0.75);
+    expect_near(m.error, sqrt(0.25 + 0.5) / 2); // the class of one takes the pooled variance, 1/2
 }
 
 static void a_ratio_has_its_linearised_error(void **state) {
