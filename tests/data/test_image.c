@@ -245,6 +245,53 @@ static void inks_become_light_inverted_or_not(void **state) {
     buffer_free(&bytes);
 }
 
+// A correct progressive picture of one colour, each coefficient sent in `bits` + 1 steps.
+static int encode_scans(int bits, Buffer *out) {
+    static jpeg_scan_info scans[1 + 63 * 10];
+    struct jpeg_compress_struct jpeg;
+    struct jpeg_error_mgr errors;
+    unsigned char *bytes = NULL;
+    unsigned long size = 0;
+    JSAMPLE line[16] = {0, 200, 30, 90};
+    JSAMPROW row = line;
+    int count = 0;
+    scans[count++] = (jpeg_scan_info){.comps_in_scan = 1};
+    for (int k = 1; k < 64; k++)
+        for (int low = bits; low >= 0; low--)
+            scans[count++] = (jpeg_scan_info){1, {0}, k, k, low == bits ? 0 : low + 1, low};
+    jpeg.err = jpeg_std_error(&errors);
+    jpeg_create_compress(&jpeg);
+    jpeg_mem_dest(&jpeg, &bytes, &size);
+    jpeg.image_width = jpeg.image_height = 16;
+    jpeg.input_components = 1;
+    jpeg.in_color_space = JCS_GRAYSCALE;
+    jpeg_set_defaults(&jpeg);
+    jpeg.scan_info = scans;
+    jpeg.num_scans = count;
+    jpeg_start_compress(&jpeg, TRUE);
+    while (jpeg.next_scanline < 16) jpeg_write_scanlines(&jpeg, &row, 1);
+    jpeg_finish_compress(&jpeg);
+    jpeg_destroy_compress(&jpeg);
+    buffer_clear(out);
+    buffer_append(out, bytes, size);
+    free(bytes);
+    return count;
+}
+
+static void more_scans_than_any_camera_writes_are_refused(void **state) {
+    Buffer bytes = {0};
+    Image image;
+    Error error;
+    (void)state;
+    assert_true(encode_scans(1, &bytes) < 200);
+    assert_done(image_decode(bytes.data, bytes.size, NULL, &image, &error), &error);
+    image_free(&image);
+    assert_true(encode_scans(9, &bytes) > 600);
+    assert_false(image_decode(bytes.data, bytes.size, NULL, &image, &error));
+    assert_message_has(&error, "scans");
+    buffer_free(&bytes);
+}
+
 typedef struct Tally {
     int decoded, refused, compared, worst;
 } Tally;
@@ -322,6 +369,7 @@ int main(void) {
         cmocka_unit_test(png_comes_back_to_the_bit_and_jpeg_closely),
         cmocka_unit_test(a_picture_that_is_wanted_small_is_decoded_small),
         cmocka_unit_test(more_pixels_than_allowed_are_refused),
+        cmocka_unit_test(more_scans_than_any_camera_writes_are_refused),
         cmocka_unit_test(inks_become_light_inverted_or_not),
         cmocka_unit_test(all_known_odd_pictures_decode_or_are_refused),
     };
