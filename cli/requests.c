@@ -64,7 +64,8 @@ bool requests_read(Requests *all, const char *path, Error *error) {
 static bool view_image(const JointConfig *config, const char *path, uint8_t *out, Error *error) {
     Buffer bytes = {0};
     Image image = {0};
-    DecodeOptions options = {.least_side = (int)config->vision.image_size, .background = {255, 255, 255}};
+    DecodeOptions options = {.least_side = DECODE_MARGIN * (int)config->vision.image_size,
+                             .background = {255, 255, 255}};
     bool ok = file_read(path, &bytes, error) &&
               (image_decode(bytes.data, bytes.size, &options, &image, error) || error_prefix(error, "%s", path));
     if (ok) joint_view(config, &image, out);

@@ -10,29 +10,29 @@ typedef enum Objective { OBJECTIVE_LM, OBJECTIVE_CAPTION, OBJECTIVE_CONTRASTIVE,
 extern const char *const objective_names[OBJECTIVES]; // "lm", "caption", "contrastive", "mae"
 
 typedef struct Sequences {
-    int      rows, length;    // R, T; rows 0: none
-    int32_t *tokens;          // (R, T) ids; TOKEN_NONE at image slots; padding holds the pad id
-    int32_t *targets;         // (R, T) the id to predict at this position (the next token), or TOKEN_NONE
-    int32_t *positions;       // (R, T) position inside its document
-    int32_t *range;           // (R, T, 2) keys [first, end) this position attends to; padding: empty
-    int32_t *image_rows;      // (R, T) at image slots image * K + k, K tokens an image after the connector; else -1
-    int32_t *ends;            // (R) index of the last real token (CLIP's pooled position)
-    int64_t  target_count;    // targets that are not TOKEN_NONE
-    int64_t  token_count;     // real tokens, image slots not counted
+    int rows, length;     // R, T; rows 0: none
+    int32_t *tokens;      // (R, T) ids; TOKEN_NONE at image slots; padding holds the pad id
+    int32_t *targets;     // (R, T) the id to predict at this position (the next token), or TOKEN_NONE
+    int32_t *positions;   // (R, T) position inside its document
+    int32_t *range;       // (R, T, 2) keys [first, end) this position attends to; padding: empty
+    int32_t *image_rows;  // (R, T) at image slots image * K + k, K tokens an image after the connector; else -1
+    int32_t *ends;        // (R) index of the last real token (CLIP's pooled position)
+    int64_t target_count; // targets that are not TOKEN_NONE
+    int64_t token_count;  // real tokens, image slots not counted
 } Sequences;
 
 typedef struct Batch {
-    int64_t   step;
-    int       images, side;      // I, S
-    uint8_t  *pixels;            // (I, S, S, 3) RGB
-    uint64_t *image_keys;        // (I) global element of each image: keys its MAE mask
-    Sequences lm;                // plain text, packed
-    Sequences caption;           // image slots and text; also questions with answers
-    Sequences contrastive;       // one caption a row
-    int32_t  *contrastive_image; // (contrastive.rows) which image each caption belongs to
-    int       mae_images;        // how many of the images are also reconstructed
-    int32_t  *mae_image;         // (mae_images)
-    uint64_t  first_row[OBJECTIVES]; // global number of each part's first row, keys dropout
-    uint64_t  first_image;       // global number of the first image, keys the trunk's dropout
-    const char **image_sources;  // (I) "dataset/key", for messages
+    int64_t step;
+    int images, side;               // I, S
+    uint8_t *pixels;                // (I, S, S, 3) RGB
+    uint64_t *image_keys;           // (I) global element of each image: keys its MAE mask
+    Sequences lm;                   // plain text, packed
+    Sequences caption;              // image slots and text; also questions with answers
+    Sequences contrastive;          // one caption a row
+    int32_t *contrastive_image;     // (contrastive.rows) which image each caption belongs to
+    int mae_images;                 // how many of the images are also reconstructed
+    int32_t *mae_image;             // (mae_images)
+    uint64_t first_row[OBJECTIVES]; // global number of each part's first row, keys dropout
+    uint64_t first_image;           // global number of the first image, keys the trunk's dropout
+    const char **image_sources;     // (I) "dataset/key", for messages
 } Batch;

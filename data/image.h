@@ -23,6 +23,9 @@ typedef struct DecodeOptions {
     int64_t most_pixels;   // refuse more, before any allocation; 0: IMAGE_MOST_PIXELS
 } DecodeOptions;
 enum { IMAGE_MOST_PIXELS = 178956970 }; // as Pillow's bomb limit
+// For least_side: a picture that will be resampled to S is decoded at no less than DECODE_MARGIN x S, so that training
+// and evaluation see it through the same filters.
+enum { DECODE_MARGIN = 2 };
 
 bool image_probe(const void *bytes, size_t size, ImageInfo *, Error *); // header only, nothing decoded
 // Decodes and turns upright (EXIF orientation). Anything damaged is an error: truncated data too.

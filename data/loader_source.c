@@ -15,13 +15,12 @@ static bool parse_template(const char *text, Template **out, Error *error) {
     return !text || !*text || (*out = template_parse(text, error));
 }
 
-// A picture is decoded at no less than twice its final size (so that resampling has something to choose from), or so
-// that the smallest crop still covers the final size.
+// Decoded with the margin, or so that the smallest crop still covers the final size.
 static void choose_decoding(Source *s, const LoaderConfig *loader) {
     double least = s->config->crop_scale[0];
     s->cropped = !s->validation && (least < 1 || s->config->crop_scale[1] < 1);
     s->side = loader->side;
-    s->decode.least_side = (int)ceil(s->side * (s->cropped ? fmax(2, 1 / sqrt(least)) : 2));
+    s->decode.least_side = (int)ceil(s->side * (s->cropped ? fmax(DECODE_MARGIN, 1 / sqrt(least)) : DECODE_MARGIN));
     memcpy(s->decode.background, loader->background, sizeof s->decode.background);
     s->most_images = 1;
     if (source_has(s, OBJECTIVE_CAPTION)) {

@@ -28,7 +28,8 @@ Segment segment_scored(const TokenIds *); // predicted
 // (rows, length), all padding: pad ids, no targets, empty ranges.
 void sequences_new(Sequences *, Arena *, int rows, int length, SequenceIds);
 // Writes a row that is still padding: the segments in order, <s> in front of the first text. What is too long is cut:
-// first the unscored text, from its front, then the end. False where not even the image slots, <s> and, in a closed row,
+// first the unscored text, from its front, then the end. False where not even the image slots, <s> and, in a closed
+// row,
 // </s> fit.
 bool sequence_put(Sequences *, int row, const Segment *, int count, int image_tokens, SequenceIds, SequenceEnd,
                   Error *);
