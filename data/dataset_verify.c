@@ -4,6 +4,7 @@
 #include "base/files.h"
 #include "base/json.h"
 #include "base/philox.h"
+#include "base/progress.h"
 #include "data/manifest.h"
 #include "data/sidecar.h"
 #include "data/tar.h"
@@ -222,9 +223,10 @@ static bool check_member(ShardCheck *s, uint32_t index, uint64_t before) {
 
 // The first image and the first text of each sample, as they were paired when the dataset was built.
 static void check_pair(ShardCheck *s, uint32_t sample, const uint32_t crcs[2], const bool has[2]) {
+    const char *name = sidecar_name(&s->sidecar, s->sidecar.samples[sample].first_member);
     if ((has[0] || has[1]) && crcs[1] != s->sidecar.samples[sample].pair_crc)
-        found(s->check, "%s: sample %s: image and text are not the pair that was written", s->path.data,
-              sidecar_name(&s->sidecar, s->sidecar.samples[sample].first_member));
+        found(s->check, "%s: sample %.*s: image and text are not the pair that was written", s->path.data,
+              key_length(name), name);
 }
 
 static void check_members(ShardCheck *s) {

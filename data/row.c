@@ -103,11 +103,22 @@ const char *row_read(const RowRules *rules, json_t *object, Row *row) {
     return why ? why : read_question(rules, row);
 }
 
+// json_parse names file, line and column, "row:1:17: ..."; of a row only the column says something.
+static void tell_column(Row *row, const char *message) {
+    static const char place[] = "row:1:";
+    const char *rest = strncmp(message, place, sizeof place - 1) == 0 ? message + sizeof place - 1 : message;
+    buffer_clear(&row->detail);
+    buffer_printf(&row->detail, "%s%s", *rest == ' ' ? "" : "column ", *rest == ' ' ? rest + 1 : rest);
+}
+
 const char *row_parse(const RowRules *rules, const char *text, size_t size, Row *row) {
     Error error = {0};
     if (!utf8_valid(text, size)) return cause(row, "row_not_utf8", "%s", "not UTF-8");
-    json_t *object = json_parse(text, size, "line", &error);
-    if (!object) return cause(row, "row_not_json", "%s", error.message);
+    json_t *object = json_parse(text, size, "row", &error);
+    if (!object) {
+        tell_column(row, error.message);
+        return "row_not_json";
+    }
     const char *why = row_read(rules, object, row);
     json_decref(object);
     return why;

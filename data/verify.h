@@ -1,7 +1,6 @@
 /* dataset_verify with the findings as a list. */
 #pragma once
 #include "base/log.h"
-#include "base/progress.h"
 #include <jansson.h>
 
 // As dataset_verify; each finding is also appended to `list`, an array of strings (NULL: not wanted).
