@@ -2,6 +2,7 @@
  * first a whole epoch (nothing cached), then goes on for some seconds (what fits is cached). */
 #include "base/clock.h"
 #include "cli/commands.h"
+#include "cli/options.h"
 #include "data/image.h"
 #include "data/loader.h"
 #include <getopt.h>
@@ -40,62 +41,65 @@ static void usage(FILE *out) {
           out);
 }
 
-// False where the arguments are not understood; then *status is the exit status.
-static bool parse(Arguments *a, int argc, char **argv, int *status) {
-    static const struct option options[] = {
-        {"side", required_argument, 0, 's'},
-        {"batch", required_argument, 0, 'b'},
-        {"threads", required_argument, 0, 't'},
-        {"crop", required_argument, 0, 'c'},
-        {"cache", required_argument, 0, 'm'},
-        {"tokenizer", required_argument, 0, 'k'},
-        {"text", required_argument, 0, 'x'},
-        {"seconds", required_argument, 0, 'w'},
-        {"json", no_argument, 0, 'j'},
-        {"help", no_argument, 0, 'h'},
-        {0},
-    };
-    *status = 2;
-    for (int c; (c = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
-        switch (c) {
-        case 's':
-            a->loader.side = atoi(optarg);
-            break;
-        case 'b':
-            a->source.batch = atoi(optarg);
-            break;
-        case 't':
-            a->loader.threads = atoi(optarg);
-            break;
-        case 'c':
-            a->source.crop_scale[0] = atof(optarg);
-            break;
-        case 'm':
-            a->loader.cache_bytes = (int64_t)(atof(optarg) * 1e6);
-            break;
-        case 'k':
-            a->tokenizer = optarg;
-            break;
-        case 'x':
-            a->source.text = optarg;
-            break;
-        case 'w':
-            a->seconds = atof(optarg);
-            break;
-        case 'j':
-            a->json = true;
-            break;
-        default:
-            *status = c == 'h' ? 0 : 2;
-            usage(c == 'h' ? stdout : stderr);
-            return false;
-        }
+static const struct option OPTIONS[] = {
+    {"side", required_argument, 0, 's'},
+    {"batch", required_argument, 0, 'b'},
+    {"threads", required_argument, 0, 't'},
+    {"crop", required_argument, 0, 'c'},
+    {"cache", required_argument, 0, 'm'},
+    {"tokenizer", required_argument, 0, 'k'},
+    {"text", required_argument, 0, 'x'},
+    {"seconds", required_argument, 0, 'w'},
+    {"json", no_argument, 0, 'j'},
+    {"help", no_argument, 0, 'h'},
+    {0},
+};
+
+static bool take_option(Arguments *a, int c, const char *value, Error *error) {
+    double number = 0;
+    bool ok = true;
+    switch (c) {
+    case 'k':
+        a->tokenizer = value;
+        return true;
+    case 'x':
+        a->source.text = value;
+        return true;
+    case 'j':
+        return a->json = true;
+    case 's':
+        ok = option_number(value, 1, 4096, "--side", &number, error);
+        a->loader.side = (int)number;
+        return ok;
+    case 'b':
+        ok = option_number(value, 1, 1e6, "--batch", &number, error);
+        a->source.batch = (int64_t)number;
+        return ok;
+    case 't':
+        ok = option_number(value, 1, 256, "--threads", &number, error);
+        a->loader.threads = (int)number;
+        return ok;
+    case 'c':
+        return option_number(value, 0.01, 1, "--crop", &a->source.crop_scale[0], error);
+    case 'w':
+        return option_number(value, 0, 1e6, "--seconds", &a->seconds, error);
+    case 'm':
+        ok = option_number(value, 0, 1e9, "--cache", &number, error);
+        a->loader.cache_bytes = (int64_t)(number * 1e6);
+        return ok;
+    default:
+        return error_set(error, ERROR_USAGE, "see `bifocal bench loader --help`");
     }
-    bool good = optind + 1 == argc && a->loader.side > 0 && a->loader.side <= 4096 && a->source.batch > 0 &&
-                a->source.crop_scale[0] > 0 && a->source.crop_scale[0] <= 1 && a->seconds >= 0;
-    if (!good) usage(stderr);
-    if (good) a->source.path = argv[optind];
-    return good;
+}
+
+static bool parse(Arguments *a, int argc, char **argv, bool *help, Error *error) {
+    for (int c; (c = getopt_long(argc, argv, "h", OPTIONS, NULL)) != -1;) {
+        if ((*help = c == 'h')) return true;
+        if (!take_option(a, c, optarg, error)) return false;
+    }
+    if (optind + 1 != argc) return error_set(error, ERROR_USAGE, "name one dataset; see `bifocal bench loader --help`");
+    a->source.path = argv[optind];
+    return true;
 }
 
 static bool decode_alone(const Arguments *a, Rate *rate, Error *error) {
@@ -179,9 +183,9 @@ int bench_loader_main(int argc, char **argv) {
                               .bad_samples_per_million = 1e6},
                    .seconds = 3};
     Error error = {0};
-    int status;
-    if (!parse(&a, argc, argv, &status)) return status;
-    if (run(&a, &error)) return 0;
+    bool help = false, ok = parse(&a, argc, argv, &help, &error);
+    if (help) return usage(stdout), 0;
+    if (ok && run(&a, &error)) return 0;
     fprintf(stderr, "bifocal bench loader: %s\n", error.message);
     return (int)error.kind;
 }

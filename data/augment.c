@@ -20,8 +20,8 @@ Crop crop_random(int width, int height, const double scale[2], const double rati
         double aspect = exp(uniform_between(rng, log(ratio[0]), log(ratio[1])));
         double w = rint(sqrt(area * aspect)), h = rint(sqrt(area / aspect));
         if (!(w > 0 && h > 0 && w <= width && h <= height)) continue;
-        uint64_t y = rng_below(rng, (uint64_t)(height - (int)h + 1)),
-                 x = rng_below(rng, (uint64_t)(width - (int)w + 1));
+        uint64_t rows = (uint64_t)height - (uint64_t)h + 1, columns = (uint64_t)width - (uint64_t)w + 1; // to start at
+        uint64_t y = rng_below(rng, rows), x = rng_below(rng, columns);
         return (Crop){(double)x, (double)y, w, h};
     }
     return crop_fallback(width, height, ratio);

@@ -24,7 +24,7 @@ static uint32_t read_u32(const Tiff *t, size_t at) {
 int exif_orientation(const uint8_t *tiff, size_t size) {
     if (size < 8) return 1;
     Tiff t = {tiff, size, tiff[0] == 'M'};
-    if (memcmp(tiff, "II*\0", 4) && memcmp(tiff, "MM\0*", 4)) return 1;
+    if (memcmp(tiff, "II*\0", 4) != 0 && memcmp(tiff, "MM\0*", 4) != 0) return 1;
     size_t directory = read_u32(&t, 4);
     if (directory > size - 2) return 1;
     size_t entries = read_u16(&t, directory);

@@ -61,7 +61,7 @@ static int find_orientation(const uint8_t *bytes, size_t size) {
 
 bool png_probe(const uint8_t *bytes, size_t size, ImageInfo *info, Error *error) {
     if (size < SIGNATURE_BYTES + CHUNK_OVERHEAD + HEADER_BYTES || big_u32(bytes + 8) != HEADER_BYTES ||
-        memcmp(bytes + 12, "IHDR", 4))
+        memcmp(bytes + 12, "IHDR", 4) != 0)
         return error_set(error, ERROR_FAILED, "PNG: no header (IHDR) at its start");
     uint32_t width = big_u32(bytes + 16), height = big_u32(bytes + 20);
     if (!width || !height || width > INT_MAX || height > INT_MAX)

@@ -59,7 +59,7 @@ static void groups_fill(Groups *groups, const Labelled *found, int64_t count) {
     groups->member = malloc(sizeof(int64_t) * (size_t)(count ? count : 1));
     check(groups->first && groups->member);
     for (int64_t i = 0; i < count; i++) {
-        if (!i || strcmp(found[i].value, found[i - 1].value)) groups->first[groups->count++] = i;
+        if (!i || strcmp(found[i].value, found[i - 1].value) != 0) groups->first[groups->count++] = i;
         groups->member[i] = found[i].sample;
     }
     groups->first[groups->count] = count;

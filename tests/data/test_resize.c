@@ -63,7 +63,7 @@ static void vectors_and_plain_loops_give_the_same_bytes(void **state) {
     for (int i = 0; i < COUNT * MOST; i++) weight[i] = (int32_t)(rng_normal(&rng) * (1 << (WEIGHT_BITS - 3)));
     for (int i = 0; i < COUNT; i++) {
         number[i] = (int)rng_below(&rng, MOST + 1);
-        first[i] = (int)rng_below(&rng, (uint64_t)(BYTES / 3 - number[i] + 1));
+        first[i] = (int)rng_below(&rng, (uint64_t)BYTES / 3 - (uint64_t)number[i] + 1);
     }
     resize_lines_plain.over_x(lines, &taps, COUNT, plain);
     vectors->over_x(lines, &taps, COUNT, best);
