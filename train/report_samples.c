@@ -69,7 +69,7 @@ static bool open_model(Sampler *s, const char *run, Error *error) {
         else
             s->captions |= source->objectives >> OBJECTIVE_CAPTION & 1;
     }
-    if (!s->source || !s->config.model.weight[OBJECTIVE_CAPTION]) return true;
+    if (!s->source || s->config.model.weight[OBJECTIVE_CAPTION] <= 0) return true;
     s->dataset = dataset_open(*s->source->validation ? s->source->validation : s->source->path, error);
     if (!s->dataset) return false;
     if (s->asking && !(s->question = template_parse(s->asking->question, error))) return false;
