@@ -1,7 +1,8 @@
 /* Vectors of LANES floats in the compiler's vector extension: 16 on AVX-512, 8 on AVX2, 4 elsewhere, from one source.
  * Loads and stores of f32 and bf16, reductions in a fixed order, and exp, log, tanh, sine and cosine and the normal
- * distribution within about 2 ulp; NaN stays NaN, Inf and the limits are those of the C library. Polynomials are
- * minimax fits made for these ranges. Where a function takes a Dtype, pass a constant: the branch folds away. */
+ * distribution within about 2 ulp (the normal distribution 8); NaN stays NaN, Inf and the limits are those of the C
+ * library. Polynomials are minimax fits made for these ranges. Where a function takes a Dtype, pass a constant: the
+ * branch folds away. */
 #pragma once
 #include "kernels/tensor.h"
 #include <stdint.h>
