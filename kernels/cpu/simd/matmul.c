@@ -6,6 +6,7 @@
  * row panel and column panel. A is read in place unless its order or its strides forbid it. */
 #include "kernels/cpu/simd/matmul_pack.h"
 #include "kernels/cpu/simd/matmul_serial.h"
+#include <string.h>
 
 enum {
     CHUNK_UNITS = 768,        // of the inner dimension at once
@@ -14,18 +15,24 @@ enum {
     A_FLOATS = 8 * CHUNK_UNITS_STAGED * 16, // for panels of A
     C_FLOATS = 1 << 16,                     // for partial sums of a block of a bf16 C
     B_FLOATS_IN_PLACE = 128 * CHUNK_UNITS,
-    STAGE_STEP = 32,        // units copied of each panel before the next panel's
-    ALIAS_BYTES = 4096,     // lines this far apart share a set of the first-level cache
-    SERIAL_UNITS = 1 << 20, // multiply-adds below which no second thread is called
+    ROW_FLOATS = CHUNK_UNITS + 16, // from a copied row of A to the next
+    PACK_STEP = 32,                // units copied of each panel before the next panel's
+    ALIAS_BYTES = 4096,            // lines this far apart share a set of the first-level cache
+    SERIAL_UNITS = 1 << 20,        // multiply-adds below which no second thread is called
 };
 _Static_assert((B_FLOATS + A_FLOATS + C_FLOATS) * 4 <= MATMUL_SCRATCH, "the parts of the scratch fit");
+_Static_assert(MATMUL_ROWS *ROW_FLOATS <= A_FLOATS, "a copied row panel fits");
+
+// How A is read. Rows are copied where they lie a multiple of ALIAS_BYTES apart; where k is strided (and of bf16 or
+// such a distance apart), or must be converted, or has an odd end, several panels are copied in units.
+typedef enum Stage { STAGE_NONE, STAGE_ROWS, STAGE_UNITS } Stage;
 
 typedef struct Plan {
     MatmulUnit unit;
     int size;              // bytes of an element of A and B
     int64_t per_unit;      // elements of a unit
     int64_t units, chunks; // of the inner dimension
-    bool stage;            // A is copied
+    Stage stage;
     bool in_place;         // whole panels of B are read where they lie
     int64_t row_panels;    // of M, each of MATMUL_ROWS rows or one less
     int64_t row_blocks;    // tasks along M
@@ -42,14 +49,15 @@ typedef struct Job {
 // Work of the slowest thread, in units of a multiply-add of two vectors, when C is cut into `rows` x `columns` blocks.
 static int64_t cost_of(const Plan *plan, int64_t batch, int64_t rows, int64_t columns, int threads) {
     int64_t m = divide_up(plan->row_panels, rows), n = divide_up(plan->column_panels, columns);
-    int64_t task = m * n * MATMUL_ROWS + (plan->in_place ? 0 : 5 * n) + (plan->stage ? 8 : 2) * m;
+    int64_t task = m * n * MATMUL_ROWS + (plan->in_place ? 0 : 5 * n) + 2 * (1 + plan->stage) * m;
     return divide_up(batch * rows * columns, threads) * task;
 }
 
 static void choose_blocks(Plan *plan, const Matmul *p, int threads) {
     int64_t chunk = most(divide_up(plan->units, plan->chunks), 1);
-    int64_t widest = (plan->stage ? B_FLOATS : B_FLOATS_IN_PLACE) / (chunk * MATMUL_PANEL); // panels
-    if (p->out == BF16 && plan->chunks > 1) widest = least(widest, 128 / MATMUL_PANEL * (plan->stage ? 3 : 1));
+    int64_t widest = (plan->stage == STAGE_UNITS ? B_FLOATS : B_FLOATS_IN_PLACE) / (chunk * MATMUL_PANEL); // panels
+    if (p->out == BF16 && plan->chunks > 1)
+        widest = least(widest, 128 / MATMUL_PANEL * (plan->stage == STAGE_UNITS ? 3 : 1));
     int64_t fewest = divide_up(plan->column_panels, most(widest, 1));
     plan->row_blocks = 1;
     plan->column_blocks = fewest;
@@ -75,9 +83,10 @@ static Plan plan_for(const Matmul *p, int threads) {
     Plan plan = {.unit = pairs ? UNIT_PAIR : UNIT_F32, .size = (int)dtype_size(p->in), .per_unit = pairs ? 2 : 1};
     int64_t apart = (p->a_column == 1 ? p->a_row : p->a_column) * plan.size;
     bool order = p->in == BF16 && (!pairs || p->a_column != 1 || p->k % 2);
-    plan.stage = order || (p->m > 1 && apart % ALIAS_BYTES == 0 && p->n > MATMUL_PANEL);
+    bool alias = p->m > 1 && apart % ALIAS_BYTES == 0 && p->n > MATMUL_PANEL;
+    plan.stage = order || (alias && p->a_column != 1) ? STAGE_UNITS : alias ? STAGE_ROWS : STAGE_NONE;
     plan.units = divide_up(p->k, plan.per_unit);
-    plan.chunks = divide_up(most(plan.units, 1), plan.stage ? CHUNK_UNITS_STAGED : CHUNK_UNITS);
+    plan.chunks = divide_up(most(plan.units, 1), plan.stage == STAGE_UNITS ? CHUNK_UNITS_STAGED : CHUNK_UNITS);
     plan.in_place = p->in == F32 && p->b_column == 1 && p->m <= 2 * MATMUL_ROWS;
     plan.row_panels = divide_up(p->m, MATMUL_ROWS);
     plan.column_panels = divide_up(p->n, MATMUL_PANEL);
@@ -104,27 +113,31 @@ static int64_t inner_count(const Block *w, int64_t u0, int64_t u1) { // elements
     return least(u1 * w->plan->per_unit, w->p->k) - u0 * w->plan->per_unit;
 }
 
+// Some units of each panel in turn where k is strided, because neighbouring panels share cache lines and pages.
 static void pack_b(const Block *w) {
     const Matmul *p = w->p;
-    int64_t units = w->u1 - w->u0;
-    float *out = w->packed_b;
-    for (int64_t n = w->n0; n < w->n1; n += MATMUL_PANEL, out += units * MATMUL_PANEL) {
-        int64_t count = least(MATMUL_PANEL, w->n1 - n);
-        if (w->plan->in_place && count == MATMUL_PANEL) continue;
-        int64_t at = w->u0 * w->plan->per_unit * p->b_row + n * p->b_column;
-        Lines x = {w->b + at * w->plan->size, p->b_column, p->b_row, count, inner_count(w, w->u0, w->u1), p->in};
-        SIMD_NAME(matmul_pack)(out, MATMUL_PANEL, &x, w->plan->unit);
+    int64_t units = w->u1 - w->u0, step = p->b_row == 1 ? units : PACK_STEP;
+    for (int64_t u = w->u0; u < w->u1; u += step) {
+        int64_t k = inner_count(w, u, least(u + step, w->u1));
+        float *out = w->packed_b + (u - w->u0) * MATMUL_PANEL;
+        for (int64_t n = w->n0; n < w->n1; n += MATMUL_PANEL, out += units * MATMUL_PANEL) {
+            int64_t count = least(MATMUL_PANEL, w->n1 - n);
+            if (w->plan->in_place && count == MATMUL_PANEL) continue;
+            int64_t at = u * w->plan->per_unit * p->b_row + n * p->b_column;
+            Lines x = {w->b + at * w->plan->size, p->b_column, p->b_row, count, k, p->in};
+            SIMD_NAME(matmul_pack)(out, MATMUL_PANEL, &x, w->plan->unit);
+        }
     }
 }
 
-// Row panels [panel0, panel1). Some units of each in turn, because neighbouring panels share cache lines.
+// Row panels [panel0, panel1) in units.
 static void pack_a(const Block *w, int64_t panel0, int64_t panel1) {
     const Matmul *p = w->p;
     int64_t units = w->u1 - w->u0;
-    for (int64_t u = w->u0; u < w->u1; u += STAGE_STEP) {
+    for (int64_t u = w->u0; u < w->u1; u += PACK_STEP) {
         for (int64_t panel = panel0; panel < panel1; panel++) {
             int64_t row = first_row(w, panel), at = row * p->a_row + u * w->plan->per_unit * p->a_column;
-            int64_t k = inner_count(w, u, least(u + STAGE_STEP, w->u1));
+            int64_t k = inner_count(w, u, least(u + PACK_STEP, w->u1));
             Lines x = {w->a + at * w->plan->size, p->a_row, p->a_column, first_row(w, panel + 1) - row, k, p->in};
             float *out = w->packed_a + ((panel - panel0) * units + u - w->u0) * MATMUL_STAGE;
             SIMD_NAME(matmul_pack)(out, MATMUL_STAGE, &x, w->plan->unit);
@@ -166,20 +179,31 @@ static void run_panel(const Block *w, Tile *t, int64_t panel) {
     }
 }
 
-static void run_chunk(const Block *w) {
+// Reads row panel `panel` where it lies, or a copy of it; a group of panels is copied when its first one is wanted.
+static void open_panel(const Block *w, Tile *t, int64_t panel) {
     const Matmul *p = w->p;
-    int64_t units = w->u1 - w->u0, group = A_FLOATS / (most(units, 1) * MATMUL_STAGE);
+    int64_t units = w->u1 - w->u0, size = w->plan->size, first = first_row(w, panel);
+    const char *a = w->a + (first * p->a_row + w->u0 * w->plan->per_unit * p->a_column) * size;
+    if (w->plan->stage == STAGE_NONE) {
+        bool by_row = p->a_column == 1;
+        *t = (Tile){.a = a, .a_row = by_row ? p->a_row * size : 4, .a_unit = by_row ? 4 : p->a_column * size};
+    } else if (w->plan->stage == STAGE_ROWS) {
+        for (int64_t r = 0; r < first_row(w, panel + 1) - first; r++)
+            memcpy(w->packed_a + r * ROW_FLOATS, a + r * p->a_row * size, (size_t)units * sizeof(float));
+        *t = (Tile){.a = (const char *)w->packed_a, .a_row = 4 * ROW_FLOATS, .a_unit = 4};
+    } else {
+        int64_t group = A_FLOATS / (most(units, 1) * MATMUL_STAGE), in_group = (panel - w->panel0) % group;
+        if (!in_group) pack_a(w, panel, least(panel + group, w->panel1));
+        const float *packed = w->packed_a + in_group * units * MATMUL_STAGE;
+        *t = (Tile){.a = (const char *)packed, .a_row = 4, .a_unit = 4 * MATMUL_STAGE};
+    }
+}
+
+static void run_chunk(const Block *w) {
     pack_b(w);
     for (int64_t panel = w->panel0; panel < w->panel1; panel++) {
-        int64_t at = first_row(w, panel) * p->a_row + w->u0 * w->plan->per_unit * p->a_column;
-        Tile t = {.a = w->a + at * w->plan->size, .a_row = p->a_row * w->plan->size, .a_unit = 4};
-        if (p->a_column != 1) t.a_unit = p->a_column * w->plan->size, t.a_row = 4;
-        if (w->plan->stage) {
-            int64_t in_group = (panel - w->panel0) % group;
-            if (!in_group) pack_a(w, panel, least(panel + group, w->panel1));
-            t.a = (const char *)(w->packed_a + in_group * units * MATMUL_STAGE);
-            t.a_unit = 4 * MATMUL_STAGE, t.a_row = 4;
-        }
+        Tile t;
+        open_panel(w, &t, panel);
         run_panel(w, &t, panel);
     }
 }

@@ -73,7 +73,7 @@ static void pack_transposed(float *out, int width, const Lines *x) {
         for (int i = 0; i < BLOCK; i++) {
             const char *row = from + least(i, x->count - 1) * line;
             __m512i v = _mm512_maskz_loadu_epi16(i < x->count ? valid : 0, row);
-            _mm_prefetch(row + 1024, _MM_HINT_T0);
+            _mm_prefetch(row + 1024, _MM_HINT_T1);
             r[i] = _mm512_castsi512_ps(v);
         }
         transpose(r);
