@@ -2,18 +2,14 @@
  * two multiply-adds. The multiply-adds are inline assembly where the machine has them: from intrinsics gcc 12 makes
  * moves and spills. */
 #include "kernels/cpu/simd/matmul_kernel.h"
-#include <string.h>
-
-typedef float vec __attribute__((vector_size(4 * MATMUL_LANES)));
-typedef vec loose_vec __attribute__((aligned(4), may_alias)); // anywhere in memory
-#define INLINE static inline __attribute__((always_inline))
+#include "kernels/cpu/simd/vec.h"
 
 // The number at base + row * a_row + offset, where row is at most 4; by_three = 3 * a_row. The address is spelled out
 // because gcc would keep one register for each of the rows. (It is not told that memory is read: nothing that A points
 // to is written in these functions.)
-INLINE vec broadcast(const char *base, int64_t a_row, int64_t by_three, const int row, const int offset) {
+INLINE Vec broadcast(const char *base, int64_t a_row, int64_t by_three, const int row, const int offset) {
 #if defined(__AVX2__) && !defined(__clang__)
-    vec v;
+    Vec v;
 #define BROADCAST(place, ...) __asm__("vbroadcastss %c1" place ", %0" : "=v"(v) : "i"(offset), "r"(base), __VA_ARGS__)
     if (row == 0)
         BROADCAST("(%2)", "r"(a_row));
@@ -29,11 +25,11 @@ INLINE vec broadcast(const char *base, int64_t a_row, int64_t by_three, const in
 #else
     float f;
     memcpy(&f, base + (row == 3 ? by_three : row * a_row) + offset, sizeof f);
-    return f - (vec){0};
+    return vec_set(f);
 #endif
 }
 
-INLINE void multiply_add(vec *sum, vec a, vec b, const MatmulUnit unit) {
+INLINE void multiply_add(Vec *sum, Vec a, Vec b, const MatmulUnit unit) {
 #if defined(__AVX512BF16__)
     if (unit == UNIT_PAIR) {
         __asm__("vdpbf16ps %2, %1, %0" : "+v"(*sum) : "v"(a), "v"(b));
@@ -49,12 +45,12 @@ INLINE void multiply_add(vec *sum, vec a, vec b, const MatmulUnit unit) {
 }
 
 // One unit, the `ahead`th from where the pointers stand. Rows of A are reached from every fifth one.
-INLINE void step(vec (*sum)[2], const char *const *a, int64_t a_row, int64_t by_three, const float *b, const int ahead,
+INLINE void step(Vec (*sum)[2], const char *const *a, int64_t a_row, int64_t by_three, const float *b, const int ahead,
                  const int rows, const bool by_row, const MatmulUnit unit) {
-    vec b0 = *(const loose_vec *)b, b1 = *(const loose_vec *)(b + MATMUL_LANES);
+    Vec b0 = vec_load(b, 0, F32), b1 = vec_load(b, LANES, F32);
 #pragma GCC unroll 14
     for (int r = 0; r < rows; r++) {
-        vec x = by_row ? broadcast(a[r / 5], a_row, by_three, r % 5, 4 * ahead) : broadcast(a[0], 0, 0, 0, 4 * r);
+        Vec x = by_row ? broadcast(a[r / 5], a_row, by_three, r % 5, 4 * ahead) : broadcast(a[0], 0, 0, 0, 4 * r);
         multiply_add(&sum[r][0], x, b0, unit);
         multiply_add(&sum[r][1], x, b1, unit);
     }
@@ -66,57 +62,73 @@ INLINE void advance(const char **a, int64_t bytes, const int rows) {
     if (rows > 10) a[2] += bytes;
 }
 
-// Where the tile is not a whole one of f32: sums (rows, MATMUL_PANEL) go through memory.
-static __attribute__((noinline)) void store_any(const Tile *t, const vec (*sum)[2], int rows) {
-    for (int r = 0; r < rows; r++) {
-        float v[MATMUL_PANEL];
-        memcpy(v, sum[r], sizeof v);
-        if (t->bias)
-            for (int c = 0; c < t->columns; c++) v[c] += t->bias[c];
-        if (t->from && t->from_type == F32)
-            for (int c = 0; c < t->columns; c++) v[c] += ((const float *)t->from)[r * t->from_row + c];
-        if (t->from && t->from_type == BF16)
-            for (int c = 0; c < t->columns; c++) v[c] += bf16_to_f32(((const uint16_t *)t->from)[r * t->from_row + c]);
-        if (t->to_type == F32)
-            memcpy((float *)t->to + r * t->to_row, v, (size_t)t->columns * sizeof *v);
-        else
-            for (int c = 0; c < t->columns; c++) ((uint16_t *)t->to)[r * t->to_row + c] = f32_to_bf16(v[c]);
-    }
-}
-
-INLINE void store(const Tile *t, vec (*sum)[2], const int rows) {
-    if (t->columns < MATMUL_PANEL || t->to_type != F32 || (t->from && t->from_type != F32)) {
-        vec copy[MATMUL_ROWS][2];
-#pragma GCC unroll 14
-        for (int r = 0; r < rows; r++) copy[r][0] = sum[r][0], copy[r][1] = sum[r][1];
-        store_any(t, copy, rows);
+INLINE void store_row(void *to, Vec low, Vec high, const Dtype type) {
+#if defined(__AVX512BF16__)
+    if (type == BF16) {
+        __m512bh both = _mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+        memcpy(to, &both, sizeof both);
         return;
     }
+#endif
+    vec_store(to, 0, low, type);
+    vec_store(to, LANES, high, type);
+}
+
+// A whole tile that comes from and goes to memory of one type.
+INLINE void store_whole(const Tile *t, Vec (*sum)[2], const int rows, const Dtype type) {
+    int64_t size = (int64_t)dtype_size(type), from_row = t->from_row * size, to_row = t->to_row * size;
     if (t->bias) {
-        vec b0 = *(const loose_vec *)t->bias, b1 = *(const loose_vec *)(t->bias + MATMUL_LANES);
+        Vec b0 = vec_load(t->bias, 0, F32), b1 = vec_load(t->bias, LANES, F32);
 #pragma GCC unroll 14
         for (int r = 0; r < rows; r++) sum[r][0] += b0, sum[r][1] += b1;
     }
     if (t->from) {
-        const float *from = t->from;
+        const char *from = t->from;
 #pragma GCC unroll 14
-        for (int r = 0; r < rows; r++, from += t->from_row) {
-            sum[r][0] += *(const loose_vec *)from;
-            sum[r][1] += *(const loose_vec *)(from + MATMUL_LANES);
+        for (int r = 0; r < rows; r++, from += from_row)
+            sum[r][0] += vec_load(from, 0, type), sum[r][1] += vec_load(from, LANES, type);
+    }
+    char *to = t->to;
+#pragma GCC unroll 14
+    for (int r = 0; r < rows; r++, to += to_row) store_row(to, sum[r][0], sum[r][1], type);
+}
+
+// Any other: the sums (rows, MATMUL_PANEL) have gone through memory.
+static __attribute__((noinline)) void store_any(const Tile *t, const Vec (*sum)[2], int rows) {
+    for (int r = 0; r < rows; r++) {
+        for (int64_t c = 0; c < t->columns; c += LANES) {
+            Vec v = sum[r][c / LANES];
+            if (t->bias) v += vec_load_within(t->bias, c, t->columns, F32);
+            const void *from = t->from ? row_of(t->from, r, t->from_row, t->from_type) : NULL;
+            if (from && t->from_type == F32) v += vec_load_within(from, c, t->columns, F32);
+            if (from && t->from_type == BF16) v += vec_load_within(from, c, t->columns, BF16);
+            void *to = row_at(t->to, r, t->to_row, t->to_type);
+            if (t->to_type == F32)
+                vec_store_within(to, c, t->columns, v, F32);
+            else
+                vec_store_within(to, c, t->columns, v, BF16);
         }
     }
-    float *to = t->to;
+}
+
+INLINE void store(const Tile *t, Vec (*sum)[2], const int rows, const MatmulUnit unit) {
+    bool whole = t->columns == MATMUL_PANEL && (!t->from || t->from_type == t->to_type);
+    if (whole && t->to_type == F32) {
+        store_whole(t, sum, rows, F32);
+    } else if (whole && unit == UNIT_PAIR) {
+        store_whole(t, sum, rows, BF16);
+    } else {
+        Vec copy[MATMUL_ROWS][2];
 #pragma GCC unroll 14
-    for (int r = 0; r < rows; r++, to += t->to_row) {
-        *(loose_vec *)to = sum[r][0];
-        *(loose_vec *)(to + MATMUL_LANES) = sum[r][1];
+        for (int r = 0; r < rows; r++) copy[r][0] = sum[r][0], copy[r][1] = sum[r][1];
+        store_any(t, copy, rows);
     }
 }
 
 INLINE void tile(const Tile *t, const int rows, const bool by_row, const MatmulUnit unit) {
-    vec sum[MATMUL_ROWS][2];
+    Vec sum[MATMUL_ROWS][2];
 #pragma GCC unroll 14
-    for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = (vec){0};
+    for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = (Vec){0};
     int64_t a_row = t->a_row, by_three = 3 * a_row, a_unit = by_row ? 4 : t->a_unit, b_unit = t->b_unit, u = t->units;
     const char *a[3] = {t->a, rows > 5 ? t->a + 5 * a_row : NULL, rows > 10 ? t->a + 10 * a_row : NULL};
     const float *b = t->b;
@@ -138,7 +150,7 @@ INLINE void tile(const Tile *t, const int rows, const bool by_row, const MatmulU
         b += b_unit;
         advance(a, a_unit, rows);
     }
-    store(t, sum, rows);
+    store(t, sum, rows, unit);
 }
 
 // One function for each number of rows, order of A and kind of unit.

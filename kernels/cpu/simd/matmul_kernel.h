@@ -4,14 +4,14 @@
 #pragma once
 #include "kernels/cpu/cpu.h"
 
+// A tile of MATMUL_ROWS x MATMUL_PANEL, two vectors wide; MATMUL_STAGE: rows of a copied panel of A, with padding.
 #if defined(__AVX512F__)
-enum { MATMUL_LANES = 16, MATMUL_ROWS = 14, MATMUL_STAGE = 16 }; // 28 sums, 2 of B, 1 of A: 31 of 32 registers
+enum { MATMUL_PANEL = 32, MATMUL_ROWS = 14, MATMUL_STAGE = 16 }; // 28 sums, 2 of B, 1 of A: 31 of 32 registers
 #elif defined(__AVX2__)
-enum { MATMUL_LANES = 8, MATMUL_ROWS = 6, MATMUL_STAGE = 8 }; // 12 + 2 + 1 of 16
+enum { MATMUL_PANEL = 16, MATMUL_ROWS = 6, MATMUL_STAGE = 8 }; // 12 + 2 + 1 of 16
 #else
-enum { MATMUL_LANES = 4, MATMUL_ROWS = 4, MATMUL_STAGE = 4 }; // 8 + 2 + 1 of 16
+enum { MATMUL_PANEL = 8, MATMUL_ROWS = 4, MATMUL_STAGE = 4 }; // 8 + 2 + 1 of 16
 #endif
-enum { MATMUL_PANEL = 2 * MATMUL_LANES }; // columns of a tile; MATMUL_STAGE: rows of a copied panel of A, with padding
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
