@@ -97,8 +97,8 @@ static void load_head(Backward *b, Head *head, int64_t h) {
 static void gradient_row(float *p, float *ds, float scale, float lse, float delta, Interval tile, Interval seen) {
     Span span = span_of(seen, tile);
     int64_t width = round_up(tile.end - tile.first, LANES);
-    clear_outside(p, &span, width);
-    clear_outside(ds, &span, width);
+    clear_outside(p, &span, width, F32);
+    clear_outside(ds, &span, width, F32);
     for (int64_t j = span.from; j < span.to; j += LANES) {
         Vec x = vec_exp2(load_span(p, j, &span, -INFINITY) * scale - lse);
         vec_store(p, j, x, F32);

@@ -12,15 +12,15 @@ enum {
 typedef struct Forward { // one task
     const AttentionJob *job;
     int64_t batch;
-    Interval keys;                           // packed; first is a multiple of MATMUL_PANEL
-    int64_t width;                           // D rounded up to panels
-    OperandB k, v;                           // keys across, values along
-    float *scores;                           // (MATMUL_ROWS, TILE_STRIDE), then probabilities
-    uint16_t *halves;                        // the same in bf16, where products take pairs
-    float *sums;                             // (MATMUL_ROWS, width): of probability times value
-    float *q;                                // (MATMUL_ROWS, D), where a copy is needed
-    float most[PANEL_ROWS], sum[PANEL_ROWS]; // of each query so far
-    Interval seen[MATMUL_ROWS];              // keys of each query
+    Interval keys;                                               // packed; first is a multiple of MATMUL_PANEL
+    int64_t width;                                               // D rounded up to panels
+    OperandB k, v;                                               // keys across, values along
+    float *scores;                                               // (MATMUL_ROWS, TILE_STRIDE), then probabilities
+    uint16_t *halves;                                            // the same in bf16, where products take pairs
+    float *sums;                                                 // (MATMUL_ROWS, width): of probability times value
+    float *q;                                                    // (MATMUL_ROWS, D), where a copy is needed
+    float most[PANEL_ROWS], sum[PANEL_ROWS], weight[PANEL_ROWS]; // of each query so far; weight: sum as products see it
+    Interval seen[MATMUL_ROWS];                                  // keys of each query
 } Forward;
 
 // Takes the scratch and packs the keys.
@@ -45,32 +45,37 @@ static Forward forward_new(const AttentionJob *job, int worker, int64_t batch, i
 }
 
 // Row r of the tile: scores become probabilities relative to the running maximum, zero where the query does not see.
+// In bf16 what is summed to divide by is what the product will add up: a rounded probability keeps its weight.
 // Returns the factor for what was summed before.
 static float softmax_row(Forward *f, int r, Interval tile) {
     float *row = f->scores + r * TILE_STRIDE, scale = f->job->scale * LOG2_E;
+    uint16_t *halves = f->halves + r * TILE_STRIDE;
+    bool pairs = f->job->unit == UNIT_PAIR;
     Span span = span_of(f->seen[r], tile);
-    clear_outside(row, &span, round_up(tile.end - tile.first, LANES));
+    clear_outside(pairs ? (void *)halves : row, &span, round_up(tile.end - tile.first, LANES), pairs ? BF16 : F32);
     if (span.from == span.to) return 1;
-    Vec high = vec_set(-INFINITY), sum = {0};
+    Vec high = vec_set(-INFINITY), sum = {0}, weight = {0};
     for (int64_t j = span.from; j < span.to; j += LANES) high = vec_max(high, load_span(row, j, &span, -INFINITY));
     float before = f->most[r], now = vec_highest(high);
     f->most[r] = now = now > before ? now : before;
     for (int64_t j = span.from; j < span.to; j += LANES) {
         Vec p = vec_exp2(load_span(row, j, &span, -INFINITY) * scale - now * scale);
         sum += p;
-        vec_store(row, j, p, F32);
+        if (pairs) {
+            vec_store(halves, j, p, BF16);
+            weight += vec_load(halves, j, BF16);
+        } else {
+            vec_store(row, j, p, F32);
+        }
     }
     float factor = before == now ? 1 : vec_exp2(vec_set((before - now) * scale))[0];
     f->sum[r] = f->sum[r] * factor + vec_sum(sum);
+    f->weight[r] = pairs ? f->weight[r] * factor + vec_sum(weight) : f->sum[r];
     return factor;
 }
 
 static void rescale(float *x, float factor, int64_t n) {
     for (int64_t i = 0; i < n; i++) x[i] *= factor;
-}
-
-static void to_halves(uint16_t *out, const float *x, int64_t n) {
-    for (int64_t i = 0; i < n; i += LANES) vec_store(out, i, vec_load(x, i, F32), BF16);
 }
 
 // One tile of keys for `rows` queries.
@@ -83,7 +88,6 @@ static void forward_tile(Forward *f, OperandA q, int rows, Interval tile, bool f
     for (int r = 0; r < rows; r++) {
         float factor = softmax_row(f, r, tile);
         if (!first && factor != 1) rescale(f->sums + r * f->width, factor, f->width);
-        if (pairs) to_halves(f->halves + r * TILE_STRIDE, f->scores + r * TILE_STRIDE, round_up(count, LANES));
     }
     OperandA p = {pairs ? (char *)f->halves : (char *)f->scores, TILE_STRIDE * (pairs ? 2 : 4), 4};
     tile_product(f->sums, f->width, p, part_of_b(f->v, units_of(at, unit), 0), rows, f->width, units_of(count, unit),
@@ -97,7 +101,7 @@ static void finish_rows(Forward *f, int64_t head, int64_t query, int rows) {
     float inverse[PANEL_ROWS], lse[PANEL_ROWS];
     for (int r = 0; r < rows; r += LANES) {
         Vec sum = vec_load(f->sum, r, F32);
-        vec_store(inverse, r, 1.0f / sum, F32);
+        vec_store(inverse, r, 1.0f / vec_load(f->weight, r, F32), F32);
         vec_store(lse, r, vec_load(f->most, r, F32) * job->scale + vec_log(sum), F32);
     }
     for (int r = 0; r < rows; r++) {
@@ -119,7 +123,7 @@ static void forward_rows(Forward *f, int64_t head, int64_t query, int rows) {
     Interval keys = union_keys(s, f->batch, query, rows);
     int64_t at_q = (f->batch * s->queries + query) * s->q_stride + head * s->head_size;
     OperandA q = rows_as_a(f->q, at_element(job->q, at_q, job->t), s->q_stride, rows, s->head_size, job);
-    for (int r = 0; r < PANEL_ROWS; r++) f->most[r] = -INFINITY, f->sum[r] = 0;
+    for (int r = 0; r < PANEL_ROWS; r++) f->most[r] = -INFINITY, f->sum[r] = f->weight[r] = 0;
     for (int r = 0; r < rows; r++) f->seen[r] = query_keys(s, f->batch, query + r);
     int64_t start = keys.first / MATMUL_PANEL * MATMUL_PANEL;
     for (int64_t at = start; at < keys.end; at += TILE_KEYS)

@@ -181,9 +181,9 @@ INLINE Vec load_span(const float *row, int64_t at, const Span *x, float value) {
 }
 
 // Zeros in whole vectors of [0, width) outside of the span.
-INLINE void clear_outside(float *row, const Span *x, int64_t width) {
-    for (int64_t j = 0; j < x->from; j += LANES) vec_store(row, j, (Vec){0}, F32);
-    for (int64_t j = x->to; j < width; j += LANES) vec_store(row, j, (Vec){0}, F32);
+INLINE void clear_outside(void *row, const Span *x, int64_t width, Dtype t) {
+    for (int64_t j = 0; j < x->from; j += LANES) vec_store(row, j, (Vec){0}, t);
+    for (int64_t j = x->to; j < width; j += LANES) vec_store(row, j, (Vec){0}, t);
 }
 
 #define LOG2_E 1.4426950408889634f
