@@ -196,7 +196,7 @@ bool mapped_check(const MappedFile *file, const char *path, Error *error) {
 }
 
 void mapped_close(MappedFile *file) {
-    if (file->data) munmap((void *)(uintptr_t)file->data, (size_t)file->size);
+    if (file->data) munmap((void *)file->data, (size_t)file->size);
     if (file->data || file->descriptor > 0) close(file->descriptor);
     *file = (MappedFile){.descriptor = -1};
 }
