@@ -35,7 +35,8 @@ static bool store(Error *error, ErrorKind kind, const Text *text) {
     return false;
 }
 
-bool error_set(Error *error, ErrorKind kind, const char *format, ...) {
+// In parentheses these names are no macros: see error.h.
+bool(error_set)(Error *error, ErrorKind kind, const char *format, ...) {
     Text text = {{0}, 0};
     va_list arguments;
     va_start(arguments, format);
@@ -44,7 +45,7 @@ bool error_set(Error *error, ErrorKind kind, const char *format, ...) {
     return store(error, kind, &text);
 }
 
-bool error_set_errno(Error *error, ErrorKind kind, const char *format, ...) {
+bool(error_set_errno)(Error *error, ErrorKind kind, const char *format, ...) {
     char reason[128];
     Text text = {{0}, 0};
     va_list arguments;
@@ -57,7 +58,7 @@ bool error_set_errno(Error *error, ErrorKind kind, const char *format, ...) {
     return store(error, kind, &text);
 }
 
-bool error_prefix(Error *error, const char *format, ...) {
+bool(error_prefix)(Error *error, const char *format, ...) {
     Text text = {{0}, 0};
     va_list arguments;
     va_start(arguments, format);

@@ -30,6 +30,12 @@ bool error_set_errno(Error *error, ErrorKind kind, const char *format, ...) PRIN
 // Puts "<text>: " in front of the message. Returns false.
 bool error_prefix(Error *error, const char *format, ...) PRINTF_LIKE(2, 3);
 
+#ifdef __clang_analyzer__ // it sees one file at a time: tell it what these return
+#define error_set(...)       (error_set(__VA_ARGS__), false)
+#define error_set_errno(...) (error_set_errno(__VA_ARGS__), false)
+#define error_prefix(...)    (error_prefix(__VA_ARGS__), false)
+#endif
+
 _Noreturn void check_failed(const char *condition, const char *file, int line);
 // What must hold whatever the input: aborts with condition, file and line, in every build type.
 #define check(condition) ((condition) ? (void)0 : check_failed(#condition, __FILE__, __LINE__))
