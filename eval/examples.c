@@ -36,7 +36,7 @@ static bool open_source(Examples *e, Error *error) {
     }
     if (!file_exists(e->path)) return error_set(error, ERROR_USAGE, "%s: no such file or dataset folder", e->path);
     if (!strcmp(path_extension(e->path), "jsonl")) return read_lines(e, error);
-    if (strcmp(path_extension(e->path), "txt"))
+    if (strcmp(path_extension(e->path), "txt") != 0)
         return error_set(error, ERROR_USAGE, "%s: neither a .jsonl, a .txt nor a dataset folder", e->path);
     e->original = 1;
     return true;

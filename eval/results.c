@@ -91,7 +91,7 @@ void results_merge(json_t *into, const json_t *from) {
     json_t *value;
     json_object_foreach((json_t *)from, key, value) {
         json_t *there = json_object_get(into, key);
-        if (json_is_object(value) && json_is_object(there) && strcmp(key, "config"))
+        if (json_is_object(value) && json_is_object(there) && strcmp(key, "config") != 0)
             json_object_update(there, value); // a task's entry is replaced whole
         else
             json_object_set_new(into, key, json_deep_copy(value));

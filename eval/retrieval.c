@@ -55,7 +55,7 @@ static void find_distinct(Pairs *p) {
     memcpy(p->distinct, p->text, sizeof *p->distinct * (size_t)p->count);
     qsort(p->distinct, (size_t)p->count, sizeof *p->distinct, by_bytes);
     for (int64_t i = 0; i < p->count; i++)
-        if (!i || strcmp(p->distinct[i], p->distinct[p->texts - 1])) p->distinct[p->texts++] = p->distinct[i];
+        if (!i || strcmp(p->distinct[i], p->distinct[p->texts - 1]) != 0) p->distinct[p->texts++] = p->distinct[i];
     for (int64_t i = 0; i < p->count; i++) {
         const char **at = bsearch(&p->text[i], p->distinct, (size_t)p->texts, sizeof *p->distinct, by_bytes);
         p->text_of[i] = at - p->distinct;

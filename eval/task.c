@@ -87,7 +87,7 @@ static bool unknown_task(const char *word, Arena *memory, Error *error) {
 
 bool task_read(Task *task, const char *word, Arena *memory, Error *error) {
     const char *path = word;
-    if (strcmp(path_extension(word), "yaml") && strcmp(path_extension(word), "yml")) {
+    if (strcmp(path_extension(word), "yaml") != 0 && strcmp(path_extension(word), "yml") != 0) {
         path = arena_printf(memory, "%s/%s.yaml", task_folder(memory), word);
         if (strchr(word, '/') || !file_exists(path)) return unknown_task(word, memory, error);
     }

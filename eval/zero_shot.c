@@ -42,7 +42,7 @@ static void classes_from_data(Classes *c, const Seen *seen) {
     memcpy(sorted, seen->class_name, sizeof *sorted * (size_t)seen->count);
     qsort(sorted, (size_t)seen->count, sizeof *sorted, by_bytes);
     for (int64_t i = 0; i < seen->count; i++)
-        if (!i || strcmp(sorted[i], sorted[i - 1])) classes_add(c, sorted[i]);
+        if (!i || strcmp(sorted[i], sorted[i - 1]) != 0) classes_add(c, sorted[i]);
     free(sorted);
 }
 

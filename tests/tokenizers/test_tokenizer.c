@@ -1,5 +1,6 @@
 /* Tokenizers: what goes in comes out, the same bytes for the same text, and no damaged model gets through. */
 #include "base/files.h"
+#include "tokenizers/sentencepiece_shim.h"
 #include "tokenizers/tokenizer.h"
 #include <pthread.h>
 #include <setjmp.h>
@@ -264,6 +265,52 @@ static void a_flipped_bit_never_crashes(void **state) {
     buffer_free(&model);
 }
 
+static void append_bytes(void *context, const char *bytes, size_t size) { buffer_append(context, bytes, size); }
+
+// As models from elsewhere have one: SentencePiece's own default, NFKC.
+static void train_with_table(Buffer *model) {
+    const char *texts[] = {PLAY, CHINESE};
+    const char *const options[][2] = {{"vocab_size", "336"},
+                                      {"byte_fallback", "true"},
+                                      {"normalization_rule_name", "nmt_nfkc"},
+                                      {"minloglevel", "3"}};
+    char message[SP_MESSAGE] = "";
+    if (!sp_train(options, 4, 1, next_text, &(Texts){texts, 2, 0}, append_bytes, model, message))
+        fail_msg("%s", message);
+}
+
+static void a_normalisation_table_works_and_its_damage_is_refused(void **state) {
+    (void)state;
+    Buffer model = {0};
+    Error error = {0};
+    train_with_table(&model);
+    Tokenizer *t = tokenizer_from_bytes(model.data, model.size, "nfkc", &error);
+    expect_ok(t != NULL, &error);
+    TokenIds wide = {0}, plain = {0};
+    static const char full[] = "Ｂｅｆｏｒｅ ｗｅ"; // full-width letters
+    expect_ok(tokenizer_encode(t, full, strlen(full), &wide, &error), &error);
+    expect_ok(tokenizer_encode(t, "Before we", 9, &plain, &error), &error);
+    assert_int_equal(wide.count, plain.count);
+    assert_memory_equal(wide.ids, plain.ids, sizeof(int32_t) * (size_t)plain.count);
+    token_ids_free(&wide);
+    token_ids_free(&plain);
+    tokenizer_free(t);
+    int refused = 0;
+    for (size_t byte = 0; byte < model.size; byte += 211) { // mostly inside the table
+        char was = model.data[byte];
+        model.data[byte] = (char)(was ^ 0x5a);
+        t = tokenizer_from_bytes(model.data, model.size, "damaged", &error);
+        refused += t == NULL;
+        TokenIds ids = {0};
+        if (t) tokenizer_encode(t, CHINESE, strlen(CHINESE), &ids, &error);
+        token_ids_free(&ids);
+        tokenizer_free(t);
+        model.data[byte] = was;
+    }
+    assert_true(refused > 10);
+    buffer_free(&model);
+}
+
 static void *encode_often(void *tokenizer) {
     for (int i = 0; i < 200; i++) {
         expect_round_trip(tokenizer, PLAY, strlen(PLAY));
@@ -315,6 +362,7 @@ int main(void) {
         cmocka_unit_test(ids_outside_the_vocabulary_are_refused),
         cmocka_unit_test(damaged_models_are_refused),
         cmocka_unit_test(a_flipped_bit_never_crashes),
+        cmocka_unit_test(a_normalisation_table_works_and_its_damage_is_refused),
         cmocka_unit_test(threads_share_a_tokenizer),
         cmocka_unit_test(long_lines_are_learned_from),
     };
