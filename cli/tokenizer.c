@@ -193,14 +193,15 @@ int tokenizer_main(int argc, char **argv) {
     bool ok = parse(&a, argc - 1, argv + 1, &error);
     char **rest = argv + 1 + optind;
     int count = argc - 1 - optind;
-    if (ok && !strcmp(act, "train"))
+    bool training = !strcmp(act, "train"), encode = !strcmp(act, "encode"), decode = !strcmp(act, "decode");
+    if (ok && !training && !encode && !decode)
+        ok = error_set(&error, ERROR_USAGE, "'%s' is none of train, encode, decode", act);
+    else if (ok && training)
         ok = train(&a, rest, count, &error);
     else if (ok && count)
         ok = error_set(&error, ERROR_USAGE, "'%s': not expected here (texts come on stdin)", rest[0]);
-    else if (ok && (!strcmp(act, "encode") || !strcmp(act, "decode")))
-        ok = filter(&a, act[0] == 'e', &error);
     else if (ok)
-        ok = error_set(&error, ERROR_USAGE, "'%s' is none of train, encode, decode", act);
+        ok = filter(&a, encode, &error);
     if (!ok) fprintf(stderr, "bifocal tokenizer: %s\n", error.message);
     return ok ? 0 : (int)error.kind;
 }
