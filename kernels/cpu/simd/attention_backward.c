@@ -109,8 +109,8 @@ static void gradient_row(float *p, float *ds, float scale, float lse, float delt
 // Two rows of n floats as pairs of bf16.
 static void pair_rows(uint32_t *out, const float *a, const float *b, int64_t n) {
     for (int64_t j = 0; j < n; j += LANES) {
-        VecU low = __builtin_convertvector(vec_to_bf16(vec_load(a, j, F32)), VecU);
-        VecU high = __builtin_convertvector(vec_to_bf16(vec_load(b, j, F32)), VecU);
+        VecU low = __builtin_convertvector(vec_to_product(vec_load(a, j, F32)), VecU);
+        VecU high = __builtin_convertvector(vec_to_product(vec_load(b, j, F32)), VecU);
         *(VecMemory *)(void *)(out + j) = (Vec)(low | high << 16);
     }
 }
@@ -128,7 +128,8 @@ static void make_pairs(Backward *b, int64_t rows, int64_t width) {
     }
     for (int64_t r = 0; r < rows; r++)
         for (int64_t j = 0; j < width; j += LANES)
-            vec_store(b->ds_halves, r * TILE_STRIDE + j, vec_load(b->ds, r * TILE_STRIDE + j, F32), BF16);
+            *(VecHMemory *)(b->ds_halves + r * TILE_STRIDE + j) =
+                vec_to_product(vec_load(b->ds, r * TILE_STRIDE + j, F32));
 }
 
 // A block of queries of one head against a tile of keys, as panels of queries and what each of them sees of the tile.

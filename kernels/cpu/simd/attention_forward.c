@@ -62,8 +62,9 @@ static float softmax_row(Forward *f, int r, Interval tile) {
         Vec p = vec_exp2(load_span(row, j, &span, -INFINITY) * scale - now * scale);
         sum += p;
         if (pairs) {
-            vec_store(halves, j, p, BF16);
-            weight += vec_load(halves, j, BF16);
+            VecH rounded = vec_to_product(p);
+            *(VecHMemory *)(halves + j) = rounded;
+            weight += vec_from_bf16(rounded);
         } else {
             vec_store(row, j, p, F32);
         }

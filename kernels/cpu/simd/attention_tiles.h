@@ -186,6 +186,15 @@ INLINE void clear_outside(void *row, const Span *x, int64_t width, Dtype t) {
     for (int64_t j = x->to; j < width; j += LANES) vec_store(row, j, (Vec){0}, t);
 }
 
+// bf16 for the products, which take subnormals for 0 anyway: so may the conversion.
+INLINE VecH vec_to_product(Vec x) {
+#if defined(__AVX512BF16__)
+    return (VecH)_mm512_cvtneps_pbh((__m512)x);
+#else
+    return vec_to_bf16(x);
+#endif
+}
+
 #define LOG2_E 1.4426950408889634f
 #define LN_2   0.6931471805599453f
 
