@@ -57,7 +57,9 @@ Tensor *add(Tape *, Tensor *a, Tensor *b);
 Tensor *mul(Tape *, Tensor *a, Tensor *b);
 // y = factor x
 Tensor *scale(Tape *, Tensor *x, double factor);
-// y = x keep / (1 - p), keep[i] = uniform(seed, PURPOSE_DROPOUT, (site, first_element + i)) >= p. p = 0 passes x through.
+// y = x keep / (1 - p), keep[i] = draw number e = first_element + i of rng_for(seed, PURPOSE_DROPOUT, site) >= 2^32 p:
+// word e % 4 of philox_block(seed, PURPOSE_DROPOUT << 32 | (e / 4 mod 2^32), site ^ (e / 2^34 << 32)), the same on every
+// backend. p = 0 passes x through.
 // `first_element` is the global number of x's first element, so that no layout changes the draw.
 Tensor *dropout(Tape *, Tensor *x, double p, uint64_t seed, uint64_t site, uint64_t first_element);
 

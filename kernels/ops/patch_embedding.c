@@ -125,7 +125,8 @@ static Cost patch_embedding_cost(const Node *n) {
     double rows = (double)(s.batch * s.kept), columns = (double)s.columns, out = (double)s.out;
     double product = 2 * rows * columns * out, size = (double)dtype_size(n->out->dtype);
     double bytes = size * (3 * rows * columns + columns * out + rows * out);
-    return (Cost){product, bytes, product, bytes}; // pictures rarely want a gradient
+    double gradients = n->in[IMAGES]->needs_grad ? 2 : 1; // of the weight and, rarely, of the pictures
+    return (Cost){product, bytes, gradients * product, gradients * bytes};
 }
 
 static void patch_embedding_example(Example *e) {
