@@ -108,7 +108,7 @@ static void blend(uint8_t *pixel, uint8_t colour, double share) {
 }
 
 void draw_figure(Image *image, const Figure *f) {
-    double corner[CORNERS_MOST][2], crossing[CORNERS_MOST], *row = calloc((size_t)image->width, sizeof *row);
+    double corner[CORNERS_MOST][2] = {{0}}, crossing[CORNERS_MOST], *row = calloc((size_t)image->width, sizeof *row);
     check(row);
     turn(f, corner);
     for (int y = 0; y < image->height; y++) {

@@ -58,6 +58,8 @@ static void groups_fill(Groups *groups, const Labelled *found, int64_t count) {
     groups->first = malloc(sizeof(int64_t) * (size_t)(count + 1));
     groups->member = malloc(sizeof(int64_t) * (size_t)(count ? count : 1));
     check(groups->first && groups->member);
+    groups->count = 0;
+    groups->first[0] = 0;
     for (int64_t i = 0; i < count; i++) {
         if (!i || strcmp(found[i].value, found[i - 1].value) != 0) groups->first[groups->count++] = i;
         groups->member[i] = found[i].sample;

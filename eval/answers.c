@@ -27,6 +27,7 @@ static bool compare(Evaluation *e, const SampleBatch *b, int i, const TokenIds *
     Buffer text = {0}, given = {0}, right = {0};
     bool ok = tokenizer_decode(e->model->tokenizer, said->ids, said->count, &text, error);
     double match = 0;
+    check(wanted->count > 0);
     normalize_answer(text.size ? text.data : "", &given);
     for (int w = wanted->count - 1; w >= 0; w--) { // the first comes last and stays in `right`
         normalize_answer(wanted->text[w], &right);

@@ -57,6 +57,7 @@ static bool run_task(Evaluation *e, const EvaluateOptions *o, json_t *results, E
                  clock_seconds() - started);
     }
     ok = ok && (!o->samples || write_samples(o->samples, task, &lines, error));
+    e->samples = NULL;
     template_free(text);
     examples_close(e->examples);
     buffer_free(&lines);

@@ -99,7 +99,8 @@ static void compile(const Onednn *o, Entry *e, const Matmul *p) {
 static Entry *find(Onednn *o, const Matmul *p) {
     Matmul key = key_of(p);
     for (int i = 0; i < SLOTS && o->entries[i].used; i++)
-        if (!memcmp(&o->entries[i].key, &key, sizeof key)) return &o->entries[i];
+        if (!memcmp(&o->entries[i].key, &key, sizeof key)) // NOLINT(bugprone-suspicious-memory-comparison): see key_of
+            return &o->entries[i];
     Entry *e = &o->entries[o->next];
     o->next = (o->next + 1) % SLOTS;
     clear(e);
