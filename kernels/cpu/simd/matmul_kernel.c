@@ -41,6 +41,9 @@ INLINE void multiply_add(Vec *sum, Vec a, Vec b, const MatmulUnit unit) {
     __asm__("vfmadd231ps %2, %1, %0" : "+v"(*sum) : "v"(a), "v"(b));
 #else
     *sum += a * b;
+#if defined(__SSE2__)
+    __asm__ volatile("" : "+x"(*sum)); // in this order: else four units are mixed and the sums spill
+#endif
 #endif
 }
 

@@ -1,33 +1,23 @@
-/* See matmul_pack.h. With AVX-512, where lines are contiguous in k, blocks of 16 x 16 units are transposed in
- * registers; where k is strided, rows are copied (f32) or two rows interleaved (pairs of bf16). */
+/* See matmul_pack.h. Where lines are contiguous in k, AVX-512 transposes blocks of 16 x 16 units in registers; where k
+ * is strided, rows are copied, or two rows of bf16 are interleaved to pairs. */
 #include "kernels/cpu/simd/matmul_pack.h"
-#include <string.h>
+#include "kernels/cpu/simd/vec.h"
 
-static float element(const Lines *x, int64_t i, int64_t k) {
-    int64_t at = i * x->line + k * x->step;
-    return x->type == F32 ? ((const float *)x->data)[at] : bf16_to_f32(((const uint16_t *)x->data)[at]);
-}
+enum { BLOCK = 16 }; // lines and units of a transposed block
 
-// Any machine, any order; also converts.
-static void pack_f32(float *out, int width, const Lines *x) {
-    for (int64_t u = 0; u < x->k; u++, out += width) {
-        if (x->line == 1 && x->type == F32) {
-            memcpy(out, (const float *)x->data + u * x->step, (size_t)x->count * sizeof *out);
-        } else if (x->line == 1) {
-            const uint16_t *row = (const uint16_t *)x->data + u * x->step;
-            for (int64_t i = 0; i < x->count; i++) out[i] = bf16_to_f32(row[i]);
-        } else {
-            for (int64_t i = 0; i < x->count; i++) out[i] = element(x, i, u);
+// Lines side by side, k strided; every unit is an f32.
+INLINE void pack_rows(float *out, int width, const Lines *x, const Dtype type) {
+    for (int64_t k = 0; k < x->k; k++, out += width) {
+        const void *row = row_of(x->data, k, x->step, type);
+        for (int64_t i = 0; i < width; i += LANES) {
+            Vec v = {0};
+            if (i < x->count) v = vec_load_within(row, i, x->count, type);
+            vec_store(out, i, v, F32);
         }
-        for (int64_t i = x->count; i < width; i++) out[i] = 0;
     }
 }
 
 #if defined(__AVX512F__)
-#include <immintrin.h>
-
-enum { BLOCK = 16 }; // lines and units of a transposed block
-
 // rows[i][j] becomes rows[j][i].
 static inline __attribute__((always_inline)) void transpose(__m512 r[BLOCK]) {
     __m512 t[BLOCK];
@@ -61,23 +51,28 @@ static inline __attribute__((always_inline)) void transpose(__m512 r[BLOCK]) {
     }
 }
 
-// Lines contiguous in k, at most 16 of them; pairs are 32 bits like f32, and only the last one may be half.
-static void pack_transposed(float *out, int width, const Lines *x) {
-    int size = (int)dtype_size(x->type), halves = size / 2; // of 16 bits
+// Up to 16 units of a line that has `left` elements left; zeros beyond.
+INLINE __m512 load_units(const void *line, int64_t left, const Dtype type, const MatmulUnit unit) {
+    if (type == BF16 && unit == UNIT_F32) return (__m512)vec_load_within(line, 0, least(left, BLOCK), BF16);
+    if (type == F32) return (__m512)vec_load_within(line, 0, least(left, BLOCK), F32);
+    __mmask32 valid = left >= 2 * BLOCK ? ~(__mmask32)0 : ((__mmask32)1 << left) - 1;
+    return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(valid, line));
+}
+
+// Lines contiguous in k, at most 16 of them.
+INLINE void pack_transposed(float *out, int width, const Lines *x, const Dtype type, const MatmulUnit unit) {
+    int64_t size = (int64_t)dtype_size(type), step = unit == UNIT_PAIR ? 2 * BLOCK : BLOCK; // elements of 16 units
     const char *from = x->data;
-    int64_t line = x->line * size, left = x->k * halves; // bytes; halves
-    for (; left > 0; left -= 2 * BLOCK, from += 4 * BLOCK, out += BLOCK * width) {
-        __mmask32 valid = left >= 2 * BLOCK ? ~(__mmask32)0 : ((__mmask32)1 << left) - 1;
+    for (int64_t left = x->k; left > 0; left -= step, from += step * size, out += BLOCK * width) {
         __m512 r[BLOCK];
 #pragma GCC unroll 16
         for (int i = 0; i < BLOCK; i++) {
-            const char *row = from + least(i, x->count - 1) * line;
-            __m512i v = _mm512_maskz_loadu_epi16(i < x->count ? valid : 0, row);
-            _mm_prefetch(row + 1024, _MM_HINT_T1);
-            r[i] = _mm512_castsi512_ps(v);
+            const char *line = from + least(i, x->count - 1) * x->line * size;
+            r[i] = i < x->count ? load_units(line, left, type, unit) : _mm512_setzero_ps();
+            _mm_prefetch(line + 1024, _MM_HINT_T1); // not to L1: the lines may share a set of it
         }
         transpose(r);
-        int64_t units = least((left + 1) / 2, BLOCK);
+        int64_t units = least(unit == UNIT_PAIR ? (left + 1) / 2 : left, BLOCK);
         if (units == BLOCK) {
 #pragma GCC unroll 16
             for (int i = 0; i < BLOCK; i++) _mm512_store_ps(out + i * width, r[i]);
@@ -87,15 +82,7 @@ static void pack_transposed(float *out, int width, const Lines *x) {
     }
 }
 
-// Lines side by side, at most 16 of them, k strided; f32.
-static void pack_rows(float *out, int width, const Lines *x) {
-    __mmask16 valid = (__mmask16)((1u << x->count) - 1);
-    const float *from = x->data;
-    for (int64_t k = 0; k < x->k; k++, from += x->step, out += width)
-        _mm512_store_ps(out, _mm512_maskz_loadu_ps(valid, from));
-}
-
-// The same for bf16: k and k + 1 become pairs.
+// Lines side by side, at most 16 of them, of bf16: k and k + 1 become pairs.
 static void pack_row_pairs(float *out, int width, const Lines *x) {
     __mmask16 valid = (__mmask16)((1u << x->count) - 1);
     const uint16_t *from = x->data;
@@ -108,32 +95,47 @@ static void pack_row_pairs(float *out, int width, const Lines *x) {
     }
 }
 
-// 16 lines at a time.
-static void pack_vectors(float *out, int width, const Lines *x) {
-    int64_t size = (int64_t)dtype_size(x->type), units = (x->k * size + 3) / 4;
+// Whatever is not rows of f32 units: 16 lines at a time.
+static void pack_blocks(float *out, int width, const Lines *x, MatmulUnit unit) {
     for (int64_t first = 0; first < width; first += BLOCK) {
         Lines part = *x;
-        part.data = (const char *)x->data + first * x->line * size;
+        part.data = (const char *)x->data + first * x->line * (int64_t)dtype_size(x->type);
         part.count = least(BLOCK, x->count - first);
         if (part.count <= 0) {
+            int64_t units = unit == UNIT_PAIR ? (x->k + 1) / 2 : x->k;
             for (int64_t u = 0; u < units; u++) _mm512_store_ps(out + first + u * width, _mm512_setzero_ps());
-        } else if (x->step == 1)
-            pack_transposed(out + first, width, &part);
-        else if (x->type == F32)
-            pack_rows(out + first, width, &part);
-        else
+        } else if (x->step != 1) {
             pack_row_pairs(out + first, width, &part);
+        } else if (x->type == F32) {
+            pack_transposed(out + first, width, &part, F32, UNIT_F32);
+        } else if (unit == UNIT_F32) {
+            pack_transposed(out + first, width, &part, BF16, UNIT_F32);
+        } else {
+            pack_transposed(out + first, width, &part, BF16, UNIT_PAIR);
+        }
+    }
+}
+
+#else
+// Lines contiguous in k, some units of each in turn so that what is written stays in the cache.
+static void pack_blocks(float *out, int width, const Lines *x, MatmulUnit unit) {
+    (void)unit;
+    for (int64_t k0 = 0; k0 < x->k; k0 += BLOCK, out += BLOCK * width) {
+        int64_t units = least(x->k - k0, BLOCK);
+        for (int64_t i = 0; i < width; i++) {
+            const void *line = row_of(x->data, i, x->line, x->type);
+            for (int64_t u = 0; u < units; u++)
+                out[u * width + i] = i < x->count ? element_load(line, k0 + u, x->type) : 0;
+        }
     }
 }
 #endif
 
 void SIMD_NAME(matmul_pack)(float *out, int width, const Lines *x, MatmulUnit unit) {
-#if defined(__AVX512F__)
-    if (x->type == F32 || unit == UNIT_PAIR) {
-        pack_vectors(out, width, x);
-        return;
-    }
-#endif
-    (void)unit;
-    pack_f32(out, width, x);
+    if (x->step == 1 || unit == UNIT_PAIR)
+        pack_blocks(out, width, x, unit);
+    else if (x->type == F32)
+        pack_rows(out, width, x, F32);
+    else
+        pack_rows(out, width, x, BF16);
 }
