@@ -1,4 +1,5 @@
 /* The mean of a sequence's rows, with or without a mask. B batch, T rows, C width. */
+#include "base/error.h"
 #include "kernels/example.h"
 #include "kernels/ops.h"
 #include <stdlib.h>
@@ -43,6 +44,7 @@ static void mean_rows_example(Example *e) {
     Tensor *x = example_tensor(e, X, false, 1, SHAPE(batch, rows, width)), *mask = NULL;
     if (e->variant == 1) {
         float *values = malloc(sizeof(float) * (size_t)(batch * rows));
+        check(values);
         for (int64_t i = 0; i < batch * rows; i++) values[i] = i / rows == 1 ? 0 : (float)rng_below(&e->rng, 2);
         mask = example_constant(e, MASK, F32, SHAPE(batch, rows), values);
         free(values);

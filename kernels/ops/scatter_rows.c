@@ -1,4 +1,5 @@
 /* Rows put in their places, over a base. R rows out, M rows put, C width. */
+#include "base/error.h"
 #include "kernels/example.h"
 #include "kernels/ops.h"
 #include <stdlib.h>
@@ -70,6 +71,7 @@ static Cost scatter_rows_cost(const Node *n) {
 // Some rows in an order of their own; a negative one where `skip`.
 static Tensor *distinct_rows(Example *e, int64_t count, int64_t put, bool skip) {
     int32_t *rows = malloc(sizeof(int32_t) * (size_t)count);
+    check(rows);
     for (int64_t i = 0; i < count; i++) rows[i] = (int32_t)i;
     for (int64_t i = count - 1; i > 0; i--) {
         int64_t other = (int64_t)rng_below(&e->rng, (uint64_t)(i + 1));
