@@ -9,18 +9,19 @@
 #include <string.h>
 
 enum {
-    CHUNK_UNITS = 768,        // of the inner dimension at once
-    CHUNK_UNITS_STAGED = 384, // where A is copied: wider blocks of B, so that the copy serves more columns
-    B_FLOATS = 384 * 384,     // room for a block of B
-    A_FLOATS = 8 * CHUNK_UNITS_STAGED * 16, // for panels of A
-    C_FLOATS = 1 << 16,                     // for partial sums of a block of a bf16 C
-    B_FLOATS_IN_PLACE = 128 * CHUNK_UNITS,
-    ROW_FLOATS = CHUNK_UNITS + 16, // from a copied row of A to the next
-    PACK_STEP = 32,                // units copied of each panel before the next panel's
-    ALIAS_BYTES = 4096,            // lines this far apart share a set of the first-level cache
-    SERIAL_UNITS = 1 << 20,        // multiply-adds below which no second thread is called
+    CHUNK_UNITS = 768,            // of the inner dimension at once
+    CHUNK_UNITS_STAGED = 384,     // where A is copied in units: wider blocks of B, so that the copy serves more columns
+    B_FLOATS = 128 * CHUNK_UNITS, // of a block of B
+    B_FLOATS_STAGED = 384 * CHUNK_UNITS_STAGED,
+    A_FLOATS = 8 * CHUNK_UNITS_STAGED * 16, // of copied panels of A
+    C_FLOATS = 1 << 16,                     // of sums of a block of a bf16 C between chunks
+    ROW_FLOATS = CHUNK_UNITS + 16,          // from a copied row of A to the next
+    PACK_STEP = 32,                         // units copied of each panel before the next panel's
+    ALIAS_BYTES = 4096,                     // lines this far apart share a set of the first-level cache
+    WIDE_COLUMNS = 128,                     // of a block of a bf16 C in several chunks, times 3 where staged
+    SERIAL_MULTIPLIES = 1 << 20             // of units, below which no second thread is called
 };
-_Static_assert((B_FLOATS + A_FLOATS + C_FLOATS) * 4 <= MATMUL_SCRATCH, "the parts of the scratch fit");
+_Static_assert((B_FLOATS_STAGED + A_FLOATS + C_FLOATS) * 4 <= MATMUL_SCRATCH, "the parts of the scratch fit");
 _Static_assert(MATMUL_ROWS *ROW_FLOATS <= A_FLOATS, "a copied row panel fits");
 
 // How A is read. Rows are copied where they lie a multiple of ALIAS_BYTES apart; where k is strided (and of bf16 or
@@ -53,15 +54,19 @@ static int64_t cost_of(const Plan *plan, int64_t batch, int64_t rows, int64_t co
     return divide_up(batch * rows * columns, threads) * task;
 }
 
+static bool small(const Matmul *p, const Plan *plan) {
+    return p->batch * p->m * p->n * plan->units < SERIAL_MULTIPLIES;
+}
+
 static void choose_blocks(Plan *plan, const Matmul *p, int threads) {
     int64_t chunk = most(divide_up(plan->units, plan->chunks), 1);
-    int64_t widest = (plan->stage == STAGE_UNITS ? B_FLOATS : B_FLOATS_IN_PLACE) / (chunk * MATMUL_PANEL); // panels
+    int64_t widest = (plan->stage == STAGE_UNITS ? B_FLOATS_STAGED : B_FLOATS) / (chunk * MATMUL_PANEL); // panels
     if (p->out == BF16 && plan->chunks > 1)
-        widest = least(widest, 128 / MATMUL_PANEL * (plan->stage == STAGE_UNITS ? 3 : 1));
+        widest = least(widest, WIDE_COLUMNS / MATMUL_PANEL * (plan->stage == STAGE_UNITS ? 3 : 1));
     int64_t fewest = divide_up(plan->column_panels, most(widest, 1));
     plan->row_blocks = 1;
     plan->column_blocks = fewest;
-    if (threads == 1 || p->batch * p->m * p->n * plan->units < SERIAL_UNITS) return;
+    if (threads == 1 || small(p, plan)) return;
     int64_t best = INT64_MAX;
     for (int64_t columns = fewest; columns <= least(plan->column_panels, fewest + 2 * threads); columns++) {
         for (int64_t rows = 1; rows <= least(plan->row_panels, 2 * threads); rows++) {
@@ -216,8 +221,8 @@ static void run_block(const Matmul *p, const Plan *plan, int64_t z, const int64_
                .n0 = columns[0],
                .n1 = least(columns[1], p->n),
                .packed_b = scratch,
-               .packed_a = scratch + B_FLOATS,
-               .partial = scratch + B_FLOATS + A_FLOATS};
+               .packed_a = scratch + B_FLOATS_STAGED,
+               .partial = scratch + B_FLOATS_STAGED + A_FLOATS};
     w.a = (const char *)p->a + z * p->a_batch * plan->size;
     w.b = (const char *)p->b + z * p->b_batch * plan->size;
     w.c = (char *)p->c + z * p->c_batch * (int64_t)dtype_size(p->out);
@@ -245,11 +250,14 @@ static void run_task(const Matmul *p, const Plan *plan, int64_t task, float *scr
 
 static bool empty(const Matmul *p) { return p->m <= 0 || p->n <= 0 || p->batch <= 0; }
 
+static int64_t task_count(const Matmul *p, const Plan *plan) {
+    return p->batch * plan->row_blocks * plan->column_blocks;
+}
+
 void SIMD_NAME(matmul_serial)(const Matmul *p, void *scratch) {
     if (empty(p)) return;
     Plan plan = plan_for(p, 1);
-    for (int64_t task = 0; task < p->batch * plan.row_blocks * plan.column_blocks; task++)
-        run_task(p, &plan, task, scratch);
+    for (int64_t task = 0; task < task_count(p, &plan); task++) run_task(p, &plan, task, scratch);
 }
 
 static void task_of(void *context, int64_t task, int worker) {
@@ -262,7 +270,10 @@ static void matmul(Backend *b, const Matmul *p) {
     Threads *threads = cpu_threads(b);
     Plan plan = plan_for(p, threads_count(threads));
     Job job = {p, &plan, b};
-    threads_run(threads, p->batch * plan.row_blocks * plan.column_blocks, task_of, &job);
+    if (small(p, &plan)) // the calling thread is worker 0
+        for (int64_t task = 0; task < task_count(p, &plan); task++) task_of(&job, task, 0);
+    else
+        threads_run(threads, task_count(p, &plan), task_of, &job);
 }
 
 void SIMD_NAME(install_matmul)(Backend *b) { b->matmul = matmul; }
