@@ -38,7 +38,7 @@ run train configs/demo.yaml "data.0.path=$out/train" "data.0.validation=$out/tes
     "data.2.path=$out/text" "data.2.validation=$out/text-test" "tokenizer=$out/words.model" --run "$out/run"
 
 stage 'Evaluation on scenes it has not seen'
-run eval "$out/run" --task scene_zero_shot,scene_qa,scene_retrieval,scene_caption --data "$out/raw/test/captions.jsonl"
+run eval "$out/run" --task scene_zero_shot,scene_zero_shot_zh,scene_qa,scene_retrieval,scene_caption --data "$out/raw/test/captions.jsonl"
 
 stage 'What it says of pictures it has not seen'
 head -n 3 "$out/raw/test/captions.jsonl" | while IFS= read -r line; do
