@@ -109,7 +109,7 @@ static void zero(Backend *b, void *memory, size_t bytes) {
 static void *grow(CpuState *s, void **block, size_t *size, size_t bytes) {
     if (*size >= bytes) return *block;
     free(*block);
-    *size = round_up(bytes + bytes / 4, HUGE_PAGE / 32);
+    *size = round_up(bytes + bytes / 4, bytes >= HUGE_PAGE / 4 ? HUGE_PAGE : HUGE_PAGE / 32);
     *block = allocate(NULL, *size);
     check(*block);
     __atomic_fetch_add(&s->allocations, 1, __ATOMIC_RELAXED);
