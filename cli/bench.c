@@ -2,8 +2,8 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "cli/commands.h"
+#include "cli/options.h"
 #include "train/bench_train.h"
-#include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -102,8 +102,28 @@ static bool run(const BenchArguments *a, Error *error) {
     return ok;
 }
 
-// True where the arguments are understood; *status is the exit status where there is nothing more to do, else -1.
-static void parse(BenchArguments *a, int argc, char **argv, int *status) {
+static bool take_option(BenchArguments *a, int c, const char *value, Error *error) {
+    double number = 0;
+    int choice = 0;
+    bool ok = true;
+    if (c == 'p')
+        a->options.preset = value;
+    else if (c == 'e')
+        a->peer = value;
+    else if (c == 'j')
+        a->json = true;
+    else if (c == 'f' && (ok = option_choice(value, "f32|bf16", "--precision", &choice, error)))
+        a->options.precision = choice ? BF16 : F32;
+    else if (c == 't' && (ok = option_number(value, 0, 4096, "--threads", &number, error)))
+        a->options.threads = (int)number;
+    else if (c == 'i' && (ok = option_number(value, 1, 1e9, "--iterations", &number, error)))
+        a->options.iterations = (int)number;
+    else if (c == 'r' && (ok = option_number(value, 1, 1e6, "--rounds", &number, error)))
+        a->rounds = (int)number;
+    return ok;
+}
+
+static bool parse(BenchArguments *a, int argc, char **argv, bool *help, Error *error) {
     static const struct option options[] = {{"preset", required_argument, 0, 'p'},
                                             {"precision", required_argument, 0, 'f'},
                                             {"threads", required_argument, 0, 't'},
@@ -114,47 +134,35 @@ static void parse(BenchArguments *a, int argc, char **argv, int *status) {
                                             {"help", no_argument, 0, 'h'},
                                             {0}};
     *a = (BenchArguments){.options = {.preset = "nanochar", .precision = F32, .iterations = 20}, .rounds = 3};
-    *status = -1;
-    for (int c; *status < 0 && (c = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
-        if (c == 'p')
-            a->options.preset = optarg;
-        else if (c == 'f' && !strcmp(optarg, "bf16"))
-            a->options.precision = BF16;
-        else if (c == 'f' && !strcmp(optarg, "f32"))
-            a->options.precision = F32;
-        else if (c == 't')
-            a->options.threads = atoi(optarg);
-        else if (c == 'i')
-            a->options.iterations = atoi(optarg);
-        else if (c == 'e')
-            a->peer = optarg;
-        else if (c == 'r')
-            a->rounds = atoi(optarg);
-        else if (c == 'j')
-            a->json = true;
-        else
-            usage(c == 'h' ? stdout : stderr), *status = c == 'h' ? 0 : 2;
+    for (int c; (c = option_next(argc, argv, options, "bench train", error)) != -1;) {
+        if ((*help = c == 'h')) return true;
+        if (c == '?' || !take_option(a, c, optarg, error)) return false;
     }
-    if (*status < 0 && (a->rounds < 1 || a->options.iterations < 1 || a->options.threads < 0))
-        usage(stderr), *status = 2;
+    if (optind == argc) return true;
+    return error_set(error, ERROR_USAGE, "'%s' is not an option; see `bifocal bench train --help`", argv[optind]);
 }
 
 int bench_train_main(int argc, char **argv) {
     BenchArguments a;
     Error error = {0};
-    int status;
-    parse(&a, argc, argv, &status);
-    if (status >= 0) return status;
-    if (run(&a, &error)) return 0;
+    bool help = false, ok = parse(&a, argc, argv, &help, &error);
+    if (help) return usage(stdout), 0;
+    if (ok && run(&a, &error)) return 0;
     fprintf(stderr, "bifocal bench train: %s\n", error.message);
     return (int)error.kind;
 }
 
 int bench_main(int argc, char **argv) {
-    if (argc > 1 && !strcmp(argv[1], "ops")) return bench_ops_main(argc - 1, argv + 1);
-    if (argc > 1 && !strcmp(argv[1], "train")) return bench_train_main(argc - 1, argv + 1);
-    if (argc > 1 && !strcmp(argv[1], "loader")) return bench_loader_main(argc - 1, argv + 1);
-    fputs("usage: bifocal bench ops | train | loader [--help]\n",
-          argc > 1 && !strcmp(argv[1], "--help") ? stdout : stderr);
-    return argc > 1 && !strcmp(argv[1], "--help") ? 0 : 2;
+    static const char *const names[] = {"ops", "train", "loader"};
+    static int (*const acts[])(int, char **) = {bench_ops_main, bench_train_main, bench_loader_main};
+    for (int i = 0; argc > 1 && i < 3; i++)
+        if (!strcmp(argv[1], names[i])) return acts[i](argc - 1, argv + 1);
+    bool help = argc > 1 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h"));
+    Error error = {0};
+    if (argc < 2 || help)
+        fputs("usage: bifocal bench ops | train | loader [--help]\n", help ? stdout : stderr);
+    else
+        option_unknown(&error, "act", argv[1], names, 3, "bench --help"),
+            fprintf(stderr, "bifocal bench: %s\n", error.message);
+    return help ? 0 : 2;
 }

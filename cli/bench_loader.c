@@ -5,7 +5,6 @@
 #include "cli/options.h"
 #include "data/image.h"
 #include "data/loader.h"
-#include <getopt.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -88,14 +87,14 @@ static bool take_option(Arguments *a, int c, const char *value, Error *error) {
         a->loader.cache_bytes = (int64_t)(number * 1e6);
         return ok;
     default:
-        return error_set(error, ERROR_USAGE, "see `bifocal bench loader --help`");
+        return false;
     }
 }
 
 static bool parse(Arguments *a, int argc, char **argv, bool *help, Error *error) {
-    for (int c; (c = getopt_long(argc, argv, "h", OPTIONS, NULL)) != -1;) {
+    for (int c; (c = option_next(argc, argv, OPTIONS, "bench loader", error)) != -1;) {
         if ((*help = c == 'h')) return true;
-        if (!take_option(a, c, optarg, error)) return false;
+        if (c == '?' || !take_option(a, c, optarg, error)) return false;
     }
     if (optind + 1 != argc) return error_set(error, ERROR_USAGE, "name one dataset; see `bifocal bench loader --help`");
     a->source.path = argv[optind];

@@ -2,7 +2,6 @@
 #include "cli/commands.h"
 #include "cli/options.h"
 #include "kernels/bench_ops.h"
-#include <getopt.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -105,7 +104,7 @@ static bool parse(Arguments *a, int argc, char **argv, int *status, Error *error
                                             {0}};
     *status = -1;
     bool ok = true;
-    for (int c; ok && *status < 0 && (c = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
+    for (int c; ok && *status < 0 && (c = option_next(argc, argv, options, "bench ops", error)) != -1;) {
         if (c == 'n')
             a->bench.only = optarg;
         else if (c == 'o')
@@ -123,10 +122,10 @@ static bool parse(Arguments *a, int argc, char **argv, int *status, Error *error
         else if (c == 'h')
             usage(stdout), *status = 0;
         else
-            usage(stderr), *status = 2;
+            ok = false;
     }
-    if (ok && *status < 0 && optind < argc) usage(stderr), *status = 2;
-    return ok;
+    if (!ok || *status >= 0 || optind == argc) return ok;
+    return error_set(error, ERROR_USAGE, "'%s' is not an option; see `bifocal bench ops --help`", argv[optind]);
 }
 
 int bench_ops_main(int argc, char **argv) {

@@ -1,11 +1,11 @@
 /* bifocal data: dispatch, and the acts that look at datasets: ls and verify. */
 #include "cli/commands.h"
 #include "cli/data_commands.h"
+#include "cli/options.h"
 #include "data/manifest.h"
 #include "data/verify.h"
 #include "base/json.h"
 #include <errno.h>
-#include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,15 +41,14 @@ typedef struct Look {
 
 static DataOutcome parse_look(int argc, char **argv, const char *usage, Look *look, Error *error) {
     static const struct option options[] = {{"json", no_argument, 0, 'j'}, {"help", no_argument, 0, 'h'}, {0}};
-    for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
+    char command[32];
+    snprintf(command, sizeof command, "data %s", argv[0]);
+    for (int c; (c = option_next(argc, argv, options, command, error)) != -1;) {
         if (c == 'h') {
             fputs(usage, stdout);
             return DATA_HELP;
         }
-        if (c != 'j') {
-            error_set(error, ERROR_USAGE, "wrong usage; see `bifocal data %s --help`", argv[0]);
-            return DATA_FAILED;
-        }
+        if (c == '?') return DATA_FAILED;
         look->json = true;
     }
     if (argc - optind != 1) {
@@ -180,7 +179,7 @@ static void usage(FILE *out) {
 
 int data_main(int argc, char **argv) {
     Error error = {0};
-    if (argc < 2 || strcmp(argv[1], "--help") == 0) {
+    if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
         usage(argc < 2 ? stderr : stdout);
         return argc < 2 ? ERROR_USAGE : 0;
     }
@@ -192,7 +191,9 @@ int data_main(int argc, char **argv) {
         log_free(log);
         return outcome == DATA_FAILED ? (int)error.kind : 0;
     }
-    fprintf(stderr, "bifocal data: no act '%s'\n", argv[1]);
-    usage(stderr);
-    return ERROR_USAGE;
+    const char *names[ACTS];
+    for (int i = 0; i < ACTS; i++) names[i] = acts[i].name;
+    option_unknown(&error, "act", argv[1], names, ACTS, "data --help");
+    fprintf(stderr, "bifocal data: %s\n", error.message);
+    return (int)error.kind;
 }

@@ -1,8 +1,8 @@
 /* bifocal data build: its options, and what it says at the end. */
 #include "cli/data_commands.h"
+#include "cli/options.h"
 #include "data/build.h"
 #include "base/clock.h"
-#include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -117,7 +117,7 @@ static bool take_option(Arguments *a, int c, const char *value, Error *error) {
         b->shard_size = number;
         return true;
     default:
-        return error_set(error, ERROR_USAGE, "wrong usage; see `bifocal data build --help`");
+        return false;
     }
 }
 
@@ -143,12 +143,12 @@ static DataOutcome parse(int argc, char **argv, Arguments *a, Error *error) {
                                             {"json", no_argument, 0, 'j'},
                                             {"help", no_argument, 0, 'h'},
                                             {0}};
-    for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
+    for (int c; (c = option_next(argc, argv, options, "data build", error)) != -1;) {
         if (c == 'h') {
             fputs(usage, stdout);
             return DATA_HELP;
         }
-        if (!take_option(a, c, optarg, error)) return DATA_FAILED;
+        if (c == '?' || !take_option(a, c, optarg, error)) return DATA_FAILED;
     }
     a->build.sources = (const char *const *)argv + optind;
     a->build.source_count = argc - optind;

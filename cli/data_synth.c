@@ -1,7 +1,7 @@
 /* bifocal data synth: its options, and what it says at the end. */
 #include "cli/data_commands.h"
+#include "cli/options.h"
 #include "data/synth.h"
-#include <getopt.h>
 #include <jansson.h>
 #include <stdio.h>
 
@@ -38,7 +38,7 @@ static bool take_option(SynthOptions *o, int c, const char *value, bool *json, E
     case 'j':
         return *json = true;
     default:
-        return error_set(error, ERROR_USAGE, "wrong usage; see `bifocal data synth --help`");
+        return false;
     }
 }
 
@@ -63,12 +63,12 @@ DataOutcome data_synth_main(int argc, char **argv, Log *log, Error *error) {
     SynthOptions o = {0};
     SynthResult result;
     bool json = false;
-    for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
+    for (int c; (c = option_next(argc, argv, options, "data synth", error)) != -1;) {
         if (c == 'h') {
             fputs(usage, stdout);
             return DATA_HELP;
         }
-        if (!take_option(&o, c, optarg, &json, error)) return DATA_FAILED;
+        if (c == '?' || !take_option(&o, c, optarg, &json, error)) return DATA_FAILED;
     }
     if (argc != optind) {
         error_set(error, ERROR_USAGE, "'%s' is not an option; see `bifocal data synth --help`", argv[optind]);

@@ -10,7 +10,7 @@
 #include <sys/utsname.h>
 
 static void processor(char *name, size_t size) {
-    char  line[512];
+    char line[512];
     FILE *file = fopen("/proc/cpuinfo", "re");
     snprintf(name, size, "not known");
     while (file && fgets(line, sizeof line, file)) {
@@ -25,23 +25,25 @@ static void processor(char *name, size_t size) {
 int doctor_main(int argc, char **argv) {
     if (argc > 1) {
         bool help = !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h");
-        fputs("usage: bifocal doctor\n\nPrints processor, memory, instruction set in use and measured peaks.\n", help ? stdout : stderr);
+        fputs("usage: bifocal doctor\n\nPrints processor, memory, instruction set in use and measured peaks.\n",
+              help ? stdout : stderr);
         return help ? 0 : 2;
     }
-    char           name[256];
+    char name[256];
     struct utsname os;
     struct sysinfo memory;
-    Log           *log = log_new(LOG_INFO, stderr);
-    Backend       *backend = cpu_backend_new(0, NULL, log);
+    Log *log = log_new(LOG_INFO, stderr);
+    Backend *backend = cpu_backend_new(0, NULL, log);
     processor(name, sizeof name);
     uname(&os);
     sysinfo(&memory);
     Peak peak = peak_measure(backend, 0.2);
-    printf("bifocal      %s\nsystem       %s %s %s\nprocessor    %s, %d cores to use\nmemory       %.1f GiB, %.1f free\n", BIFOCAL_VERSION, os.sysname,
-           os.release, os.machine, name, threads_available(), (double)memory.totalram * memory.mem_unit / 0x1p30,
-           (double)memory.freeram * memory.mem_unit / 0x1p30);
-    printf("kernels      %s\npeak         %.0f GFLOP/s f32, %.0f GFLOP/s bf16, %.1f GB/s copied\n", backend->isa, peak.f32, peak.bf16,
-           peak.copy);
+    printf(
+        "bifocal      %s\nsystem       %s %s %s\nprocessor    %s, %d cores to use\nmemory       %.1f GiB, %.1f free\n",
+        BIFOCAL_VERSION, os.sysname, os.release, os.machine, name, threads_available(),
+        (double)memory.totalram * memory.mem_unit / 0x1p30, (double)memory.freeram * memory.mem_unit / 0x1p30);
+    printf("kernels      %s\npeak         %.0f GFLOP/s f32, %.0f GFLOP/s bf16, %.1f GB/s copied\n", backend->isa,
+           peak.f32, peak.bf16, peak.copy);
     backend_free(backend);
     log_free(log);
     return 0;

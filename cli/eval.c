@@ -3,8 +3,8 @@
 #include "cli/commands.h"
 #include "cli/options.h"
 #include "eval/evaluate.h"
+#include "eval/task.h"
 #include "kernels/cpu/cpu.h"
-#include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -86,7 +86,7 @@ static bool take_option(Arguments *a, int c, char *value, Error *error) {
         a->options.threads = (int)number;
         return true;
     default:
-        return error_set(error, ERROR_USAGE, "wrong usage; see `bifocal eval --help`");
+        return false;
     }
 }
 
@@ -103,8 +103,8 @@ static bool parse(Arguments *a, int argc, char **argv, Error *error) {
                                             {0}};
     *a = (Arguments){.options = {.batch = 32}};
     a->options.tasks = a->tasks;
-    for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;)
-        if (!take_option(a, c, optarg, error)) return false;
+    for (int c; (c = option_next(argc, argv, options, "eval", error)) != -1;)
+        if (c == '?' || !take_option(a, c, optarg, error)) return false;
     if (optind + 1 != argc)
         return error_set(error, ERROR_USAGE, optind < argc ? "one MODEL at a time" : "MODEL is missing");
     a->model = argv[optind];
@@ -146,7 +146,18 @@ static char *results_folder(const char *model) {
     return NULL;
 }
 
+// A misspelt task is told before a model is loaded.
+static bool check_tasks(const Arguments *a, Error *error) {
+    Arena *memory = arena_new(1 << 14);
+    Task task;
+    bool ok = true;
+    for (int i = 0; ok && i < a->options.task_count; i++) ok = task_read(&task, a->tasks[i], memory, error);
+    arena_free(memory);
+    return ok;
+}
+
 static bool run(Arguments *a, Log *log, Error *error) {
+    if (!check_tasks(a, error)) return false;
     Backend *backend = cpu_backend_new(a->options.threads, NULL, log);
     LoadedModel model = {0};
     json_t *results = NULL;

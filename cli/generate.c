@@ -4,7 +4,6 @@
 #include "cli/options.h"
 #include "cli/requests.h"
 #include "kernels/cpu/cpu.h"
-#include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -75,8 +74,6 @@ static bool take_option(Arguments *a, int c, const char *value, Error *error) {
         return option_number(value, 0, 1, "--top-p", &a->options.sampling.top_p, error);
     case 'r':
         return option_choice(value, "f32|bf16", "--precision", &a->precision, error);
-    case '?':
-        return error_set(error, ERROR_USAGE, "wrong usage; see `bifocal generate --help`");
     default:
         return take_number(a, c, value, error);
     }
@@ -97,8 +94,8 @@ static bool parse(Arguments *a, int argc, char **argv, Error *error) {
                                             {"json", no_argument, 0, 'j'},
                                             {0}};
     *a = (Arguments){.options = {.sampling = {.top_p = 1}, .max_tokens = 128, .batch = 32}};
-    for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;)
-        if (!take_option(a, c, optarg, error)) return false;
+    for (int c; (c = option_next(argc, argv, options, "generate", error)) != -1;)
+        if (c == '?' || !take_option(a, c, optarg, error)) return false;
     if (optind + 1 != argc)
         return error_set(error, ERROR_USAGE, optind < argc ? "one MODEL at a time" : "MODEL is missing");
     a->model = argv[optind];

@@ -1,7 +1,7 @@
 /* bifocal: one program for data, tokenizers, training, evaluation and generation. This file only finds the sub-command.
  */
-#include "base/config.h"
 #include "cli/commands.h"
+#include "cli/options.h"
 #include <stdio.h>
 #include <string.h>
 
@@ -33,10 +33,10 @@ static void usage(FILE *out) {
 static int unknown(const char *word) {
     const char *names[COMMANDS];
     for (int i = 0; i < COMMANDS; i++) names[i] = commands[i].name;
-    const char *near = nearest_word(word, names, COMMANDS);
-    fprintf(stderr, "bifocal: no command '%s'%s%s%s; see `bifocal --help`\n", word, near ? ", did you mean '" : "",
-            near ? near : "", near ? "'" : "");
-    return 2;
+    Error error = {0};
+    option_unknown(&error, "command", word, names, COMMANDS, "--help");
+    fprintf(stderr, "bifocal: %s\n", error.message);
+    return (int)error.kind;
 }
 
 int main(int argc, char **argv) {

@@ -1,8 +1,53 @@
 /* See options.h. */
 #include "cli/options.h"
+#include "base/config.h"
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+enum { MOST_OPTIONS = 64 };
+
+bool option_unknown(Error *error, const char *what, const char *word, const char *const *names, int count,
+                    const char *help) {
+    const char *near = nearest_word(word, names, count);
+    return error_set(error, ERROR_USAGE, "no %s '%s'%s%s%s; see `bifocal %s`", what, word,
+                     near ? ", did you mean '" : "", near ? near : "", near ? "'?" : "", help);
+}
+
+// What getopt_long could not take: argv[optind - 1], or one letter of it.
+static void refuse_option(int argc, char **argv, const struct option *options, const char *command, Error *error) {
+    char word[64], help[64];
+    const char *names[MOST_OPTIONS], *given = argv[optind > 1 && optind <= argc ? optind - 1 : argc - 1];
+    int count = 0, like = 0;
+    snprintf(help, sizeof help, "%s --help", command);
+    if (strncmp(given, "--", 2) != 0 && optopt) {
+        error_set(error, ERROR_USAGE, "no option '-%c'; see `bifocal %s`", optopt, help);
+        return;
+    }
+    snprintf(word, sizeof word, "%.*s", (int)strcspn(given + 2, "="), given + 2);
+    for (const struct option *o = options; o->name && count < MOST_OPTIONS; o++) {
+        like += strncmp(o->name, word, strlen(word)) == 0;
+        names[count++] = o->name;
+    }
+    if (optopt)
+        error_set(error, ERROR_USAGE, "--%s takes no value; see `bifocal %s`", word, help);
+    else if (like)
+        error_set(error, ERROR_USAGE, "--%s is the start of several options; see `bifocal %s`", word, help);
+    else {
+        const char *near = nearest_word(word, names, count);
+        error_set(error, ERROR_USAGE, "no option '--%s'%s%s%s; see `bifocal %s`", word,
+                  near ? ", did you mean '--" : "", near ? near : "", near ? "'?" : "", help);
+    }
+}
+
+int option_next(int argc, char **argv, const struct option *options, const char *command, Error *error) {
+    int c = getopt_long(argc, argv, ":h", options, NULL); // the colon: it prints nothing by itself
+    if (c == '?') refuse_option(argc, argv, options, command, error);
+    if (c != ':') return c;
+    error_set(error, ERROR_USAGE, "%s wants a value; see `bifocal %s --help`", argv[argc - 1], command);
+    return '?';
+}
 
 bool option_number(const char *text, double least, double most, const char *option, double *value, Error *error) {
     char *end = NULL;

@@ -1,6 +1,14 @@
-/* Values of command-line options, with messages that name the option. */
+/* Words and options of the command line, and their values, with messages that name what is wrong and what is near. */
 #pragma once
 #include "base/error.h"
+#include <getopt.h>
+
+// The next option's `val` ('h' for -h), -1 behind the last. '?' with the error where it is none of `options` (the
+// nearest is named), could be several, or lacks its value. command: "data build".
+int option_next(int argc, char **argv, const struct option *options, const char *command, Error *error);
+// The error for a word that is none of `names`: "bifocal: no command 'trian', did you mean 'train'?". Returns false.
+bool option_unknown(Error *error, const char *what, const char *word, const char *const *names, int count,
+                    const char *help);
 
 // A number in [least, most].
 bool option_number(const char *text, double least, double most, const char *option, double *value, Error *);

@@ -7,7 +7,6 @@
 #include "cli/tokenizer_sources.h"
 #include "tokenizers/tokenizer.h"
 #include <errno.h>
-#include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -76,7 +75,7 @@ static bool take_option(Arguments *a, int c, const char *value, Error *error) {
         a->training.seed = (uint64_t)number;
         return true;
     default:
-        return error_set(error, ERROR_USAGE, "wrong usage; see `bifocal tokenizer --help`");
+        return false;
     }
 }
 
@@ -93,8 +92,8 @@ static bool parse(Arguments *a, int argc, char **argv, Error *error) {
                                             {"json", no_argument, 0, 'j'},
                                             {0}};
     *a = (Arguments){.training = {.byte_fallback = true}};
-    for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;)
-        if (!take_option(a, c, optarg, error)) return false;
+    for (int c; (c = option_next(argc, argv, options, "tokenizer", error)) != -1;)
+        if (c == '?' || !take_option(a, c, optarg, error)) return false;
     if (a->training.character_coverage == 0)
         a->training.character_coverage = a->training.type == TOKENIZER_CHAR ? 1 : 0.9995;
     return true;
@@ -195,7 +194,8 @@ int tokenizer_main(int argc, char **argv) {
     int count = argc - 1 - optind;
     bool training = !strcmp(act, "train"), encode = !strcmp(act, "encode"), decode = !strcmp(act, "decode");
     if (ok && !training && !encode && !decode)
-        ok = error_set(&error, ERROR_USAGE, "'%s' is none of train, encode, decode", act);
+        ok = option_unknown(&error, "act", act, (const char *const[]){"train", "encode", "decode"}, 3,
+                            "tokenizer --help");
     else if (ok && training)
         ok = train(&a, rest, count, &error);
     else if (ok && count)

@@ -1,8 +1,8 @@
 /* bifocal train and bifocal config. */
 #include "cli/commands.h"
+#include "cli/options.h"
 #include "train/run.h"
 #include "train/train_config.h"
-#include <getopt.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -72,7 +72,8 @@ static void parse(Arguments *a, int argc, char **argv) {
     *a = (Arguments){.status = -1, .level = LOG_INFO};
     a->options.overrides = a->overrides;
     a->options.stop = &stop_signal;
-    for (int c; (c = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
+    Error error = {0};
+    for (int c; (c = option_next(argc, argv, options, "train", &error)) != -1;) {
         if (c == 'r')
             a->options.run = optarg;
         else if (c == 'c')
@@ -83,8 +84,10 @@ static void parse(Arguments *a, int argc, char **argv) {
             a->level = LOG_WARNING;
         else if (c == 'h')
             usage(stdout), a->status = 0;
-        else
-            a->status = 2;
+        else {
+            fprintf(stderr, "bifocal train: %s\n", error.message);
+            a->status = (int)error.kind;
+        }
         if (a->status >= 0) return;
     }
     take_words(a, argc, argv);

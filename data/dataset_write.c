@@ -5,6 +5,8 @@
 #include "data/histogram.h"
 #include "data/manifest.h"
 #include "data/utf8.h"
+#include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,7 +15,8 @@
 #define LEDGER_NAME "ledger.jsonl"
 
 struct DatasetWriter {
-    DatasetOptions options; // strings copied
+    DatasetOptions options; // strings copied; path: where it is written
+    char *replaced;         // the dataset whose place it takes in the end, until then whole; NULL: none
     char **option_texts;
     ShardWriter *shard; // the one being written, or NULL
     Buffer shards;      // ShardInfo each
@@ -31,16 +34,21 @@ static char *copy(const char *text) {
     return out;
 }
 
-// Files that a dataset is made of: these, and no others, are removed to make room for another.
-static bool is_ours(const char *name) {
+// Files that a dataset is made of, also where a build was killed while it wrote them aside (.tmp): these, and no
+// others, are removed to make room for another.
+static bool is_ours(const char *file) {
     static const char *const fixed[] = {MANIFEST_NAME, LEDGER_NAME, "sizes.json", "__len__"};
+    static const char *const ends[] = {".tar", ".bfx", ".idx", "_stats.json"};
+    char name[64];
+    size_t size = strlen(file);
+    if (size > 4 && strcmp(file + size - 4, ".tmp") == 0) size -= 4;
+    if (size >= sizeof name) return false;
+    snprintf(name, sizeof name, "%.*s", (int)size, file);
     for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++)
         if (strcmp(name, fixed[i]) == 0) return true;
-    if (strncmp(name, "shard-", 6) != 0) return false;
-    size_t digits = strspn(name + 6, "0123456789");
-    static const char *const ends[] = {".tar", ".bfx", ".idx", "_stats.json", ".tar.tmp", ".bfx.tmp"};
+    if (strncmp(name, "shard-", 6) != 0 || strspn(name + 6, "0123456789") != 6) return false;
     for (size_t i = 0; i < sizeof ends / sizeof *ends; i++)
-        if (digits == 6 && strcmp(name + 12, ends[i]) == 0) return true;
+        if (strcmp(name + 12, ends[i]) == 0) return true;
     return false;
 }
 
@@ -58,29 +66,68 @@ static bool remove_old(const char *folder, char **names, int count, Error *error
     return folder_sync(folder, error);
 }
 
-static bool make_room(const DatasetOptions *o, Error *error) {
+// Makes the folder where it is absent. An error where it holds anything that is no dataset's.
+static bool open_folder(const char *path, int *files, Error *error) {
+    char **names = NULL;
+    if (!folder_create(path, error) || !folder_list(path, &names, files, error)) return false;
+    bool ok = true;
+    for (int i = 0; ok && i < *files; i++)
+        if (!is_ours(names[i]))
+            ok = error_set(error, ERROR_USAGE, "%s: holds %s, which is no part of a dataset: give a new folder", path,
+                           names[i]);
+    names_free(names, *files);
+    return ok;
+}
+
+static bool empty_folder(const char *path, Error *error) {
     char **names = NULL;
     int count = 0;
-    if (!folder_create(o->path, error) || !folder_list(o->path, &names, &count, error)) return false;
-    bool ok = true;
-    for (int i = 0; ok && i < count; i++)
-        if (!is_ours(names[i]))
-            ok = error_set(error, ERROR_USAGE, "%s: holds %s, which is no part of a dataset: give a new folder",
-                           o->path, names[i]);
-    if (ok && count && !o->force)
-        ok = error_set(error, ERROR_USAGE, "%s: holds a dataset already: give another folder, or --force to replace it",
-                       o->path);
-    if (ok && count) ok = remove_old(o->path, names, count, error);
+    bool ok = folder_list(path, &names, &count, error) && remove_old(path, names, count, error);
     names_free(names, count);
     return ok;
 }
 
+// An empty folder to write into. Where a dataset is to be replaced: one beside it, and *replaced is its path; owned.
+static char *make_room(const DatasetOptions *o, char **replaced, Error *error) {
+    int files = 0;
+    char *aside = NULL;
+    *replaced = NULL;
+    if (!open_folder(o->path, &files, error)) return NULL;
+    if (!files) return copy(o->path);
+    if (!o->force) {
+        error_set(error, ERROR_USAGE, "%s: holds a dataset already: give another folder, or --force to replace it",
+                  o->path);
+        return NULL;
+    }
+    *replaced = realpath(o->path, NULL); // without links and slashes at the end
+    check(*replaced && asprintf(&aside, "%s.building", *replaced) > 0);
+    if (open_folder(aside, &files, error) && empty_folder(aside, error)) return aside;
+    free(aside);
+    free(*replaced);
+    return NULL;
+}
+
+// What was written comes where the old dataset is, in one step where the file system can: whoever is stopped before it
+// leaves the old one whole.
+static bool take_place(DatasetWriter *w, Error *error) {
+    const char *aside = w->options.path;
+    if (!w->replaced) return true;
+    if (renameat2(AT_FDCWD, aside, AT_FDCWD, w->replaced, RENAME_EXCHANGE) == 0)
+        return folder_sync(w->replaced, error) && empty_folder(aside, error) &&
+               (rmdir(aside) == 0 || error_set_errno(error, ERROR_FAILED, "%s: cannot remove the folder", aside));
+    if (errno != EINVAL && errno != ENOSYS)
+        return error_set_errno(error, ERROR_FAILED, "%s: cannot take the place of %s", aside, w->replaced);
+    return empty_folder(w->replaced, error) && path_rename(aside, w->replaced, error);
+}
+
 DatasetWriter *dataset_create(const DatasetOptions *o, Error *error) {
-    if (!make_room(o, error)) return NULL;
+    char *replaced, *folder = make_room(o, &replaced, error);
+    if (!folder) return NULL;
     DatasetWriter *w = calloc(1, sizeof *w);
     check(w);
     w->options = *o;
-    w->options.path = copy(o->path);
+    w->options.path = folder;
+    w->replaced = replaced;
     w->options.name = copy(o->name);
     w->options.license = copy(o->license);
     w->options.source = copy(o->source);
@@ -91,8 +138,7 @@ DatasetWriter *dataset_create(const DatasetOptions *o, Error *error) {
     return w;
 }
 
-void dataset_abandon(DatasetWriter *w) {
-    if (!w) return;
+static void writer_free(DatasetWriter *w) {
     shard_abandon(w->shard);
     for (int i = 0; i < w->options.option_count; i++) free(w->option_texts[i]);
     free(w->option_texts);
@@ -103,7 +149,15 @@ void dataset_abandon(DatasetWriter *w) {
     buffer_free(&w->shards);
     buffer_free(&w->ledger);
     json_decref(w->sources);
+    free(w->replaced);
     free(w);
+}
+
+void dataset_abandon(DatasetWriter *w) {
+    Error ignored = {0};
+    if (!w) return;
+    if (w->replaced && empty_folder(w->options.path, &ignored)) (void)rmdir(w->options.path);
+    writer_free(w);
 }
 
 int64_t dataset_written(const DatasetWriter *w) { return w->samples; }
@@ -295,8 +349,8 @@ static bool write_all(DatasetWriter *w, DatasetSummary *s, Error *error) {
     Buffer path = {0}, text = {0};
     if (w->samples == 0) {
         dataset_dropped(w, &text);
-        error_set(error, ERROR_FAILED, "%s: no sample was left to write (%s)", w->options.path,
-                  text.size ? text.data : "the sources are empty");
+        error_set(error, ERROR_FAILED, "%s: no sample was left to write (%s)",
+                  w->replaced ? w->replaced : w->options.path, text.size ? text.data : "the sources are empty");
         buffer_free(&text);
         return false;
     }
@@ -321,7 +375,10 @@ static bool write_all(DatasetWriter *w, DatasetSummary *s, Error *error) {
 }
 
 bool dataset_finish(DatasetWriter *w, DatasetSummary *summary, Error *error) {
-    bool ok = write_all(w, summary, error);
-    dataset_abandon(w);
+    bool ok = write_all(w, summary, error) && take_place(w, error);
+    if (ok)
+        writer_free(w);
+    else
+        dataset_abandon(w);
     return ok;
 }

@@ -33,4 +33,5 @@ int64_t dataset_dropped(const DatasetWriter *,
                         Buffer *causes); // causes: "3 caption_blank, 1 image_missing" is appended
 // Frees the writer, also where it fails. A dataset without samples is an error.
 bool dataset_finish(DatasetWriter *, DatasetSummary *, Error *);
-void dataset_abandon(DatasetWriter *); // the folder keeps finished shards but no dataset.json; NULL is allowed
+// A new folder keeps finished shards but no dataset.json; a dataset that was to be replaced stays. NULL is allowed.
+void dataset_abandon(DatasetWriter *);

@@ -80,7 +80,7 @@ static bool unknown_task(const char *word, Arena *memory, Error *error) {
     Buffer names = {0};
     for (int i = 0; i < known.count; i++) buffer_printf(&names, "%s%s", i ? ", " : "", known.items[i]);
     error_set(error, ERROR_USAGE, "no task '%s'%s%s%s; tasks are %s, or the path of a YAML file", word,
-              near ? ", did you mean '" : "", near ? near : "", near ? "'" : "", names.size ? names.data : "(none)");
+              near ? ", did you mean '" : "", near ? near : "", near ? "'?" : "", names.size ? names.data : "(none)");
     buffer_free(&names);
     return false;
 }

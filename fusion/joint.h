@@ -25,6 +25,7 @@ typedef struct JointConfig {
 } JointConfig;
 
 extern const ConfigSchema joint_schema; // keys "model.*" over JointConfig; train nests it in its own table
+extern const char *const objective_weight_keys[OBJECTIVES]; // "model.weight.lm", ...
 
 typedef struct Joint Joint;
 // Declares and draws all parameters. The backend is borrowed.

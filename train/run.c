@@ -44,7 +44,6 @@ static bool write_config(Run *r, Error *error) {
 static bool find_start(const TrainOptions *o, char found[1024], Error *error) {
     Error none = {0};
     found[0] = 0;
-    if (!folder_create(o->run, error)) return false;
     if (!model_find_checkpoint(o->run, found, &none)) found[0] = 0;
     if (found[0] && !o->resume)
         return error_set(error, ERROR_USAGE,
@@ -57,7 +56,9 @@ static bool read_config(Run *r, Error *error) {
     const TrainOptions *o = r->options;
     char own[4096];
     snprintf(own, sizeof own, "%s/config.yaml", o->run);
-    const char *path = o->config ? o->config : o->resume && file_exists(own) ? arena_string(r->memory, own) : NULL;
+    if (!o->config && o->resume && !file_exists(own))
+        return error_set(error, ERROR_USAGE, "%s: no such file: there is no run to resume; give its CONFIG", own);
+    const char *path = o->config ? o->config : o->resume ? arena_string(r->memory, own) : NULL;
     return train_config_read(&r->config, path, o->overrides, o->n_overrides, r->memory, error);
 }
 
@@ -139,7 +140,8 @@ static bool open_run(Run *r, Error *error) {
     char found[1024], log_path[4096];
     r->saved = -1;
     r->memory = arena_new(1 << 16);
-    if (!find_start(r->options, found, error) || !read_config(r, error)) return false;
+    if (!find_start(r->options, found, error) || !read_config(r, error) || !folder_create(r->options->run, error))
+        return false;
     snprintf(log_path, sizeof log_path, "%s/log.txt", r->options->run);
     if (!log_open_file(r->log, log_path, error)) return false;
     r->state.seed = r->config.seed;

@@ -334,14 +334,12 @@ static bool check_source(const TrainConfig *c, int i, Error *error) {
 }
 
 static bool check_objectives(const TrainConfig *c, Error *error) {
-    for (int o = 0; o < OBJECTIVES; o++) {
-        bool used = false;
-        for (int i = 0; i < c->data.count; i++) used |= has_objective(source_at(c, i), (Objective)o);
-        if (used && c->model.weight[o] == 0)
-            return error_set(error, ERROR_USAGE,
-                             "a dataset asks for %s, whose weight in the loss is 0; leave it out of objectives",
-                             objective_names[o]);
-    }
+    for (int i = 0; i < c->data.count; i++)
+        for (int o = 0; o < OBJECTIVES; o++)
+            if (has_objective(source_at(c, i), (Objective)o) && c->model.weight[o] == 0)
+                return error_set(error, ERROR_USAGE,
+                                 "data.%d.objectives names %s, but %s is 0; set it above 0, or leave it out there", i,
+                                 objective_names[o], objective_weight_keys[o]);
     return true;
 }
 

@@ -46,7 +46,7 @@ char *get_file(const char *folder, const char *name, size_t *size) {
 }
 
 void put_dataset(const char *path, int count, int64_t shard_size, DatasetSummary *summary) {
-    DatasetOptions options = {.path = path, .name = "test", .shard_size = shard_size};
+    DatasetOptions options = {.path = path, .name = "test", .shard_size = shard_size, .force = true};
     Error error = {0};
     Buffer picture = {0};
     DatasetWriter *w = dataset_create(&options, &error);

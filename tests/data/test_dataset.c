@@ -291,11 +291,35 @@ static void nothing_is_overwritten_without_force(void **state) {
     assert_message_has(&error, "notes.txt");
     char *notes = temporary_path(f.path, "notes.txt");
     unlink(notes);
+    free(notes);
+    done(&f);
+}
+
+static void a_dataset_stays_whole_until_another_takes_its_place(void **state) {
+    (void)state;
+    Fixture f = make(7, 1 << 20);
+    Error error = {0};
+    DatasetSummary summary;
+    DatasetOptions o = {.path = f.path, .shard_size = 1 << 20, .force = true};
+    char *aside = temporary_path(f.folder, "dataset.building");
     DatasetWriter *w = dataset_create(&o, &error);
     assert_done(w != NULL, &error);
-    dataset_abandon(w);
-    assert_null(dataset_open(f.path, &error)); // half of it is nothing
-    free(notes);
+    assert_true(folder_exists(aside));
+    assert_int_equal(dataset_verify(f.path, NULL, &error), 0);
+    assert_false(dataset_finish(w, &summary, &error)); // nothing was written
+    assert_message_has(&error, "no sample");
+    assert_false(folder_exists(aside));
+    assert_int_equal(dataset_verify(f.path, NULL, &error), 0);
+
+    put_dataset(f.path, 3, 1 << 20, &summary); // replaces it
+    assert_string_not_equal(summary.root, f.summary.root);
+    assert_false(folder_exists(aside));
+    Dataset *d = dataset_open(f.path, &error);
+    assert_done(d != NULL, &error);
+    assert_int_equal(dataset_samples(d), 3);
+    dataset_close(d);
+    assert_int_equal(dataset_verify(f.path, NULL, &error), 0);
+    free(aside);
     done(&f);
 }
 
@@ -327,6 +351,7 @@ int main(void) {
         cmocka_unit_test(swapped_captions_are_found),
         cmocka_unit_test(what_is_no_dataset_is_told_so),
         cmocka_unit_test(nothing_is_overwritten_without_force),
+        cmocka_unit_test(a_dataset_stays_whole_until_another_takes_its_place),
         cmocka_unit_test(a_dataset_without_samples_is_an_error),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

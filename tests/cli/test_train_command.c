@@ -1,0 +1,226 @@
+/* `bifocal train` and what is done with a run: resume, stops and kills, eval, generate, report. */
+#include "base/files.h"
+#include "tests/cli/command.h"
+#include "tests/cli/tiny_project.h"
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { MOST_RECORDS = 512 };
+
+static char *project; // made once
+
+static int open_project(void **state) {
+    (void)state;
+    project = tiny_project_new();
+    assert_status(0, project, "train", "config.yaml", "--run", "run");
+    return 0;
+}
+static int close_project(void **state) {
+    (void)state;
+    temporary_free(project);
+    return 0;
+}
+
+// Complete lines of a run's metrics, or 0.
+static int metrics_lines(const char *run) {
+    Buffer text = {0};
+    Error ignored = {0};
+    char name[256];
+    int lines = 0;
+    snprintf(name, sizeof name, "%s/%s/metrics.jsonl", project, run);
+    if (file_read(name, &text, &ignored))
+        for (size_t i = 0; i < text.size; i++) lines += text.data[i] == '\n';
+    buffer_free(&text);
+    return lines;
+}
+
+static void wait_for_lines(const char *run, int lines) {
+    for (int i = 0; i < 30000 && metrics_lines(run) < lines; i++) usleep(1000);
+    assert_true(metrics_lines(run) >= lines);
+}
+
+// The records of a run without what depends on the clock; ends with NULL. Returns how many.
+static int read_metrics(const char *run, json_t *records[MOST_RECORDS]) {
+    Error error = {0};
+    char name[256];
+    int count = 0;
+    snprintf(name, sizeof name, "%s/%s/metrics.jsonl", project, run);
+    JsonLines *lines = json_lines_open(name, &error);
+    assert_done(lines != NULL, &error);
+    while (count < MOST_RECORDS && json_lines_next(lines, &records[count], &error) && records[count]) {
+        json_object_del(records[count], "seconds");
+        json_object_del(records[count], "waited");
+        count++;
+    }
+    json_lines_close(lines);
+    return count;
+}
+
+static void assert_same_metrics(const char *a, const char *b, int steps) {
+    json_t *x[MOST_RECORDS], *y[MOST_RECORDS];
+    int n = read_metrics(a, x), m = read_metrics(b, y);
+    assert_int_equal(n, steps);
+    assert_int_equal(m, steps);
+    for (int i = 0; i < n; i++) {
+        assert_int_equal(json_get_int(x[i], "step", -1), i + 1);
+        assert_true(json_equal(x[i], y[i]));
+        json_decref(x[i]);
+        json_decref(y[i]);
+    }
+}
+
+static void assert_same_file(const char *a, const char *b) {
+    Buffer x = {0}, y = {0};
+    Error error = {0};
+    char *first = temporary_path(project, a), *second = temporary_path(project, b);
+    assert_done(file_read(first, &x, &error) && file_read(second, &y, &error), &error);
+    assert_int_equal(x.size, y.size);
+    assert_memory_equal(x.data, y.data, x.size);
+    buffer_free(&x);
+    buffer_free(&y);
+    free(first);
+    free(second);
+}
+
+static void a_run_folder_holds_what_is_promised(void **state) {
+    (void)state;
+    static const char *const files[] = {"run/config.yaml",
+                                        "run/metrics.jsonl",
+                                        "run/log.txt",
+                                        "run/checkpoints/step-00000002/model.safetensors",
+                                        "run/checkpoints/step-00000004/model.json",
+                                        "run/checkpoints/step-00000004/optimizer.safetensors",
+                                        "run/checkpoints/step-00000004/state.json",
+                                        "run/checkpoints/step-00000004/tokenizer.model"};
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        char *path = temporary_path(project, files[i]);
+        if (!file_exists(path)) fail_msg("%s is missing", path);
+        free(path);
+    }
+    assert_status(0, project, "config", "run/config.yaml");
+    assert_refuses(2, "--resume", project, "train", "config.yaml", "--run", "run");
+}
+
+static void a_run_goes_on_where_it_stopped(void **state) {
+    (void)state;
+    assert_status(0, project, "train", "config.yaml", "train.steps=8", "--run", "whole");
+    assert_status(0, project, "train", "config.yaml", "--run", "parts");
+    assert_status(0, project, "train", "--run", "parts", "--resume", "train.steps=8");
+    assert_same_metrics("whole", "parts", 8);
+    assert_same_file("whole/checkpoints/step-00000008/model.safetensors",
+                     "parts/checkpoints/step-00000008/model.safetensors");
+}
+
+#define STEPS 150
+#define LONG  "train.steps=150", "checkpoint.every=0"
+#define LAST  "/checkpoints/step-00000150/model.safetensors"
+
+static void a_terminated_run_saves_and_resumes_exactly(void **state) {
+    (void)state;
+    assert_status(0, project, "train", "config.yaml", LONG, "--run", "unstopped");
+    pid_t child = command_start(project, WORDS("train", "config.yaml", LONG, "--run", "stopped"));
+    wait_for_lines("stopped", 3);
+    kill(child, SIGTERM);
+    assert_int_equal(command_end(child), 128 + SIGTERM);
+    assert_true(metrics_lines("stopped") < STEPS);
+    assert_status(0, project, "generate", "stopped", "--prompt", "a", "--max-tokens", "2"); // it was saved
+    child = command_start(project, WORDS("train", "--run", "stopped", "--resume"));
+    usleep(50000);
+    kill(child, SIGINT);
+    int status = command_end(child);
+    assert_true(status == 128 + SIGINT || status == 0); // 0: it was done by then
+    assert_status(0, project, "train", "--run", "stopped", "--resume");
+    assert_same_metrics("unstopped", "stopped", STEPS);
+    assert_same_file("unstopped" LAST, "stopped" LAST);
+}
+
+static void a_killed_run_leaves_a_checkpoint_that_loads(void **state) {
+    (void)state;
+    assert_status(0, project, "train", "config.yaml", "train.steps=16", "checkpoint.every=1", "--run", "unharmed");
+    for (int i = 0; i < 4; i++) {
+        pid_t child = command_start(project, WORDS("train", "config.yaml", "train.steps=16", "checkpoint.every=1",
+                                                   "--resume", "--run", "killed"));
+        int before = metrics_lines("killed");
+        for (int k = 0; k < 5000 && metrics_lines("killed") < before + 2; k++) usleep(1000);
+        usleep(1700u * (unsigned)i); // at different places of a step
+        kill(child, SIGKILL);
+        command_end(child);
+        assert_status(0, project, "generate", "killed", "--prompt", "a", "--max-tokens", "1");
+    }
+    assert_status(0, project, "train", "--run", "killed", "--resume");
+    assert_same_metrics("unharmed", "killed", 16);
+    assert_same_file("unharmed/checkpoints/step-00000016/model.safetensors",
+                     "killed/checkpoints/step-00000016/model.safetensors");
+}
+
+static void a_run_is_evaluated(void **state) {
+    (void)state;
+    json_t *results = command_json(
+        0, project,
+        WORDS("eval", "run", "--task", "retrieval,vqa", "--data", "raw/test/captions.jsonl", "--limit", "6", "--json"));
+    char *kept = temporary_path(project, "run/eval/results.json");
+    assert_true(file_exists(kept));
+    assert_prints("retrieval", project, "eval", "run", "--task", "retrieval", "--data", "data", "--limit", "4");
+    assert_refuses(2, "scene_caption", project, "eval", "run", "--task", "scene_capton");
+    assert_refuses(2, "nowhere.jsonl", project, "eval", "run", "--task", "retrieval", "--data", "nowhere.jsonl");
+    assert_refuses(1, "raw: neither", project, "eval", "raw", "--task", "retrieval", "--data", "data");
+    json_decref(results);
+    free(kept);
+}
+
+static void a_run_speaks_with_and_without_pictures(void **state) {
+    (void)state;
+    static const char lines[] = "{\"prompt\": \"a red\"}\n{\"image\": \"raw/train/images/000000.jpg\"}\n";
+    char *prompts = temporary_path(project, "prompts.jsonl");
+    temporary_write(prompts, lines, sizeof lines - 1);
+    assert_status(0, project, "generate", "run", "--prompt", "a red", "--max-tokens", "4");
+    assert_status(0, project, "generate", "run", "--prompts", "prompts.jsonl", "--max-tokens", "4");
+    json_t *said = command_json(0, project,
+                                WORDS("generate", "run", "--image", "raw/train/images/000000.jpg", "--prompt",
+                                      "what is it?", "--max-tokens", "4", "--json"));
+    assert_true(json_get_int(said, "tokens", -1) >= 0);
+    json_decref(said);
+    assert_refuses(1, "none.jpg", project, "generate", "run", "--image", "none.jpg");
+    assert_refuses(1, "config.yaml", project, "generate", "run", "--image", "config.yaml");
+    free(prompts);
+}
+
+static void a_run_is_reported(void **state) {
+    (void)state;
+    assert_prints("run/report.html", project, "report", "run", "--samples", "2");
+    char *page = temporary_path(project, "run/report.html");
+    assert_true(file_size(page) > 1000);
+    free(page);
+    assert_refuses(2, "config.yaml", project, "report", "nowhere");
+}
+
+static void a_run_that_cannot_work_is_not_begun(void **state) {
+    (void)state;
+    assert_refuses(2, "heads", project, "train", "config.yaml", "model.text.heads=3", "--run", "refused");
+    assert_refuses(2, "patch", project, "train", "config.yaml", "model.vision.patch=7", "--run", "refused");
+    assert_refuses(2, "data.0.path", project, "train", "config.yaml", "data.0.path=nowhere", "--run", "refused");
+    assert_refuses(2, "no.model", project, "train", "config.yaml", "tokenizer=no.model", "--run", "refused");
+    assert_refuses(2, "model.weight.mae", project, "train", "config.yaml", "model.weight.mae=0", "--run", "refused");
+    assert_refuses(2, "refused/config.yaml", project, "train", "--run", "refused", "--resume");
+    char *run = temporary_path(project, "refused");
+    assert_false(folder_exists(run));
+    free(run);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_run_folder_holds_what_is_promised),
+        cmocka_unit_test(a_run_goes_on_where_it_stopped),
+        cmocka_unit_test(a_terminated_run_saves_and_resumes_exactly),
+        cmocka_unit_test(a_killed_run_leaves_a_checkpoint_that_loads),
+        cmocka_unit_test(a_run_is_evaluated),
+        cmocka_unit_test(a_run_speaks_with_and_without_pictures),
+        cmocka_unit_test(a_run_is_reported),
+        cmocka_unit_test(a_run_that_cannot_work_is_not_begun),
+    };
+    return cmocka_run_group_tests(tests, open_project, close_project);
+}
