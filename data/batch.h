@@ -33,6 +33,7 @@ typedef struct Batch {
     int mae_images;                 // how many of the images are also reconstructed
     int32_t *mae_image;             // (mae_images)
     uint64_t first_row[OBJECTIVES]; // global number of each part's first row, keys dropout
-    uint64_t first_image;           // global number of the first image, keys the trunk's dropout
+    const uint64_t *image_numbers;  // (I) number of each image in the step, ascending: keys the trunk's dropout; NULL:
+                                    // 0, 1, 2, ...
     const char **image_sources;     // (I) "dataset/key", for messages
 } Batch;

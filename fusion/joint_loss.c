@@ -69,6 +69,38 @@ static Tensor *pick_images(const Step *s, const int32_t *list, int count) {
     return picked ? tape_reshape(s->tape, picked, SHAPE(count, 3, side, side)) : NULL;
 }
 
+static uint64_t number_of(const Batch *b, int32_t image) {
+    return b->image_numbers ? b->image_numbers[image] : (uint64_t)image;
+}
+
+// Rows of b behind those of a: (B1, N, C) (B2, N, C) -> (B1 + B2, N, C). Either may be NULL, where a pass failed.
+static Tensor *stack(Tape *t, Tensor *a, Tensor *b) {
+    if (!a || !b) return NULL;
+    int64_t first = a->shape[0], second = b->shape[0], tokens = a->shape[1], width = a->shape[2];
+    Tensor *both = concat_rows(t, tape_reshape(t, a, SHAPE(1, first * tokens, width)),
+                               tape_reshape(t, b, SHAPE(1, second * tokens, width)));
+    return both ? tape_reshape(t, both, SHAPE(first + second, tokens, width)) : NULL;
+}
+
+// The trunk's tokens of images `list`. Dropout is drawn by an image's number in the step; a pass draws for consecutive
+// numbers, so images that do not stand together (a piece of a step with several sources) take a pass for each run.
+static Tensor *trunk(Step *s, const int32_t *list, int count) {
+    const Batch *b = s->batch;
+    const VitConfig *config = &s->joint->config.vision;
+    bool drawn = s->pass->training && config->dropout > 0;
+    Tensor *all = NULL;
+    for (int first = 0, end; first < count; first = end) {
+        uint64_t number = number_of(b, list[first]);
+        for (end = first + 1; end < count; end++)
+            if (drawn && number_of(b, list[end]) != number + (uint64_t)(end - first)) break;
+        BlockContext context = context_of(s, OBJECTIVES, number);
+        Tensor *images = pick_images(s, list + first, end - first);
+        Tensor *tokens = vit_forward(s->tape, &s->joint->vision, images, NULL, 0, &context);
+        all = first ? stack(s->tape, all, tokens) : tokens;
+    }
+    return all;
+}
+
 static void look(Step *s) {
     const Batch *b = s->batch;
     Joint *j = s->joint;
@@ -79,9 +111,7 @@ static void look(Step *s) {
     s->place = arena_array(j->host, int32_t, b->images);
     for (int i = 0; i < b->images; i++) s->place[i] = -1;
     for (int i = 0; i < s->seen; i++) s->place[list[i]] = i;
-    if (!s->seen) return;
-    BlockContext context = context_of(s, OBJECTIVES, b->first_image);
-    s->tokens = vit_forward(s->tape, &j->vision, pick_images(s, list, s->seen), NULL, 0, &context);
+    s->tokens = trunk(s, list, s->seen);
 }
 
 static void add_to_total(Step *s, Tensor *part) {

@@ -58,11 +58,14 @@ static void copy_images(Batch *out, const Batch *b, const int32_t *index, Arena 
     size_t bytes = (size_t)b->side * (size_t)b->side * 3;
     out->pixels = arena_allocate(memory, bytes * (size_t)out->images + 1);
     out->image_keys = arena_array(memory, uint64_t, out->images + 1);
+    uint64_t *numbers = arena_array(memory, uint64_t, out->images + 1);
+    out->image_numbers = numbers;
     out->image_sources = b->image_sources ? arena_array(memory, const char *, out->images + 1) : NULL;
     for (int i = 0; i < b->images; i++) {
         if (index[i] < 0) continue;
         memcpy(out->pixels + bytes * (size_t)index[i], b->pixels + bytes * (size_t)i, bytes);
         out->image_keys[index[i]] = b->image_keys[i];
+        numbers[index[i]] = b->image_numbers ? b->image_numbers[i] : (uint64_t)i;
         if (b->image_sources) out->image_sources[index[i]] = b->image_sources[i];
     }
 }
@@ -86,9 +89,6 @@ Batch microbatch(const Batch *b, int part, int parts, int image_tokens, Arena *m
         image_rows[i] = row < 0 ? row : index[row / image_tokens] * image_tokens + row % image_tokens;
     }
     out.caption.image_rows = image_rows;
-    int first_image = 0;
-    while (first_image < b->images && index[first_image] < 0) first_image++;
-    out.first_image = b->first_image + (uint64_t)first_image;
     const int first[OBJECTIVES] = {lm.first, caption.first, pairs.first, mae.first};
     for (int o = 0; o < OBJECTIVES; o++) out.first_row[o] = b->first_row[o] + (uint64_t)first[o];
     return out;

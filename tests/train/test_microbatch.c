@@ -79,6 +79,7 @@ static void rows_keep_their_pictures(void **state) {
             int image = piece.caption.image_rows[r * LENGTH] / SLOTS;
             assert_int_equal(piece.image_keys[image], 100 + row);
             assert_int_equal(piece.pixels[image * SIDE * SIDE * 3], row);
+            assert_int_equal(piece.image_numbers[image], row);
             assert_int_equal(piece.caption.image_rows[r * LENGTH + 1], image * SLOTS + 1);
             assert_int_equal(piece.caption.image_rows[r * LENGTH + 2], -1);
         }

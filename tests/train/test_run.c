@@ -4,6 +4,7 @@
 #include "base/safetensors.h"
 #include "tests/train/tiny_run.h"
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
@@ -158,6 +159,26 @@ static void microbatches_do_not_change_the_loss(void **state) {
     assert_true(fabs(one[0] - three[0]) <= 1e-6 * fabs(one[0])); // before any update: the forward pass alone
 }
 
+// Pieces then show images that do not stand together in the batch; each must keep its draws of dropout.
+static void microbatches_of_sources_with_different_objectives_draw_the_same(void **state) {
+    (void)state;
+    const char *const sources[] = {"contrastive", "mae", "contrastive,mae"};
+    for (int i = 0; i < 3; i++) {
+        double one[16], three[16];
+        char objectives[64], whole[16], pieces[16];
+        snprintf(objectives, sizeof objectives, "data.0.objectives=%s", sources[i]);
+        snprintf(whole, sizeof whole, "mixed-one-%d", i);
+        snprintf(pieces, sizeof pieces, "mixed-three-%d", i);
+        const char *const some[] = {objectives, "train.steps=1", "optimizer.warmup_steps=0", NULL};
+        const char *const cut[] = {objectives, some[1], some[2], "train.microbatches=3", NULL};
+        train(whole, some, false);
+        train(pieces, cut, false);
+        assert_int_equal(losses_of(whole, one, 16), 1);
+        assert_int_equal(losses_of(pieces, three, 16), 1);
+        assert_true(fabs(one[0] - three[0]) <= 1e-6 * fabs(one[0]));
+    }
+}
+
 static void a_run_is_not_overwritten(void **state) {
     (void)state;
     TrainResult result;
@@ -251,6 +272,7 @@ int main(void) {
         cmocka_unit_test(a_signal_saves_and_the_run_goes_on_from_there),
         cmocka_unit_test(a_killed_run_goes_on_bit_for_bit),
         cmocka_unit_test(microbatches_do_not_change_the_loss),
+        cmocka_unit_test(microbatches_of_sources_with_different_objectives_draw_the_same),
         cmocka_unit_test(a_run_is_not_overwritten),
         cmocka_unit_test(a_loss_that_is_not_finite_names_the_first_bad_tensor),
         cmocka_unit_test(other_data_is_refused_on_resume),
