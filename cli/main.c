@@ -2,6 +2,7 @@
  */
 #include "cli/commands.h"
 #include "cli/options.h"
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -40,6 +41,7 @@ static int unknown(const char *word) {
 }
 
 int main(int argc, char **argv) {
+    signal(SIGXFSZ, SIG_IGN); // a file that may grow no further is an error with its name, not the end of the process
     if (argc < 2) return usage(stderr), 2;
     if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) return usage(stdout), 0;
     if (!strcmp(argv[1], "--version")) return printf("bifocal %s\n", BIFOCAL_VERSION), 0;

@@ -60,6 +60,16 @@ void joint_counts(const JointConfig *, const Batch *, int64_t count[OBJECTIVES])
 // Model FLOP of one step on this batch, forward + backward, attention counted as computed.
 double joint_flop(const JointConfig *, const Batch *);
 
+// Memory that training takes at the least, from shapes alone. A pass (a microbatch) of these sizes:
+typedef struct JointSizes {
+    double images, mae_images; // seen whole; repainted
+    double tokens;             // positions of sequences, of all objectives together
+} JointSizes;
+typedef struct JointMemory {
+    double model, activations; // bytes
+} JointMemory;
+JointMemory joint_memory(const JointConfig *, const JointSizes *, Dtype compute);
+
 // Features of the pairs of a batch, as joint_loss would compute them: (R, E) F32 each, normalised.
 void joint_pair_features(Tape *, Joint *, const Batch *, const JointPass *, Tensor **image_features,
                          Tensor **text_features);

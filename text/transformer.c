@@ -93,3 +93,14 @@ double text_flop(const TextConfig *c, double tokens, double pairs) {
     BlockConfig block = block_config(c);
     return (double)c->layers * block_flop(&block, tokens, pairs);
 }
+
+double text_weights(const TextConfig *c) {
+    BlockConfig block = block_config(c);
+    double rows = (double)c->vocabulary * (c->tied ? 1 : 2) + (c->rope ? 0 : (double)c->context);
+    return (double)c->layers * block_weights(&block) + rows * (double)c->width;
+}
+
+double text_activations(const TextConfig *c, double tokens) {
+    BlockConfig block = block_config(c);
+    return (double)c->layers * block_activations(&block, tokens) + 2 * tokens * (double)c->width;
+}

@@ -4,6 +4,7 @@
 #include "base/progress.h"
 #include "kernels/cpu/cpu.h"
 #include "train/checkpoint.h"
+#include "train/memory.h"
 #include "train/metrics.h"
 #include "train/step.h"
 #include <math.h>
@@ -140,7 +141,8 @@ static bool open_run(Run *r, Error *error) {
     char found[1024], log_path[4096];
     r->saved = -1;
     r->memory = arena_new(1 << 16);
-    if (!find_start(r->options, found, error) || !read_config(r, error) || !folder_create(r->options->run, error))
+    if (!find_start(r->options, found, error) || !read_config(r, error) ||
+        !memory_check(&r->config, memory_available(), error) || !folder_create(r->options->run, error))
         return false;
     snprintf(log_path, sizeof log_path, "%s/log.txt", r->options->run);
     if (!log_open_file(r->log, log_path, error)) return false;

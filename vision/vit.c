@@ -189,3 +189,15 @@ double vit_flop(const VitConfig *c, double images, int64_t tokens) {
     double embed = 2 * patches * 3 * (double)(c->patch * c->patch * c->width);
     return images * (embed + (double)c->layers * block_flop(&block, each, each * each));
 }
+
+double vit_weights(const VitConfig *c) {
+    BlockConfig block = block_config(c);
+    double rows = 3 * (double)(c->patch * c->patch) + (double)vit_tokens(c);
+    return (double)c->layers * block_weights(&block) + rows * (double)c->width;
+}
+
+double vit_activations(const VitConfig *c, double images, int64_t tokens) {
+    BlockConfig block = block_config(c);
+    double all = images * (double)tokens;
+    return (double)c->layers * block_activations(&block, all) + 3 * all * (double)c->width;
+}

@@ -159,6 +159,19 @@ double block_flop(const BlockConfig *c, double tokens, double pairs) {
     return 2 * tokens * width * (qkv + width + mlp) + 4 * pairs * width;
 }
 
+double block_weights(const BlockConfig *c) {
+    double width = (double)c->width, qkv = (double)((c->heads + 2 * c->kv_heads) * head_size(c));
+    double mlp = (double)c->mlp_width * (c->mlp == MLP_SWIGLU ? 3 : 2);
+    return width * (qkv + width + mlp);
+}
+
+// Outputs of width C: two norms, attention, projection, down, two sums; and qkv (with rope twice), up, activation.
+double block_activations(const BlockConfig *c, double tokens) {
+    double qkv = (double)((c->heads + 2 * c->kv_heads) * head_size(c)) * (c->rope ? 2 : 1);
+    double mlp = (double)c->mlp_width * (c->mlp == MLP_SWIGLU ? 3 : 2);
+    return tokens * (7 * (double)c->width + qkv + mlp);
+}
+
 // ---- the cache ----
 
 KvCache *kv_cache_new(Backend *backend, const BlockConfig *c, int layers, int64_t batch, int64_t capacity,

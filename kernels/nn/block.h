@@ -71,6 +71,8 @@ Tensor *block_forward(Tape *, const Block *, Tensor *x, const BlockContext *); /
 Tensor *mlp_forward(Tape *, const Linear *up, const Linear *down, MlpKind, Tensor *x);
 // Of forward. tokens: rows that pass; pairs: (query, key) pairs that attention computes.
 double block_flop(const BlockConfig *, double tokens, double pairs);
+double block_weights(const BlockConfig *);                    // elements of its matrices
+double block_activations(const BlockConfig *, double tokens); // elements that a forward pass leaves on the tape
 
 // A cache for `layers` blocks of this config; kv_cache_free(NULL) is allowed.
 KvCache *kv_cache_new(Backend *, const BlockConfig *, int layers, int64_t batch, int64_t capacity, Dtype);

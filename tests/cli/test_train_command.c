@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -157,6 +158,26 @@ static void a_killed_run_leaves_a_checkpoint_that_loads(void **state) {
                      "killed/checkpoints/step-00000016/model.safetensors");
 }
 
+// A full disk, as a limit on the size of files: the error names the file, and the checkpoints before it stay.
+static void a_checkpoint_that_cannot_be_written_leaves_the_last_one(void **state) {
+    (void)state;
+    assert_status(0, project, "train", "config.yaml", "--run", "full");
+    struct rlimit before, limit;
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+    limit = before;
+    limit.rlim_cur = 50000; // bytes: less than the weights
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &limit), 0);
+    Answer a = command_run(project, NULL, WORDS("train", "--run", "full", "--resume", "train.steps=8"));
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
+    assert_int_equal(a.status, 1);
+    assert_non_null(strstr(a.err.data, "model.safetensors.tmp: cannot write at byte"));
+    assert_non_null(strstr(a.err.data, "free some space"));
+    answer_free(&a);
+    assert_status(0, project, "train", "--run", "full", "--resume", "train.steps=8");
+    assert_same_file("whole/checkpoints/step-00000008/model.safetensors",
+                     "full/checkpoints/step-00000008/model.safetensors");
+}
+
 static void a_run_is_evaluated(void **state) {
     (void)state;
     json_t *results = command_json(
@@ -203,6 +224,7 @@ static void a_run_that_cannot_work_is_not_begun(void **state) {
     assert_refuses(2, "heads", project, "train", "config.yaml", "model.text.heads=3", "--run", "refused");
     assert_refuses(2, "patch", project, "train", "config.yaml", "model.vision.patch=7", "--run", "refused");
     assert_refuses(2, "data.0.path", project, "train", "config.yaml", "data.0.path=nowhere", "--run", "refused");
+    assert_refuses(2, "GiB", project, "train", "config.yaml", "model.text.width=1048576", "--run", "refused");
     assert_refuses(2, "no.model", project, "train", "config.yaml", "tokenizer=no.model", "--run", "refused");
     assert_refuses(2, "model.weight.mae", project, "train", "config.yaml", "model.weight.mae=0", "--run", "refused");
     assert_refuses(2, "refused/config.yaml", project, "train", "--run", "refused", "--resume");
@@ -217,6 +239,7 @@ int main(void) {
         cmocka_unit_test(a_run_goes_on_where_it_stopped),
         cmocka_unit_test(a_terminated_run_saves_and_resumes_exactly),
         cmocka_unit_test(a_killed_run_leaves_a_checkpoint_that_loads),
+        cmocka_unit_test(a_checkpoint_that_cannot_be_written_leaves_the_last_one),
         cmocka_unit_test(a_run_is_evaluated),
         cmocka_unit_test(a_run_speaks_with_and_without_pictures),
         cmocka_unit_test(a_run_is_reported),

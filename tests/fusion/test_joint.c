@@ -428,6 +428,28 @@ static void an_objective_of_weight_zero_declares_nothing(void **state) {
     tiny_close(&m);
 }
 
+// The estimate by which a run is refused must be below what is really taken, but not far.
+static void memory_is_estimated_from_below(void **state) {
+    (void)state;
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        Tiny m;
+        float mean[OBJECTIVES];
+        JointConfig c = tiny_config();
+        tiny_open(&m, &c, bf16 ? BF16 : F32);
+        Batch b = tiny_batch(m.memory);
+        tiny_step(&m, &b, 0, mean);
+        JointSizes sizes = {b.images, b.mae_images,
+                            b.lm.rows * b.lm.length + b.caption.rows * b.caption.length +
+                                b.contrastive.rows * b.contrastive.length};
+        JointMemory least = joint_memory(&c, &sizes, bf16 ? BF16 : F32);
+        double model = (double)parameters_elements(joint_parameters(m.joint), false) * (bf16 ? 18 : 16);
+        double activations = (double)tape_peak(m.tape);
+        assert_true(least.model <= model && least.model > 0.7 * model);
+        assert_true(least.activations <= activations && least.activations > 0.4 * activations);
+        tiny_close(&m);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(all_four_losses_fall_in_one_step),
@@ -448,6 +470,7 @@ int main(void) {
         cmocka_unit_test(sizes_that_do_not_divide_are_refused_with_what_would),
         cmocka_unit_test(every_key_has_help_and_a_default_that_fits),
         cmocka_unit_test(an_objective_of_weight_zero_declares_nothing),
+        cmocka_unit_test(memory_is_estimated_from_below),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -262,6 +262,9 @@ static void configurations_that_cannot_work_are_refused(void **state) {
     assert_refused("tokenizer=/nowhere.model", "/nowhere.model");
     assert_refused("model.weight.mae=0", "mae");
     assert_refused("data.1.answer=", "go together");
+    assert_refused("model.text.width=1048576", "GiB");
+    assert_refused("model.vision.layers=1048576", "make model.* or the batches smaller");
+    assert_refused("data.0.batch=1048576", "train.microbatches");
 }
 
 int main(void) {

@@ -1,0 +1,71 @@
+/* See memory.h. The estimate is a lower bound (fusion/joint_memory.c): weights, gradients, moments, and the activations
+ * of one microbatch. */
+#include "train/memory.h"
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+
+static const double GIB = 0x1p30;
+
+// The number behind "name" in /proc/meminfo, in bytes; 0 where it is not there.
+static double machine_bytes(const char *name) {
+    char line[128];
+    double kib = 0;
+    FILE *file = fopen("/proc/meminfo", "re");
+    while (file && fgets(line, sizeof line, file))
+        if (!strncmp(line, name, strlen(name)) && sscanf(line + strlen(name), ": %lf", &kib) == 1) break;
+    if (file) fclose(file);
+    return kib * 1024;
+}
+
+// The limit of the control group, as a container has one; INFINITY where there is none.
+static double group_limit(void) {
+    static const char *const names[] = {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"};
+    for (int i = 0; i < 2; i++) {
+        double bytes = 0;
+        FILE *file = fopen(names[i], "re");
+        int found = file ? fscanf(file, "%lf", &bytes) : 0; // "max": no number
+        if (file) fclose(file);
+        if (found == 1 && bytes > 0) return bytes;
+    }
+    return INFINITY;
+}
+
+double memory_available(void) {
+    double machine = machine_bytes("MemAvailable") + machine_bytes("SwapFree");
+    double least = fmin(machine > 0 ? machine : INFINITY, group_limit());
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
+        least = fmin(least, (double)limit.rlim_cur);
+    return least;
+}
+
+// Of one microbatch. A source that goes by the values of a field has as many rows as there are values: at least one.
+static JointSizes pass_sizes(const TrainConfig *c) {
+    JointSizes s = {0};
+    for (int i = 0; i < c->data.count; i++) {
+        const SourceConfig *source = (const SourceConfig *)c->data.items + i;
+        double rows = *source->one_per ? 1 : (double)source->batch / (double)c->microbatches;
+        bool lm = source->objectives >> OBJECTIVE_LM & 1, caption = source->objectives >> OBJECTIVE_CAPTION & 1;
+        bool pairs = source->objectives >> OBJECTIVE_CONTRASTIVE & 1, mae = source->objectives >> OBJECTIVE_MAE & 1;
+        if (lm) s.tokens += rows * (double)c->lm_length;
+        if (caption) s.tokens += rows * (double)c->caption_length;
+        if (pairs) s.tokens += rows * (double)c->contrastive_length;
+        if (caption || pairs) s.images += rows;
+        if (mae) s.mae_images += rows;
+    }
+    return s;
+}
+
+bool memory_check(const TrainConfig *c, double available, Error *error) {
+    JointSizes sizes = pass_sizes(c);
+    JointMemory need = joint_memory(&c->model, &sizes, c->precision ? BF16 : F32);
+    if (need.model + need.activations <= available) return true;
+    return error_set(error, ERROR_USAGE,
+                     "the run does not fit into memory: it needs at least %.1f GiB (%.1f for weights, gradients and "
+                     "moments, %.1f for the activations of a microbatch), %.1f GiB are free; make model.* or the "
+                     "batches smaller%s",
+                     (need.model + need.activations) / GIB, need.model / GIB, need.activations / GIB, available / GIB,
+                     need.activations > need.model ? ", or raise train.microbatches" : "");
+}
