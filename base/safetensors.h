@@ -33,6 +33,13 @@ const char *safetensors_metadata(const SafeTensors *, const char *key);   // NUL
 bool safetensors_verify(const SafeTensors *, const char *path, Error *);  // checksums, where the file has them
 void safetensors_close(SafeTensors *);                                    // zeroed structs are allowed
 
+// A file that belongs to a safetensors file, such as the model's description beside its weights: the metadata holds its
+// hash under its name, so that damage to it, or one of another checkpoint, is found.
+enum { SAFETENSORS_HASH = 17 }; // bytes of a hash as text
+bool safetensors_hash_file(const char *path, char hash[SAFETENSORS_HASH], Error *);
+// False where `path` is not the file that was hashed. Files of other writers say nothing of it: then true.
+bool safetensors_check_file(const SafeTensors *, const char *path, Error *);
+
 // metadata: pairs key, value; "format": "pt" is always added. Tensors may come in any order.
 bool safetensors_write(const char *path, const SafeTensor *tensors, int count, const char *const *metadata, int pairs,
                        Error *);

@@ -69,3 +69,23 @@ bool safetensors_verify(const SafeTensors *file, const char *path, Error *error)
     }
     return true;
 }
+
+bool safetensors_hash_file(const char *path, char hash[SAFETENSORS_HASH], Error *error) {
+    Buffer bytes = {0};
+    bool ok = file_read(path, &bytes, error);
+    if (ok) safetensors_hex(hash_u64(bytes.data, bytes.size), hash);
+    buffer_free(&bytes);
+    return ok;
+}
+
+bool safetensors_check_file(const SafeTensors *file, const char *path, Error *error) {
+    char hash[SAFETENSORS_HASH];
+    const char *stated = safetensors_metadata(file, path_base(path));
+    if (!stated) return true;
+    if (!safetensors_hash_file(path, hash, error)) return false;
+    if (!strcmp(stated, hash)) return true;
+    return error_set(error, ERROR_FAILED,
+                     "%s: damaged, or of another checkpoint: its hash is %s, %s was expected; restore it from a copy, "
+                     "or take an earlier checkpoint",
+                     path, hash, stated);
+}

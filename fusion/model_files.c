@@ -71,11 +71,14 @@ static json_t *description(const Joint *joint, const Tokenizer *tokenizer) {
     return object;
 }
 
-static bool save_weights(const char *path, const Joint *joint, Error *error) {
+// config: the model.json that is there already, to be tied to the weights.
+static bool save_weights(const char *path, const char *config, const Joint *joint, Error *error) {
+    char hash[SAFETENSORS_HASH];
+    if (!safetensors_hash_file(config, hash, error)) return false;
     Arena *memory = arena_new(1 << 20);
     SafeTensor *tensors;
     int count = parameters_export(joint_parameters(joint), memory, &tensors);
-    bool ok = safetensors_write(path, tensors, count, NULL, 0, error);
+    bool ok = safetensors_write(path, tensors, count, (const char *const[]){"model.json", hash}, 1, error);
     arena_free(memory);
     return ok;
 }
@@ -83,10 +86,10 @@ static bool save_weights(const char *path, const Joint *joint, Error *error) {
 bool model_save(const char *folder, const Joint *joint, const Tokenizer *tokenizer, Error *error) {
     char weights[PATH_MOST], config[PATH_MOST], words[PATH_MOST];
     if (!join_path(weights, folder, "model.safetensors", error) || !join_path(config, folder, "model.json", error) ||
-        !join_path(words, folder, "tokenizer.model", error) || !save_weights(weights, joint, error))
+        !join_path(words, folder, "tokenizer.model", error))
         return false;
     json_t *object = description(joint, tokenizer);
-    bool ok = json_write_file(config, object, error);
+    bool ok = json_write_file(config, object, error) && save_weights(weights, config, joint, error);
     json_decref(object);
     if (!ok || !tokenizer) return ok;
     size_t size;
@@ -167,25 +170,41 @@ static bool read_config(const char *path, const json_t *object, JointConfig *con
     return error_prefix(error, "%s", path);
 }
 
-static bool read_tokenizer(LoadedModel *m, const json_t *object, Error *error) {
-    char path[PATH_MOST], hash[17];
+// name: of the tokenizer, for messages.
+static bool same_tokenizer(const Tokenizer *tokenizer, const char *name, const json_t *object, Error *error) {
+    char hash[17];
     const char *expected = json_get_string(object, "tokenizer", NULL);
-    if (!expected) return true; // a model without words
-    if (!join_path(path, m->path, "tokenizer.model", error) || !(m->tokenizer = tokenizer_load(path, error)))
-        return false;
-    snprintf(hash, sizeof hash, "%016" PRIx64, tokenizer_hash(m->tokenizer));
-    if (!strcmp(hash, expected)) return true;
-    return error_set(error, ERROR_FAILED, "%s: not the tokenizer the model was trained with (%s, not %s)", path, hash,
+    snprintf(hash, sizeof hash, "%016" PRIx64, tokenizer_hash(tokenizer));
+    if (!expected || !strcmp(hash, expected)) return true;
+    return error_set(error, ERROR_FAILED, "%s: not the tokenizer the model was trained with (%s, not %s)", name, hash,
                      expected);
 }
 
-static bool read_weights(LoadedModel *m, Backend *backend, Dtype compute, Error *error) {
+static bool read_tokenizer(LoadedModel *m, const json_t *object, Error *error) {
     char path[PATH_MOST];
+    if (!json_get_string(object, "tokenizer", NULL)) return true; // a model without words
+    return join_path(path, m->path, "tokenizer.model", error) && (m->tokenizer = tokenizer_load(path, error)) &&
+           same_tokenizer(m->tokenizer, path, object, error);
+}
+
+bool model_check_tokenizer(const char *folder, const Tokenizer *tokenizer, const char *name, Error *error) {
+    char path[PATH_MOST];
+    json_t *object = NULL;
+    bool ok = join_path(path, folder, "model.json", error) && (object = json_read_file(path, error)) &&
+              same_tokenizer(tokenizer, name, object, error);
+    json_decref(object);
+    return ok;
+}
+
+static bool read_weights(LoadedModel *m, Backend *backend, Dtype compute, Error *error) {
+    char path[PATH_MOST], config[PATH_MOST];
     SafeTensors file = {0};
-    if (!join_path(path, m->path, "model.safetensors", error)) return false;
+    if (!join_path(path, m->path, "model.safetensors", error) || !join_path(config, m->path, "model.json", error))
+        return false;
     bool ok = safetensors_open(&file, path, error) && safetensors_verify(&file, path, error) &&
               (m->joint = joint_new(backend, &m->config, compute, 0, error)) &&
-              parameters_import(joint_parameters(m->joint), &file, path, error);
+              parameters_import(joint_parameters(m->joint), &file, path, error) &&
+              safetensors_check_file(&file, config, error);
     safetensors_close(&file);
     return ok;
 }

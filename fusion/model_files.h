@@ -16,6 +16,8 @@ typedef struct LoadedModel {
 } LoadedModel;
 // path: a checkpoint folder, or a run (its newest complete checkpoint).
 bool model_load(LoadedModel *, Backend *, const char *path, Dtype compute, Error *);
+// False where the model in `folder` was trained with another tokenizer. name: of this one, for the message.
+bool model_check_tokenizer(const char *folder, const Tokenizer *, const char *name, Error *);
 void model_unload(LoadedModel *);
 // The newest complete checkpoint of a run into `out` (>= 1024 bytes); false with a message where there is none.
 bool model_find_checkpoint(const char *run, char *out, Error *);

@@ -127,7 +127,9 @@ static bool same_data(const Run *r, const TrainState *saved, Error *error) {
 
 static bool load_checkpoint(Run *r, const char *folder, Error *error) {
     TrainState saved;
-    if (!checkpoint_load(folder, &saved, r->joint, r->optimizer, error)) return false;
+    if (!model_check_tokenizer(folder, r->tokenizer, r->config.tokenizer, error) ||
+        !checkpoint_load(folder, &saved, r->joint, r->optimizer, error))
+        return false;
     if (!same_data(r, &saved, error)) return false;
     if (saved.seed != r->config.seed)
         log_warning(r->log, "the run was started with seed %lld, goes on with %lld", (long long)saved.seed,

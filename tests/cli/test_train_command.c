@@ -141,9 +141,9 @@ static void a_terminated_run_saves_and_resumes_exactly(void **state) {
 
 static void a_killed_run_leaves_a_checkpoint_that_loads(void **state) {
     (void)state;
-    assert_status(0, project, "train", "config.yaml", "train.steps=16", "checkpoint.every=1", "--run", "unharmed");
-    for (int i = 0; i < 4; i++) {
-        pid_t child = command_start(project, WORDS("train", "config.yaml", "train.steps=16", "checkpoint.every=1",
+    assert_status(0, project, "train", "config.yaml", "train.steps=10", "checkpoint.every=1", "--run", "unharmed");
+    for (int i = 0; i < 3; i++) {
+        pid_t child = command_start(project, WORDS("train", "config.yaml", "train.steps=10", "checkpoint.every=1",
                                                    "--resume", "--run", "killed"));
         int before = metrics_lines("killed");
         for (int k = 0; k < 5000 && metrics_lines("killed") < before + 2; k++) usleep(1000);
@@ -153,9 +153,9 @@ static void a_killed_run_leaves_a_checkpoint_that_loads(void **state) {
         assert_status(0, project, "generate", "killed", "--prompt", "a", "--max-tokens", "1");
     }
     assert_status(0, project, "train", "--run", "killed", "--resume");
-    assert_same_metrics("unharmed", "killed", 16);
-    assert_same_file("unharmed/checkpoints/step-00000016/model.safetensors",
-                     "killed/checkpoints/step-00000016/model.safetensors");
+    assert_same_metrics("unharmed", "killed", 10);
+    assert_same_file("unharmed/checkpoints/step-00000010/model.safetensors",
+                     "killed/checkpoints/step-00000010/model.safetensors");
 }
 
 // A full disk, as a limit on the size of files: the error names the file, and the checkpoints before it stay.

@@ -172,6 +172,15 @@ static void a_config_that_is_not_the_models_is_refused(void **state) {
     forget(&s);
 }
 
+static void a_description_that_was_changed_is_refused(void **state) {
+    (void)state;
+    Saved s;
+    save(&s);
+    set_key(&s, "model.text.norm_epsilon", json_real(2e-5)); // fits the weights all the same
+    assert_refused(&s, "model.json: damaged, or of another checkpoint");
+    forget(&s);
+}
+
 static void an_unknown_key_is_refused_by_name(void **state) {
     (void)state;
     Saved s;
@@ -202,6 +211,7 @@ int main(void) {
         cmocka_unit_test(a_folder_without_a_model_is_refused),
         cmocka_unit_test(a_flipped_bit_in_the_weights_is_found),
         cmocka_unit_test(a_config_that_is_not_the_models_is_refused),
+        cmocka_unit_test(a_description_that_was_changed_is_refused),
         cmocka_unit_test(an_unknown_key_is_refused_by_name),
         cmocka_unit_test(another_tokenizer_is_refused),
     };

@@ -243,6 +243,53 @@ static void other_data_is_refused_on_resume(void **state) {
     tiny_run_close(&own);
 }
 
+static void assert_not_resumed(const char *name, const char *const *settings, const char *part) {
+    TrainResult result;
+    Error error = {0};
+    assert_false(tiny_train(&shared, name, settings, true, NULL, &result, &error));
+    assert_int_equal(error.kind, ERROR_FAILED);
+    assert_message_has(&error, part);
+}
+
+static void every_damaged_file_of_a_checkpoint_is_refused(void **state) {
+    (void)state;
+    static const char *const files[] = {"state.json", "model.json", "model.safetensors", "optimizer.safetensors"};
+    Error error = {0};
+    train("damaged", NULL, false);
+    for (int i = 0; i < 4; i++) {
+        char name[256];
+        snprintf(name, sizeof name, LAST "/%s", files[i]);
+        Buffer bytes = read_file("damaged", name);
+        char *path = tiny_run_path(&shared, "damaged", name);
+        size_t step = bytes.size / 10 + 1;
+        for (size_t at = 0; at < bytes.size; at += step) {
+            bytes.data[at] ^= 4;
+            assert_done(file_write(path, bytes.data, bytes.size, &error), &error);
+            assert_not_resumed("damaged", NULL, files[i]);
+            bytes.data[at] ^= 4;
+        }
+        assert_done(file_write(path, bytes.data, bytes.size, &error), &error);
+        buffer_free(&bytes);
+        free(path);
+    }
+    train("damaged", NULL, true);
+    remove_in_run("damaged", LAST "/optimizer.safetensors");
+    assert_not_resumed("damaged", NULL, "optimizer.safetensors");
+}
+
+static void another_tokenizer_is_refused_on_resume(void **state) {
+    (void)state;
+    TinyRun own;
+    char setting[4096];
+    train("words", NULL, false);
+    tiny_run_open(&own, 9);
+    char *other = temporary_path(own.folder, "words.model");
+    snprintf(setting, sizeof setting, "tokenizer=%s", other);
+    assert_not_resumed("words", (const char *[]){setting, NULL}, "not the tokenizer the model was trained with");
+    free(other);
+    tiny_run_close(&own);
+}
+
 static void assert_refused(const char *setting, const char *part) {
     TrainResult result;
     Error error = {0};
@@ -278,6 +325,8 @@ int main(void) {
         cmocka_unit_test(microbatches_of_sources_with_different_objectives_draw_the_same),
         cmocka_unit_test(a_run_is_not_overwritten),
         cmocka_unit_test(a_loss_that_is_not_finite_names_the_first_bad_tensor),
+        cmocka_unit_test(every_damaged_file_of_a_checkpoint_is_refused),
+        cmocka_unit_test(another_tokenizer_is_refused_on_resume),
         cmocka_unit_test(other_data_is_refused_on_resume),
         cmocka_unit_test(configurations_that_cannot_work_are_refused),
     };
