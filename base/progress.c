@@ -15,7 +15,7 @@
 struct Progress {
     Log *log; // not owned
     char *label, *unit;
-    int64_t total;          // 0: not known
+    int64_t total, before;  // total 0: not known; before: done by an earlier call
     double period, started; // seconds
     pthread_mutex_t lock;
     _Atomic int64_t done;
@@ -37,6 +37,12 @@ Progress *progress_start(Log *log, const char *label, const char *unit, int64_t 
     progress->period = log_is_terminal(log) ? TERMINAL_SECONDS : PROGRESS_PLAIN_SECONDS;
     progress->started = clock_seconds();
     return progress;
+}
+
+void progress_resume(Progress *progress, int64_t done) {
+    if (!progress) return;
+    progress->before = done;
+    atomic_store(&progress->done, done);
 }
 
 static void append_time(Buffer *text, double seconds) {
@@ -108,14 +114,14 @@ void progress_end(Progress *progress) {
     if (!progress) return;
     Buffer text = {0};
     double now = clock_seconds(), seconds = now - progress->started;
-    int64_t done = atomic_load(&progress->done);
+    int64_t done = atomic_load(&progress->done), here = done - progress->before;
     log_status(progress->log, NULL);
-    buffer_printf(&text, "%s: %lld %s in ", progress->label, (long long)done, progress->unit);
+    buffer_printf(&text, "%s: %lld %s in ", progress->label, (long long)here, progress->unit);
     append_time(&text, seconds);
     if (progress->first_time > 0 && done > progress->first_done && now > progress->first_time)
         append_rate(&text, progress, (double)(done - progress->first_done) / (now - progress->first_time));
     else if (seconds > 0)
-        append_rate(&text, progress, (double)done / seconds);
+        append_rate(&text, progress, (double)here / seconds);
     log_info(progress->log, "%s", text.data);
     buffer_free(&text);
     pthread_mutex_destroy(&progress->lock);

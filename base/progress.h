@@ -9,5 +9,8 @@ typedef struct Progress Progress;
 
 // label: "building shards"; unit: "images"; total 0: not known. The log's stream decides terminal or plain.
 Progress *progress_start(Log *, const char *label, const char *unit, int64_t total);
-void progress_update(Progress *, int64_t done, const char *detail); // detail: what it waits for, or figures; may be NULL
-void progress_end(Progress *);                                      // prints the final line and frees; NULL is allowed
+void progress_resume(Progress *,
+                     int64_t done); // before the first update: work done earlier, no part of rates; may be NULL
+void progress_update(Progress *, int64_t done,
+                     const char *detail); // detail: what it waits for, or figures; may be NULL
+void progress_end(Progress *);            // prints the final line and frees; NULL is allowed

@@ -162,7 +162,8 @@ static bool run(Arguments *a, Log *log, Error *error) {
     LoadedModel model = {0};
     json_t *results = NULL;
     char *folder = results_folder(a->model);
-    if (a->log_samples) a->options.samples = folder ? folder : ".";
+    char *beside = strndup(a->out ? a->out : "", a->out ? (size_t)(path_base(a->out) - a->out) : 0);
+    if (a->log_samples) a->options.samples = folder ? folder : *beside ? beside : ".";
     bool ok = model_load(&model, backend, a->model, a->precision ? BF16 : F32, error) &&
               (results = evaluate(&model, backend, &a->options, log, error)) &&
               write_results(a, folder, results, error);
@@ -171,6 +172,7 @@ static bool run(Arguments *a, Log *log, Error *error) {
     model_unload(&model);
     backend_free(backend);
     free(folder);
+    free(beside);
     return ok;
 }
 

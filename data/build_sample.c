@@ -115,9 +115,11 @@ static void add_member(NewSample *s, MemberKind kind, const char *extension, con
     s->members[s->member_count++] = (NewMember){kind, extension, bytes, size};
 }
 
-// What a sample is keyed by in the split: rows about one picture stay on one side, as do equal texts.
-static bool row_held_out(const Builder *b, const char *json, size_t size) {
+// What a sample is keyed by in the split: rows about one picture stay on one side, as do equal texts. A picture of a
+// folder goes by its name in it, wherever the folder is.
+static bool row_held_out(const Builder *b, const char *folder, const char *json, size_t size) {
     const Row *row = &b->row;
+    if (!folder) return builder_held_out(b, b->place.data, b->place.size);
     if (row->image_count) return builder_held_out(b, row->images[0], strlen(row->images[0]));
     if (row->text_count) return builder_held_out(b, row->texts[0].data, row->texts[0].size);
     return builder_held_out(b, json, size);
@@ -130,7 +132,7 @@ bool builder_row(Builder *b, const char *why, const char *folder, const char *js
     for (int i = 0; i < row->image_count && !why; i++) {
         ImageInfo info = {0};
         buffer_clear(&b->path);
-        if (row->images[i][0] != '/') buffer_printf(&b->path, "%s/", folder);
+        if (folder && row->images[i][0] != '/') buffer_printf(&b->path, "%s/", folder);
         buffer_text(&b->path, row->images[i]);
         why = load_picture(b->path.data, &b->images[i], &info, &row->detail);
         if (why) break;
@@ -147,13 +149,13 @@ bool builder_row(Builder *b, const char *why, const char *folder, const char *js
         add_member(&s, MEMBER_TEXT, extensions[ROW_FIELDS + i], row->texts[i].data, row->texts[i].size);
     }
     if (size) add_member(&s, MEMBER_JSON, "json", json, size);
-    return add(b, &s, row_held_out(b, json, size), error);
+    return add(b, &s, row_held_out(b, folder, json, size), error);
 }
 
 bool builder_picture(Builder *b, const char *path, Error *error) {
     b->row.images[0] = path;
     b->row.image_count = b->row.text_count = 1;
-    return builder_row(b, NULL, "", NULL, 0, error);
+    return builder_row(b, NULL, NULL, NULL, 0, error);
 }
 
 bool builder_document(Builder *b, const Buffer *text, bool held_out, Error *error) {

@@ -101,6 +101,13 @@ bool image_decode(const void *bytes, size_t size, const DecodeOptions *options, 
     return ok;
 }
 
+bool image_colour(const char *text, uint8_t rgb[3]) {
+    if (text[0] != '#' || strlen(text) != 7 || strspn(text + 1, "0123456789abcdefABCDEF") != 6) return false;
+    unsigned long colour = strtoul(text + 1, NULL, 16);
+    for (int i = 0; i < 3; i++) rgb[i] = (uint8_t)(colour >> (16 - 8 * i));
+    return true;
+}
+
 void image_free(Image *image) {
     free(image->pixels);
     *image = (Image){0};

@@ -27,6 +27,7 @@ enum { IMAGE_MOST_PIXELS = 178956970 }; // as Pillow's bomb limit
 // and evaluation see it through the same filters.
 enum { DECODE_MARGIN = 2 };
 
+bool image_colour(const char *text, uint8_t rgb[3]);                    // "#rrggbb"; false: it is none
 bool image_probe(const void *bytes, size_t size, ImageInfo *, Error *); // header only, nothing decoded
 // Decodes and turns upright (EXIF orientation). Anything damaged is an error: truncated data too.
 bool image_decode(const void *bytes, size_t size, const DecodeOptions *, Image *, Error *);

@@ -29,7 +29,9 @@ typedef struct Importer {
 extern const Importer import_jsonl, import_array, import_folder, import_text;
 
 bool builder_full(const Builder *); // --limit is reached: read no more
-// A row that builder->row holds (why: row_read's answer): `json` is kept as the sample's .json.
+// A row that builder->row holds (why: row_read's answer): `json` is kept as the sample's .json. folder: what relative
+// paths of pictures count from; NULL: a picture of a folder, its path whole and its name
+// in builder->place.
 bool builder_row(Builder *, const char *why, const char *folder, const char *json, size_t size, Error *);
 // A picture with a caption; the caption is in builder->row.texts[0].
 bool builder_picture(Builder *, const char *path, Error *);

@@ -36,7 +36,7 @@ typedef struct LoaderConfig {
     uint64_t seed;
     int threads;                    // workers; >= 1
     int ahead;                      // batches prepared ahead
-    int64_t cache_bytes;            // decoded pictures and token ids kept in memory, at the most; 0: none
+    int64_t cache_bytes;            // decoded pictures and texts kept in memory, at the most; 0: none
     double bad_samples_per_million; // the run stops beyond this (after at least 20 bad samples)
 } LoaderConfig;
 

@@ -26,8 +26,7 @@ static void decode_one(void *context, int64_t task, int worker) {
     const JointConfig *config = &d->evaluation->model->config;
     const Buffer *bytes = &d->batch->samples[task].image;
     DecodeOptions options = {.least_side = DECODE_MARGIN * (int)config->vision.image_size};
-    unsigned colour = (unsigned)strtoul(d->evaluation->task->background + 1, NULL, 16);
-    for (int i = 0; i < 3; i++) options.background[i] = (uint8_t)(colour >> (16 - 8 * i));
+    check(image_colour(d->evaluation->task->background, options.background)); // task_read saw to it
     Image image = {0};
     if (!bytes->size)
         error_set(&d->errors[task], ERROR_FAILED, "it has no image");

@@ -9,6 +9,7 @@ typedef struct Pairs {
     int64_t count, texts;       // N, M
     char **text;                // (N) of each picture, owned; the first M of `distinct` are used
     const char **distinct;      // (M) sorted
+    int64_t *ids;               // (N) number of each picture's sample
     int64_t *text_of;           // (N) into distinct
     int64_t *pictures_of;       // (M) how many pictures have it
     float *pictures, *features; // (N, E), (M, E)
@@ -23,8 +24,9 @@ static bool read_pairs(Evaluation *e, Pairs *p, Error *error) {
     SampleBatch batch = {0};
     float *features = malloc(sizeof(float) * (size_t)(e->batch * width));
     p->text = calloc(most, sizeof *p->text);
+    p->ids = calloc(most, sizeof *p->ids);
     p->pictures = calloc(most * (size_t)width, sizeof *p->pictures);
-    check(features && p->text && p->pictures);
+    check(features && p->text && p->ids && p->pictures);
     bool ok = true;
     while ((ok = ok && sample_batch_next(e, &batch, true, error)) && batch.count) {
         ok = picture_features(e, &batch, features, error);
@@ -37,6 +39,7 @@ static bool read_pairs(Evaluation *e, Pairs *p, Error *error) {
                 continue;
             }
             memcpy(p->pictures + p->count * width, features + i * width, sizeof(float) * (size_t)width);
+            p->ids[p->count] = batch.ids[i];
             p->text[p->count++] = text.data; // taken over
         }
     }
@@ -68,13 +71,29 @@ static void mark_hits(double *hit, int64_t queries, int64_t query, int64_t rank)
     for (int k = 0; k < CUT_COUNT; k++) hit[k * queries + query] = rank < CUTS[k];
 }
 
+// Picture i's caption and the one the model gives it; scores (M).
+static void log_picture(Evaluation *e, const Pairs *p, int64_t i, const float *scores, bool hit) {
+    Example x = {0};
+    Error ignored = {0}; // it was read before
+    int64_t best = 0;
+    for (int64_t m = 1; m < p->texts; m++)
+        if (scores[m] > scores[best]) best = m;
+    if (examples_read(e->examples, p->ids[i], &x, &ignored))
+        log_sample(e, p->ids[i], &x, p->text[i], json_string(p->distinct[best]), "image_to_text_R@1", hit);
+    example_free(&x);
+}
+
 static bool pictures_to_texts(Evaluation *e, const Pairs *p, double *hit, float *scores, Error *error) {
     int64_t width = e->model->config.embedding;
     for (int64_t i = 0; i < p->count; i += e->batch) {
         int64_t rows = p->count - i < e->batch ? p->count - i : e->batch;
         if (!similarities(e, p->pictures + i * width, rows, p->features, p->texts, scores, error)) return false;
-        for (int64_t r = 0; r < rows; r++)
-            mark_hits(hit, p->count, i + r, rank_of(scores + r * p->texts, p->texts, p->text_of[i + r]));
+        for (int64_t r = 0; r < rows; r++) {
+            const float *row = scores + r * p->texts;
+            int64_t rank = rank_of(row, p->texts, p->text_of[i + r]);
+            mark_hits(hit, p->count, i + r, rank);
+            if (e->samples) log_picture(e, p, i + r, row, rank == 0);
+        }
     }
     return true;
 }
@@ -116,6 +135,7 @@ static void add_metrics(Score *score, const Pairs *p, const double *to_text, con
 static void pairs_free(Pairs *p) {
     for (int64_t i = 0; i < p->count; i++) free(p->text[i]);
     free(p->text);
+    free(p->ids);
     free(p->distinct);
     free(p->text_of);
     free(p->pictures_of);

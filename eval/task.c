@@ -1,6 +1,7 @@
 /* The keys of a task file, and where task files lie. */
 #include "eval/task.h"
 #include "base/files.h"
+#include "data/image.h"
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -93,9 +94,7 @@ bool task_read(Task *task, const char *word, Arena *memory, Error *error) {
     }
     if (!config_read(&task_schema, path, NULL, 0, task, memory, error)) return false;
     task->name = without_extension(path, memory);
-    unsigned colour = 0;
-    char behind = 0;
-    if (strlen(task->background) != 7 || sscanf(task->background, "#%6x%c", &colour, &behind) != 1)
+    if (!image_colour(task->background, (uint8_t[3]){0}))
         return error_set(error, ERROR_USAGE, "%s: background is '%s'; write a colour as #rrggbb", path,
                          task->background);
     return true;

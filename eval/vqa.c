@@ -10,27 +10,34 @@ typedef struct Questions {
     Wanted *wanted;  // (capacity)
 } Questions;
 
-// The question's ids and the answer's text of each sample in the batch.
-static bool ask(Evaluation *e, SampleBatch *b, Questions *q, Error *error) {
-    Buffer question = {0};
-    bool ok = true;
-    for (int i = 0; ok && i < b->count; i++) {
-        Buffer answer = {0};
+// The question's ids, and the answer's text. A sample that cannot be asked has no wanted answer.
+static bool ask_one(const Evaluation *e, const Example *sample, const Questions *q, TokenIds *asked, Wanted *wanted,
+                    Error *error) {
+    const JointConfig *config = &e->model->config;
+    Buffer question = {0}, answer = {0};
+    bool ok = template_expand(q->question, 0, sample->fields, 0, &question, error) &&
+              template_expand(q->answer, 0, sample->fields, 0, &answer, error) &&
+              tokenizer_encode(e->model->tokenizer, question.data, question.size, asked, error);
+    long long length = joint_image_tokens(config) + 1 + (long long)asked->count; // <s> counted
+    if (ok && length > config->text.context)
+        ok = error_set(error, ERROR_FAILED, "picture and question take %lld positions, the model's context is %lld",
+                       length, (long long)config->text.context);
+    buffer_free(&question);
+    if (ok)
+        *wanted = (Wanted){{answer.data}, 1}; // taken over
+    else
+        buffer_free(&answer);
+    return ok || error_prefix(error, "%s", sample->name);
+}
+
+static void ask(Evaluation *e, SampleBatch *b, const Questions *q) {
+    for (int i = 0; i < b->count; i++) {
         Error missing = {0};
-        buffer_clear(&question);
         wanted_clear(&q->wanted[i]);
         q->asked[i].count = 0;
-        if (!template_expand(q->question, 0, b->samples[i].fields, 0, &question, &missing) ||
-            !template_expand(q->answer, 0, b->samples[i].fields, 0, &answer, &missing)) {
-            error_prefix(&missing, "%s", b->samples[i].name);
+        if (!ask_one(e, &b->samples[i], q, &q->asked[i], &q->wanted[i], &missing))
             sample_left_out(e, b, missing.message);
-            continue; // a template that failed left no text
-        }
-        q->wanted[i] = (Wanted){{answer.data}, 1}; // taken over
-        ok = tokenizer_encode(e->model->tokenizer, question.data, question.size, &q->asked[i], error);
     }
-    buffer_free(&question);
-    return ok;
 }
 
 bool score_vqa(Evaluation *e, Score *score, Error *error) {
@@ -42,8 +49,10 @@ bool score_vqa(Evaluation *e, Score *score, Error *error) {
     check(q.asked && q.wanted);
     bool ok = (q.question = template_parse(e->task->question, error)) != NULL &&
               (q.answer = template_parse(e->task->answer, error)) != NULL;
-    while ((ok = ok && sample_batch_next(e, &batch, true, error)) && batch.count)
-        ok = ask(e, &batch, &q, error) && answers_generate(e, &batch, q.asked, q.wanted, &answers, error);
+    while ((ok = ok && sample_batch_next(e, &batch, true, error)) && batch.count) {
+        ask(e, &batch, &q);
+        ok = answers_generate(e, &batch, q.asked, q.wanted, &answers, error);
+    }
     if (ok && !answers.count) ok = error_set(error, ERROR_FAILED, "no sample has a picture, a question and an answer");
     if (ok) score_add(score, answers_metric(&answers));
     score->effective = answers.count;

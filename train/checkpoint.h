@@ -8,7 +8,7 @@
 typedef struct TrainState {
     int64_t step; // updates done
     int64_t seed;
-    char roots[16][80]; // Merkle roots of the datasets trained on, in the order of `data`
+    char roots[MOST_SOURCES][80]; // Merkle roots of the datasets trained on, in the order of `data`
     int root_count;
 } TrainState;
 

@@ -206,7 +206,10 @@ static void metric_row(Buffer *b, const char *task, const char *key, json_t *val
     int n = comma ? (int)(comma - key) : (int)strlen(key);
     buffer_text(b, "<tr><td>");
     html_text(b, task);
-    buffer_printf(b, "</td><td>%.*s</td><td class=\"n\">%.4f</td>", n, key, json_get_number(values, key, NAN));
+    snprintf(other, sizeof other, "%.*s", n, key);
+    buffer_text(b, "</td><td>");
+    html_text(b, other);
+    buffer_printf(b, "</td><td class=\"n\">%.4f</td>", json_get_number(values, key, NAN));
     const char *const suffixes[] = {"_stderr", "_chance"};
     for (int i = 0; i < 2; i++) {
         snprintf(other, sizeof other, "%.*s%s%s", n, key, suffixes[i], comma ? comma : "");

@@ -107,6 +107,12 @@ static char *said(Sampler *s, const Image *image, const char *question, Error *e
     return text.data;
 }
 
+static void sample_clear(ReportSample *s) {
+    char *const owned[] = {s->picture, s->truth, s->says, s->question, s->answer, s->model_answer};
+    for (int k = 0; k < 6; k++) free(owned[k]);
+    *s = (ReportSample){0};
+}
+
 // False where the sample is no use (damaged, or without a picture): the next is taken.
 static bool one_sample(Sampler *s, int64_t number, ReportSample *out, Error *error) {
     Sample sample;
@@ -130,7 +136,9 @@ static bool one_sample(Sampler *s, int64_t number, ReportSample *out, Error *err
     }
     image_free(&image);
     buffer_free(&bytes);
-    return ok && out->picture;
+    if (ok && out->picture) return true;
+    sample_clear(out);
+    return false;
 }
 
 bool report_samples(const char *run, int most, ReportSample **out, int *count, Log *log, Error *error) {
@@ -154,10 +162,6 @@ bool report_samples(const char *run, int most, ReportSample **out, int *count, L
 }
 
 void report_samples_free(ReportSample *samples, int count) {
-    for (int i = 0; samples && i < count; i++) {
-        char *const owned[] = {samples[i].picture,  samples[i].truth,  samples[i].says,
-                               samples[i].question, samples[i].answer, samples[i].model_answer};
-        for (int k = 0; k < 6; k++) free(owned[k]);
-    }
+    for (int i = 0; samples && i < count; i++) sample_clear(&samples[i]);
     free(samples);
 }

@@ -2,6 +2,7 @@
 #include "train/run.h"
 #include "base/clock.h"
 #include "base/progress.h"
+#include "data/image.h"
 #include "kernels/cpu/cpu.h"
 #include "train/checkpoint.h"
 #include "train/memory.h"
@@ -64,7 +65,6 @@ static bool read_config(Run *r, Error *error) {
 }
 
 static LoaderConfig loader_config(const TrainConfig *c, bool validation) {
-    unsigned rgb[3] = {255, 255, 255};
     LoaderConfig l = {.sources = c->data.items,
                       .source_count = c->data.count,
                       .validation = validation,
@@ -78,8 +78,7 @@ static LoaderConfig loader_config(const TrainConfig *c, bool validation) {
                       .ahead = (int)c->loader_ahead,
                       .cache_bytes = c->loader_cache,
                       .bad_samples_per_million = c->bad_samples};
-    sscanf(c->background, "#%2x%2x%2x", &rgb[0], &rgb[1], &rgb[2]);
-    for (int i = 0; i < 3; i++) l.background[i] = (uint8_t)rgb[i];
+    check(image_colour(c->background, l.background)); // train_config_read saw to it
     return l;
 }
 
@@ -309,6 +308,7 @@ bool train_run(const TrainOptions *options, TrainResult *result, Log *log, Error
     if (ok) {
         describe_start(&r);
         r.progress = progress_start(log, "training", "steps", r.config.steps);
+        progress_resume(r.progress, r.state.step);
         ok = steps(&r, error);
     }
     *result = (TrainResult){ok && stopping(&r) && r.state.step < r.config.steps, r.state.step, clock_seconds() - start};

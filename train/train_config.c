@@ -1,6 +1,7 @@
 /* The table of a training run's keys, and the checks over several of them. */
 #include "train/train_config.h"
 #include "base/files.h"
+#include "data/image.h"
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
@@ -242,7 +243,7 @@ static const ConfigKey train_keys[] = {
      .least = 0,
      .most = 1e15,
      .unit = "bytes",
-     .help = "decoded pictures and token ids kept in memory"},
+     .help = "decoded pictures and their texts kept in memory, shared evenly by the datasets"},
     {.name = "loader.bad_samples_per_million",
      .type = CONFIG_FLOAT,
      .offset = AT(bad_samples),
@@ -328,6 +329,12 @@ static bool check_source(const TrainConfig *c, int i, Error *error) {
         return error_set(error, ERROR_USAGE, "data.%d.objectives needs pictures, but the model has no vision part", i);
     if (!*s->question != !*s->answer)
         return error_set(error, ERROR_USAGE, "data.%d: question and answer go together", i);
+    if (*s->question && !has_objective(s, OBJECTIVE_CAPTION))
+        return error_set(error, ERROR_USAGE,
+                         "data.%d: question and answer make caption rows; add caption to its objectives", i);
+    if (*s->one_per && s->objectives == 1u << OBJECTIVE_LM)
+        return error_set(error, ERROR_USAGE, "data.%d.one_per chooses pictures, but lm alone has none; leave it out",
+                         i);
     if (s->crop_scale[0] > s->crop_scale[1] || s->crop_ratio[0] > s->crop_ratio[1])
         return error_set(error, ERROR_USAGE, "data.%d: the least of a crop range is above the most", i);
     return true;
@@ -368,14 +375,16 @@ static bool check_run(const TrainConfig *c, const char *path, Error *error) {
     if (!c->data.count)
         return error_set(error, ERROR_USAGE, "%s: data is empty; name at least one dataset",
                          path ? path : "command line");
+    if (c->data.count > MOST_SOURCES)
+        return error_set(error, ERROR_USAGE, "data names %d datasets; %d at the most: build some of them into one",
+                         c->data.count, MOST_SOURCES);
     if (!file_exists(c->tokenizer))
         return error_set(error, ERROR_USAGE, "tokenizer: %s does not exist; make one with `bifocal tokenizer train`",
                          c->tokenizer);
     if (c->optimizer.warmup_steps && c->optimizer.warmup_steps >= c->steps)
         return error_set(error, ERROR_USAGE, "optimizer.warmup_steps (%lld) must be below train.steps (%lld)",
                          (long long)c->optimizer.warmup_steps, (long long)c->steps);
-    unsigned red, green, blue;
-    if (strlen(c->background) != 7 || sscanf(c->background, "#%2x%2x%2x", &red, &green, &blue) != 3)
+    if (!image_colour(c->background, (uint8_t[3]){0}))
         return error_set(error, ERROR_USAGE, "loader.background is '%s'; write a colour as #rrggbb", c->background);
     return true;
 }

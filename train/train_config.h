@@ -4,6 +4,8 @@
 #include "data/loader.h"
 #include "fusion/joint.h"
 
+enum { MOST_SOURCES = 64 }; // datasets of a run
+
 typedef enum { SCHEDULE_COSINE, SCHEDULE_LINEAR, SCHEDULE_CONSTANT } Schedule;
 
 typedef struct OptimizerConfig {

@@ -61,6 +61,29 @@ static void short_work_prints_one_plain_line(void **state) {
     fclose(stream);
 }
 
+// The first of two steps after nine earlier ones: the rate and the count are of this call.
+static void resumed_work_counts_from_where_it_went_on(void **state) {
+    (void)state;
+    char *text = NULL;
+    size_t size = 0;
+    double rate = 0, start = clock_seconds();
+    FILE *stream = tmpfile();
+    Log *log = log_new(LOG_INFO, stream);
+    Progress *progress = progress_start(log, "training", "steps", 1000002);
+    progress_resume(progress, 1000000);
+    while (clock_seconds() - start < 0.02) continue;
+    progress_update(progress, 1000001, NULL);
+    progress_end(progress);
+    rewind(stream);
+    assert_true(getdelim(&text, &size, 0, stream) > 0);
+    assert_int_equal(sscanf(text, "training: 1 steps in 0s, %lf steps/s", &rate), 1);
+    assert_true(rate > 0 && rate < 1000);
+    progress_resume(NULL, 1);
+    free(text);
+    log_free(log);
+    fclose(stream);
+}
+
 // A pseudo-terminal shows what a person would see.
 static void a_terminal_shows_one_line_that_is_redrawn(void **state) {
     (void)state;
@@ -100,6 +123,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(lines_reach_stream_and_file_by_level),
         cmocka_unit_test(short_work_prints_one_plain_line),
+        cmocka_unit_test(resumed_work_counts_from_where_it_went_on),
         cmocka_unit_test(a_terminal_shows_one_line_that_is_redrawn),
         cmocka_unit_test(dates_are_utc),
     };

@@ -219,6 +219,27 @@ static void a_run_is_reported(void **state) {
     assert_refuses(2, "config.yaml", project, "report", "nowhere");
 }
 
+// What a run has before its first checkpoint: curves.
+static void a_young_run_is_reported_without_pictures(void **state) {
+    (void)state;
+    Error error = {0};
+    static const char *const files[] = {"config.yaml", "metrics.jsonl"};
+    char *young = temporary_path(project, "young"), *run = temporary_path(project, "run");
+    assert_done(folder_create(young, &error), &error);
+    for (int i = 0; i < 2; i++) {
+        Buffer text = {0};
+        char *from = temporary_path(run, files[i]), *to = temporary_path(young, files[i]);
+        assert_done(file_read(from, &text, &error), &error);
+        temporary_write(to, text.data, text.size);
+        buffer_free(&text);
+        free(from);
+        free(to);
+    }
+    assert_prints("young/report.html", project, "report", "young");
+    free(young);
+    free(run);
+}
+
 static void a_run_that_cannot_work_is_not_begun(void **state) {
     (void)state;
     assert_refuses(2, "heads", project, "train", "config.yaml", "model.text.heads=3", "--run", "refused");
@@ -243,6 +264,7 @@ int main(void) {
         cmocka_unit_test(a_run_is_evaluated),
         cmocka_unit_test(a_run_speaks_with_and_without_pictures),
         cmocka_unit_test(a_run_is_reported),
+        cmocka_unit_test(a_young_run_is_reported_without_pictures),
         cmocka_unit_test(a_run_that_cannot_work_is_not_begun),
     };
     return cmocka_run_group_tests(tests, open_project, close_project);

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 typedef struct Fixture {
     char *folder, *out, *held;
@@ -140,6 +141,38 @@ static void a_folder_of_pictures_with_captions_becomes_samples(void **state) {
 }
 
 // Bad-inputs 49 to 53 and what a row can lack.
+// Whatever the folder is called: the same samples on each side of a split.
+static void a_folder_may_be_named_from_where_one_is(void **state) {
+    (void)state;
+    char *here = getcwd(NULL, 0), root[65] = "", name[32];
+    assert_non_null(here);
+    Fixture f = start();
+    for (int i = 0; i < 16; i++) {
+        snprintf(name, sizeof name, "in/%d.png", i);
+        put_picture(f.folder, name, 4, i);
+        snprintf(name, sizeof name, "in/%d.txt", i);
+        put_file(f.folder, name, "a caption");
+    }
+    f.options.validation_fraction = 0.4;
+    f.options.validation_out = f.held;
+    f.options.force = true;
+    f.options.sources = f.sources;
+    f.options.source_count = 1;
+    const char *const names[] = {"in", "./in", "in/"};
+    assert_int_equal(chdir(f.folder), 0);
+    for (int i = 0; i < 3; i++) {
+        f.sources[0] = names[i];
+        build(&f);
+        assert_int_equal(f.result.train.samples + f.result.validation.samples, 16);
+        if (i) assert_string_equal(f.result.train.root, root);
+        snprintf(root, sizeof root, "%s", f.result.train.root);
+    }
+    assert_int_equal(chdir(here), 0);
+    f.options.source_count = 0;
+    done(&f);
+    free(here);
+}
+
 static void bad_rows_are_counted_by_cause_and_stop_nothing(void **state) {
     (void)state;
     static const struct {
@@ -387,6 +420,7 @@ int main(void) {
         cmocka_unit_test(rows_of_jsonl_become_samples),
         cmocka_unit_test(questions_and_columns_become_samples),
         cmocka_unit_test(a_folder_of_pictures_with_captions_becomes_samples),
+        cmocka_unit_test(a_folder_may_be_named_from_where_one_is),
         cmocka_unit_test(bad_rows_are_counted_by_cause_and_stop_nothing),
         cmocka_unit_test(pieces_of_a_whole_text_join_to_the_file),
         cmocka_unit_test(the_tail_of_a_whole_text_is_held_out_by_characters),

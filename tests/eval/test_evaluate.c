@@ -151,6 +151,30 @@ static void damaged_pictures_are_left_out_and_counted(void **state) {
     tiny_eval_close(&t);
 }
 
+// A question longer than the context, and one without an answer, do not stop the others.
+static void questions_that_cannot_be_asked_are_left_out(void **state) {
+    (void)state;
+    TinyEval t;
+    Error error = {0};
+    tiny_eval_open(&t, 1, F32);
+    static const char lines[] =
+        "{\"image\": \"images/0.png\", \"question\": \"what colour?\", \"answer\": \"red\"}\n"
+        "{\"image\": \"images/1.png\", \"question\": \"what colour is the big big big big big big big circle?\", "
+        "\"answer\": \"red\"}\n"
+        "{\"image\": \"images/2.png\", \"question\": \"what colour?\"}\n";
+    char *data = temporary_path(t.folder, "questions.jsonl");
+    char *task = tiny_task(&t, "ask.yaml", "type: vqa\nanswer: 'a {answer}'\n");
+    assert_done(file_write(data, lines, sizeof lines - 1, &error), &error);
+    json_t *results = tiny_run(&t, task, data, 4);
+    const json_t *counts = json_object_get(json_object_get(results, "n-samples"), "ask");
+    assert_int_equal(json_get_int(counts, "original", 0), 3);
+    assert_int_equal(json_get_int(counts, "effective", 0), 1);
+    json_decref(results);
+    free(data);
+    free(task);
+    tiny_eval_close(&t);
+}
+
 static void every_sample_is_logged_where_asked(void **state) {
     (void)state;
     TinyEval t;
@@ -160,8 +184,9 @@ static void every_sample_is_logged_where_asked(void **state) {
         .tasks = shipped, .task_count = 4, .data = t.captions, .batch = 5, .samples = t.folder, .limit = 11};
     json_t *results = evaluate(&t.model, t.backend, &options, NULL, &error);
     assert_done(results != NULL, &error);
-    static const char *const logged[] = {"samples_zero_shot.jsonl", "samples_caption.jsonl", "samples_vqa.jsonl"};
-    for (int i = 0; i < 3; i++) {
+    static const char *const logged[] = {"samples_zero_shot.jsonl", "samples_retrieval.jsonl", "samples_caption.jsonl",
+                                         "samples_vqa.jsonl"};
+    for (int i = 0; i < 4; i++) {
         char *path = temporary_path(t.folder, logged[i]);
         JsonLines *lines = json_lines_open(path, &error);
         json_t *line = NULL;
@@ -239,6 +264,7 @@ int main(void) {
         cmocka_unit_test(perplexity_rolls_over_disjoint_windows),
         cmocka_unit_test(random_weights_guess),
         cmocka_unit_test(damaged_pictures_are_left_out_and_counted),
+        cmocka_unit_test(questions_that_cannot_be_asked_are_left_out),
         cmocka_unit_test(every_sample_is_logged_where_asked),
         cmocka_unit_test(what_cannot_be_run_is_refused_with_a_remedy),
         cmocka_unit_test(ranks_count_what_goes_first),

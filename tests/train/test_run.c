@@ -3,6 +3,7 @@
 #include "base/json.h"
 #include "base/safetensors.h"
 #include "tests/train/tiny_run.h"
+#include "train/train_config.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -111,6 +112,47 @@ static void resume_is_bit_exact_in_bf16(void **state) {
     remove_in_run("resumed16", LAST);
     train("resumed16", settings, true);
     assert_same_end("whole16", "resumed16");
+}
+
+// The records of a run but for its times.
+static json_t *records_of(const char *name) {
+    Error error = {0};
+    json_t *all = json_array(), *record;
+    char *path = tiny_run_path(&shared, name, "metrics.jsonl");
+    JsonLines *lines = json_lines_open(path, &error);
+    assert_non_null(lines);
+    while (json_lines_next(lines, &record, &error) && record) {
+        json_object_del(record, "seconds");
+        json_object_del(record, "waited");
+        json_array_append_new(all, record);
+    }
+    json_lines_close(lines);
+    free(path);
+    return all;
+}
+
+static void resume_with_validation_and_microbatches_is_bit_exact(void **state) {
+    (void)state;
+    char pictures[512], text[512];
+    snprintf(pictures, sizeof pictures, "data.0.validation=%s/train", shared.folder);
+    snprintf(text, sizeof text, "data.2.validation=%s/text", shared.folder);
+    const char *settings[] = {pictures, text, "validation.every=2", "validation.batches=3", "train.microbatches=3",
+                              NULL};
+    train("measured", settings, false);
+    train("measured-again", settings, false);
+    remove_in_run("measured-again", LAST);
+    train("measured-again", settings, true);
+    assert_same_end("measured", "measured-again");
+    json_t *a = records_of("measured"), *b = records_of("measured-again");
+    assert_int_equal(json_array_size(a), 6 + 3);
+    assert_true(json_equal(a, b));
+    json_t *last = json_array_get(a, json_array_size(a) - 1);
+    assert_true(json_get_number(last, "validation/lm", 0) > 0 && json_get_number(last, "validation/mae", 0) > 0);
+    json_decref(a);
+    json_decref(b);
+    // Measuring changes nothing that is learned.
+    train("not-measured", (const char *[]){"train.microbatches=3", NULL}, false);
+    assert_same_end("measured", "not-measured");
 }
 
 static void a_signal_saves_and_the_run_goes_on_from_there(void **state) {
@@ -312,6 +354,29 @@ static void configurations_that_cannot_work_are_refused(void **state) {
     assert_refused("model.text.width=1048576", "GiB");
     assert_refused("model.vision.layers=1048576", "make model.* or the batches smaller");
     assert_refused("data.0.batch=1048576", "train.microbatches");
+    assert_refused("data.1.objectives=mae", "add caption");
+    assert_refused("data.2.one_per=class", "one_per");
+    assert_refused("data.0.one_per=class", "set batch to");
+    assert_refused("loader.background=#-1-1-1", "#rrggbb");
+    assert_refused("model.text.vocabulary=20", "model.text.vocabulary");
+}
+
+static void more_datasets_than_a_checkpoint_names_are_refused(void **state) {
+    (void)state;
+    char settings[2 * MOST_SOURCES][512];
+    const char *list[2 * MOST_SOURCES + 1] = {0};
+    int n = 0;
+    for (int i = 3; i <= MOST_SOURCES; i++) {
+        list[n] = settings[n];
+        snprintf(settings[n++], sizeof *settings, "data.%d.path=%s/text", i, shared.folder);
+        list[n] = settings[n];
+        snprintf(settings[n++], sizeof *settings, "data.%d.objectives=lm", i);
+    }
+    TrainResult result;
+    Error error = {0};
+    assert_false(tiny_train(&shared, "refused", list, false, NULL, &result, &error));
+    assert_int_equal(error.kind, ERROR_USAGE);
+    assert_message_has(&error, "64 at the most");
 }
 
 int main(void) {
@@ -319,6 +384,7 @@ int main(void) {
         cmocka_unit_test(every_number_of_threads_gives_the_same_bits),
         cmocka_unit_test(resume_is_bit_exact),
         cmocka_unit_test(resume_is_bit_exact_in_bf16),
+        cmocka_unit_test(resume_with_validation_and_microbatches_is_bit_exact),
         cmocka_unit_test(a_signal_saves_and_the_run_goes_on_from_there),
         cmocka_unit_test(a_killed_run_goes_on_bit_for_bit),
         cmocka_unit_test(microbatches_do_not_change_the_loss),
@@ -329,6 +395,7 @@ int main(void) {
         cmocka_unit_test(another_tokenizer_is_refused_on_resume),
         cmocka_unit_test(other_data_is_refused_on_resume),
         cmocka_unit_test(configurations_that_cannot_work_are_refused),
+        cmocka_unit_test(more_datasets_than_a_checkpoint_names_are_refused),
     };
     return cmocka_run_group_tests(tests, open_shared, close_shared);
 }
