@@ -93,7 +93,7 @@ static int remove_entry(const char *path, const struct stat *status, int kind, s
     (void)status;
     (void)kind;
     (void)place;
-    return remove(path);
+    return remove(path) == 0 || errno == ENOENT ? 0 : -1; // another process may be removing the same folder
 }
 
 bool folder_remove(const char *path, Error *error) {
@@ -167,7 +167,7 @@ const char *path_extension(const char *path) {
 bool mapped_open(MappedFile *file, const char *path, Error *error) {
     struct stat status;
     *file = (MappedFile){.descriptor = -1};
-    int descriptor = open(path, O_RDONLY | O_CLOEXEC);
+    int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a named pipe is refused, not waited for
     if (descriptor < 0) return error_set_errno(error, ERROR_FAILED, "%s: cannot open", path);
     if (fstat(descriptor, &status) != 0 || !S_ISREG(status.st_mode)) {
         close(descriptor);

@@ -55,7 +55,6 @@ struct Backend {
     void (*dropout)(Backend *, void *y, const void *x, int64_t n, double p, uint64_t seed, uint64_t site, uint64_t first, Dtype t, bool add);
     void (*rope)(Backend *, void *y, const void *x, const int32_t *positions, int64_t rows, int64_t width, int heads, int head_size,
                  double base, bool inverse, Dtype t, bool add);
-    double (*sum)(Backend *, const void *x, int64_t n, Dtype t);        // waits; fixed blocks in f64
     double (*sum_squares)(Backend *, const void *x, int64_t n, Dtype t); // waits; fixed blocks in f64
     int64_t (*first_nonfinite)(Backend *, const void *x, int64_t n, Dtype t); // index, or -1; waits
     void (*sum_into)(Backend *, float *out, const void *x, int64_t n, double factor, Dtype t); // out[0] = factor * sum
@@ -76,7 +75,8 @@ struct Backend {
     void (*embedding_forward)(Backend *, void *y, const int32_t *ids, const void *table, int64_t n, int64_t width, int64_t vocab, Dtype t);
     // dtable is f32 (V, C); rows of one id add in the order of n
     void (*embedding_backward)(Backend *, float *dtable, const void *dy, const int32_t *ids, int64_t n, int64_t width, int64_t vocab, Dtype t, bool add);
-    void (*gather_rows)(Backend *, void *y, const void *x, const int32_t *rows, int64_t m, int64_t width, Dtype t, bool add);
+    // y[m] (+)= x[rows[m]], x (count, width)
+    void (*gather_rows)(Backend *, void *y, const void *x, const int32_t *rows, int64_t m, int64_t width, int64_t count, Dtype t, bool add);
     // y[rows[m]] (+)= x[m], in the order of m for a repeated row; only the named rows are touched (zero y first if need be)
     void (*scatter_add_rows)(Backend *, void *y, Dtype to, const void *x, Dtype from, const int32_t *rows, int64_t m, int64_t width, int64_t count);
     // y[r] = x[m] where rows[m] = r, else base, of type t too (rank 1: base_rows 1; whole: base_rows count; NULL: zeros)

@@ -1,5 +1,5 @@
 /* An operator: one row of the table, one file under ops/. Everything that must know all operators reads this list: the
- * tape, the gradient check, the determinism check, the speed table, the planner's cost model, CPU against CUDA.
+ * gradient check, the determinism check, the speed table.
  *
  * To add one: a line in OPERATORS, a file ops/NAME.c (shape rule, forward, backward, cost, example), its prototype with
  * the formula in ops.h, the kernels in backend.h and cpu/. Tests find it through the list. */
@@ -87,4 +87,3 @@ OPERATORS(DECLARE_OPERATOR)
 #undef DECLARE_OPERATOR
 
 extern const Operator *const operator_list[]; // all of them, NULL at the end
-const Operator *operator_find(const char *name); // NULL where there is none of that name

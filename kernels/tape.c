@@ -125,8 +125,6 @@ static unsigned wants_of(const Tape *t, const Node *n) {
     return bits;
 }
 
-bool tape_will_backward(const Node *n) { return n->pending != 0; }
-
 static void remember(Tape *t, Node *n) {
     if (t->count == t->capacity) {
         t->capacity = t->capacity ? 2 * t->capacity : 256;
@@ -306,6 +304,7 @@ static const Operator op_reshape = {.name = "reshape",
 
 Tensor *tape_reshape(Tape *t, Tensor *x, int rank, const int64_t *shape) {
     if (t->error) return NULL;
+    check(rank >= 0 && rank <= MAX_RANK);
     Attributes a = {.i[4] = rank};
     for (int i = 0; i < rank; i++) a.i[i] = shape[i];
     return tape_apply(t, &op_reshape, &a, 1, (Tensor *[]){x});

@@ -30,7 +30,8 @@ void tape_check_finite(Tape *, bool on);
 // Runs the operators backwards from `loss` (one f32 number, whose gradient is set to 1). With INPUT_GRADIENTS alone the
 // weight half stays on the tape until a call with WEIGHT_GRADIENTS, which may come any time before the reset.
 void tape_backward(Tape *, Tensor *loss, Halves);
-// The same from an output whose gradient the caller gives: (same shape and dtype as `out`), host or device as `out`.
+// The same from an output whose gradient the caller gives, in host memory, of the shape and dtype of `out`. A node is
+// done once: a tape has one backward pass (or one of each half); several losses add up to one first.
 void tape_backward_from(Tape *, Tensor *out, const void *gradient, Halves);
 
 // A tensor in the step's memory, not zeroed.
@@ -50,7 +51,6 @@ Tensor *tape_keep(Node *, int slot, Dtype, int rank, const int64_t *shape); // s
 Tensor *tape_apply(Tape *, const Operator *, const Attributes *, int n_in, Tensor *const *in);
 void   *tape_scratch(Node *, size_t bytes); // valid until the running forward or backward returns
 void    tape_end_scratch(Tape *); // frees it: for benches that call a node's functions themselves
-bool    tape_will_backward(const Node *);   // false: nothing need be saved
 
 typedef struct Destination { // where a gradient goes
     void *data;

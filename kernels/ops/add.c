@@ -8,7 +8,7 @@ static const char *add_infer(Node *n) {
     Tensor *a = n->in[LEFT], *b = n->in[RIGHT];
     if (a->dtype != F32 && a->dtype != BF16) return "add: a must be F32 or BF16";
     if (b->dtype != a->dtype && b->dtype != F32) return "add: b must be of a's type or F32";
-    if (tensor_count(b) == 0 || tensor_count(a) % tensor_count(b))
+    if (tensor_count(b) ? tensor_count(a) % tensor_count(b) : tensor_count(a))
         return "add: a's number of elements must be a multiple of b's";
     tape_output(n, a->dtype, a->rank, a->shape);
     return NULL;

@@ -15,7 +15,7 @@ static const char *gather_rows_infer(Node *n) {
 static void gather_rows_forward(Node *n) {
     Backend *b = tape_backend(n->tape);
     b->gather_rows(b, n->out->data, n->in[X]->data, n->in[ROWS]->data, tensor_count(n->in[ROWS]), tensor_width(n->out),
-                   n->out->dtype, false);
+                   tensor_rows(n->in[X]), n->out->dtype, false);
 }
 
 static void gather_rows_backward(Node *n, unsigned wanted) {

@@ -58,8 +58,8 @@ static void scatter_rows_backward(Node *n, unsigned wanted) {
     if (WANTS(wanted, BASE)) backward_base(n);
     if (WANTS(wanted, X)) {
         Destination d = grad_of(n, X);
-        b->gather_rows(b, d.data, n->out->grad, n->in[ROWS]->data, tensor_rows(n->in[X]), tensor_width(n->out), d.dtype,
-                       d.add);
+        b->gather_rows(b, d.data, n->out->grad, n->in[ROWS]->data, tensor_rows(n->in[X]), tensor_width(n->out),
+                       tensor_rows(n->out), d.dtype, d.add);
     }
 }
 

@@ -40,7 +40,7 @@ static double *pair_logits(const Node *call, double *const in[], double factor, 
 
 void reference_clip_loss(const Node *call, double *const in[], double *out) {
     int64_t n = call->in[0]->shape[0];
-    double *s = pair_logits(call, in, exp(fmin(in[2][0], log(100))), 0);
+    double *s = pair_logits(call, in, exp(in[2][0] > log(100) ? log(100) : in[2][0]), 0); // fmin would lose NaN
     out[0] = 0;
     for (int64_t i = 0; i < n; i++)
         out[0] += 0.5 * (log_sum_exp(s + i * n, n, 1) + log_sum_exp(s + i, n, n)) - s[i * n + i];

@@ -1,13 +1,11 @@
 /* Matrix products and column sums of the CPU backend against sums in double, on every instruction set of this machine.
  */
-#define SIMD_SUFFIX plain // of the header below; the test names all of them
-#include "kernels/cpu/simd/matmul_serial.h"
+#include "kernels/cpu/cpu.h"
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-
 #include <cmocka.h>
 
 static const char *const ISA[] = {"plain", "avx2", "avx512", "avx512-bf16"};
@@ -201,37 +199,6 @@ static void bits_do_not_depend_on_the_number_of_threads(void **state) {
     }
 }
 
-typedef void Serial(const Matmul *, void *scratch);
-Serial matmul_serial_avx2, matmul_serial_avx512, matmul_serial_avx512bf16;
-
-static void products_inside_a_task_have_the_same_bits(void **state) {
-    (void)state;
-    Serial *const serial[ISA_COUNT] = {
-        matmul_serial_plain,
-#if defined(__x86_64__)
-        matmul_serial_avx2,
-        matmul_serial_avx512,
-        matmul_serial_avx512bf16
-#endif
-    };
-    void *scratch = aligned_alloc(64, MATMUL_SCRATCH);
-    for (int i = 0; i < ISA_COUNT * TYPE_PAIRS * 4; i++) {
-        const char *isa = ISA[i / (TYPE_PAIRS * 4)];
-        if (!cpu_has_isa(isa)) continue;
-        const Dtype *t = TYPES[i / 4 % TYPE_PAIRS];
-        Shape s = {70, 130, 1700, 2, i & 1, i & 2, true, true, t[0], t[1]};
-        Case threaded = case_new(&s, 3), alone = case_new(&s, 3);
-        Backend *b = cpu_backend_new(2, isa, NULL);
-        b->matmul(b, &threaded.p);
-        serial[i / (TYPE_PAIRS * 4)](&alone.p, scratch);
-        assert_memory_equal(threaded.c, alone.c, (size_t)alone.c_count * dtype_size(s.out));
-        backend_free(b);
-        case_free(&threaded);
-        case_free(&alone);
-    }
-    free(scratch);
-}
-
 static void nan_and_infinity_reach_exactly_their_row_or_column(void **state) {
     (void)state;
     for (int i = 0; i < ISA_COUNT * TYPE_PAIRS * 4; i++) {
@@ -318,7 +285,6 @@ int main(void) {
         cmocka_unit_test(products_of_all_orders_and_odd_sizes_agree_with_double),
         cmocka_unit_test(large_products_agree_with_double),
         cmocka_unit_test(bits_do_not_depend_on_the_number_of_threads),
-        cmocka_unit_test(products_inside_a_task_have_the_same_bits),
         cmocka_unit_test(nan_and_infinity_reach_exactly_their_row_or_column),
         cmocka_unit_test(column_sums_agree_with_double_on_any_number_of_threads),
         cmocka_unit_test(onednn_agrees_with_double_too),

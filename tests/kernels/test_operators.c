@@ -62,7 +62,7 @@ static double rms(Values v) {
 }
 
 static void expect_close(const Run *r, const char *what, int64_t element, double got, double want, double typical) {
-    if (fabs(got - want) <= allowed(r->choice.dtype, want, typical)) return;
+    if (isfinite(typical) && fabs(got - want) <= allowed(r->choice.dtype, want, typical)) return;
     print_case(r, what);
     fail_msg("element %lld is %.9g, not %.9g; typical %.3g", (long long)element, got, want, typical);
 }
@@ -253,7 +253,6 @@ static void has_example_reference_and_cost(void **state) {
     assert_non_null(reference_of(op));
     assert_non_null(op->cost);
     assert_non_null(op->formula);
-    assert_ptr_equal(operator_find(op->name), op);
 }
 
 // ---- the list ----

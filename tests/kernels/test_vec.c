@@ -25,13 +25,11 @@ static double ulps(float got, double want) {
 
 static void check_range(Function *f, double (*want)(double), double low, double high, double limit) {
     Rng rng = rng_for(9, PURPOSE_TEST, 0);
-    double worst = 0, where = 0;
     for (int i = 0; i < 200000; i++) {
         float x = (float)(low + (high - low) * rng_uniform(&rng));
         double error = ulps(at(f, x), want((double)x));
-        if (!(error <= worst)) worst = error, where = (double)x;
+        if (!(error <= limit)) fail_msg("%.3f ulp at %.9g", error, (double)x);
     }
-    if (!(worst <= limit)) fail_msg("%.3f ulp at %.9g", worst, where);
 }
 
 static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
@@ -60,10 +58,8 @@ static void log1p_is_within_three_ulp(void **state) {
     check_range(vec_log1p, log1p, 0, 1e-3, 3);
     check_range(vec_log1p, log1p, 0, 1e9, 3);
 }
-static void tanh_and_sigmoid_are_within_three_ulp(void **state) {
+static void sigmoid_is_within_three_ulp(void **state) {
     (void)state;
-    check_range(vec_tanh, tanh, -10, 10, 3);
-    check_range(vec_tanh, tanh, -1e-3, 1e-3, 2);
     check_range(vec_sigmoid, sigmoid, -80, 30, 3);
 }
 // In the tail as far as the square in the exponent allows.
@@ -80,7 +76,6 @@ static void limits_are_those_of_the_library(void **state) {
     assert_true(at(vec_log, 1) == 0 && at(vec_log, 0) == -INFINITY && at(vec_log, INFINITY) == INFINITY);
     assert_true(isnan(at(vec_log, -1)) && isnan(at(vec_log, NAN)) && isnan(at(vec_log, -INFINITY)));
     assert_true(at(vec_log1p, 0) == 0 && at(vec_log1p, INFINITY) == INFINITY && isnan(at(vec_log1p, NAN)));
-    assert_true(at(vec_tanh, 30) == 1 && at(vec_tanh, -INFINITY) == -1 && isnan(at(vec_tanh, NAN)));
     assert_true(at(vec_sigmoid, INFINITY) == 1 && at(vec_sigmoid, -INFINITY) == 0 && isnan(at(vec_sigmoid, NAN)));
     assert_true(at(normal_distribution_alone, INFINITY) == 1 && at(normal_distribution_alone, -INFINITY) == 0);
     assert_true(isnan(at(normal_distribution_alone, NAN)));
@@ -102,7 +97,7 @@ int main(void) {
         cmocka_unit_test(exp_is_within_two_ulp),
         cmocka_unit_test(log_is_within_two_ulp),
         cmocka_unit_test(log1p_is_within_three_ulp),
-        cmocka_unit_test(tanh_and_sigmoid_are_within_three_ulp),
+        cmocka_unit_test(sigmoid_is_within_three_ulp),
         cmocka_unit_test(normal_distribution_is_within_2e_7),
         cmocka_unit_test(limits_are_those_of_the_library),
         cmocka_unit_test(sine_and_cosine_turn_through_all_quarters),

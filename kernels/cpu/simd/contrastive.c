@@ -149,7 +149,8 @@ static void clip_columns(void *context, int64_t task, int worker) {
     for (int64_t c = task * BLOCK; c < least(j->columns, (task + 1) * BLOCK); c += LANES) clip_lanes(j, c);
 }
 
-static float clip_scale(const float *log_scale) { return (float)exp(*log_scale < LOG_100 ? *log_scale : LOG_100); }
+// NaN stays: a comparison the other way round would turn it into the clamp.
+static float clip_scale(const float *log_scale) { return (float)exp(*log_scale > LOG_100 ? LOG_100 : *log_scale); }
 
 static void clip_forward(Backend *be, float *out, float *rows, float *columns, const float *a, const float *b,
                          const float *log_scale, int64_t n, int64_t width) {
@@ -206,7 +207,7 @@ static void clip_backward(Backend *be, float *da, bool add_a, float *db, bool ad
             run(&j, j.rows, clip_gradient);
             tile_gradients(&j, da, add_a, db, add_b);
         }
-    float slope = *log_scale <= LOG_100 ? (float)total(j.partial, n) : 0;
+    float slope = *log_scale > LOG_100 ? 0 : (float)total(j.partial, n);
     if (dscale) dscale[0] = slope + (add_scale ? dscale[0] : 0);
 }
 

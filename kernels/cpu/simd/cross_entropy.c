@@ -2,6 +2,7 @@
  * it turns it into running logsumexps (forward) or into the logits' gradient (backward), which two more products turn
  * into dx and dw. Rows without a target are left out before anything is computed.
  * N rows, C width, V vocabulary; R scored rows. */
+#include "base/error.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/simd/vec.h"
 #include <math.h>
@@ -155,16 +156,19 @@ typedef struct Layout { // of the shared scratch
     int64_t row_side, column_side, stride;
 } Layout;
 
-static int64_t count_scored(const int32_t *targets, int64_t n) {
+static int64_t count_scored(const Loss *l, int64_t n) {
     int64_t count = 0;
-    for (int64_t i = 0; i < n; i++) count += targets[i] >= 0;
+    for (int64_t i = 0; i < n; i++) {
+        check(l->targets[i] < l->vocab);
+        count += l->targets[i] >= 0;
+    }
     return count;
 }
 
 // Takes the scratch and packs the scored rows into it; sets rows, index and x of the loss.
 static Layout lay_out(Loss *l, int64_t n, bool backward) {
     Layout y = {0};
-    l->rows = count_scored(l->targets, n);
+    l->rows = count_scored(l, n);
     if (!l->rows) return y;
     tile_sides(l->rows, l->vocab, &y.row_side, &y.column_side);
     y.stride = tile_stride(y.column_side);

@@ -5,7 +5,6 @@
  * part of B to panels in its own scratch (sized for the second-level cache) and runs the tile kernel over all pairs of
  * row panel and column panel. A is read in place unless its order or its strides forbid it. */
 #include "kernels/cpu/simd/matmul_pack.h"
-#include "kernels/cpu/simd/matmul_serial.h"
 #include <string.h>
 
 enum {
@@ -21,7 +20,7 @@ enum {
     WIDE_COLUMNS = 128,                     // of a block of a bf16 C in several chunks, times 3 where staged
     SERIAL_MULTIPLIES = 1 << 20             // of units, below which no second thread is called
 };
-_Static_assert((B_FLOATS_STAGED + A_FLOATS + C_FLOATS) * 4 <= MATMUL_SCRATCH, "the parts of the scratch fit");
+enum { SCRATCH = (B_FLOATS_STAGED + A_FLOATS + C_FLOATS) * 4 }; // bytes, of a worker
 _Static_assert(MATMUL_ROWS *ROW_FLOATS <= A_FLOATS, "a copied row panel fits");
 
 // How A is read. Rows are copied where they lie a multiple of ALIAS_BYTES apart; where k is strided (and of bf16 or
@@ -254,15 +253,9 @@ static int64_t task_count(const Matmul *p, const Plan *plan) {
     return p->batch * plan->row_blocks * plan->column_blocks;
 }
 
-void SIMD_NAME(matmul_serial)(const Matmul *p, void *scratch) {
-    if (empty(p)) return;
-    Plan plan = plan_for(p, 1);
-    for (int64_t task = 0; task < task_count(p, &plan); task++) run_task(p, &plan, task, scratch);
-}
-
 static void task_of(void *context, int64_t task, int worker) {
     const Job *job = context;
-    run_task(job->p, job->plan, task, cpu_worker_scratch(job->backend, worker, MATMUL_SCRATCH));
+    run_task(job->p, job->plan, task, cpu_worker_scratch(job->backend, worker, SCRATCH));
 }
 
 static void matmul(Backend *b, const Matmul *p) {

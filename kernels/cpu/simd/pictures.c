@@ -1,4 +1,5 @@
 /* Pictures: bytes to normalised planes, and planes to patches and back. */
+#include "base/error.h"
 #include "kernels/cpu/ranges.h"
 #include "kernels/cpu/simd/vec.h"
 
@@ -64,7 +65,11 @@ INLINE int64_t patch_origin(const Patches *j, int64_t b, int64_t number) {
     int64_t across = j->width / j->patch;
     return b * CHANNELS * j->height * j->width + number / across * j->patch * j->width + number % across * j->patch;
 }
-INLINE int64_t patch_number(const Patches *j, int64_t m) { return j->keep ? j->keep[m] : m % j->kept; }
+INLINE int64_t patch_number(const Patches *j, int64_t m) {
+    if (!j->keep) return m % j->kept;
+    check(j->keep[m] >= 0 && j->keep[m] < j->height / j->patch * (j->width / j->patch));
+    return j->keep[m];
+}
 
 static void patches_forward_task(void *context, int64_t first, int64_t end, int worker) {
     (void)worker;

@@ -54,7 +54,6 @@ static double total(Backend *b, const void *x, int64_t n, Dtype t, bool squares)
     return result;
 }
 
-static double sum(Backend *b, const void *x, int64_t n, Dtype t) { return total(b, x, n, t, false); }
 static double sum_squares(Backend *b, const void *x, int64_t n, Dtype t) { return total(b, x, n, t, true); }
 static void sum_into(Backend *b, float *out, const void *x, int64_t n, double factor, Dtype t) {
     *out = (float)(factor * total(b, x, n, t, false));
@@ -144,11 +143,11 @@ static void fold_task(void *context, int64_t first, int64_t end, int worker) {
 }
 
 static void fold_add(Backend *b, void *db, Dtype tb, const void *dy, Dtype t, int64_t n, int64_t n_b, bool add) {
-    Fold j = {db, dy, n / n_b, n_b, tb, t, add};
+    Fold j = {db, dy, n_b ? n / n_b : 0, n_b, tb, t, add};
     cpu_run_ranges(b, n_b, range_rows(j.repeats, RANGE_ELEMENTS / LANES) * LANES, fold_task, &j);
 }
 
 void SIMD_NAME(install_reductions)(Backend *b) {
-    b->sum = sum, b->sum_squares = sum_squares, b->sum_into = sum_into;
+    b->sum_squares = sum_squares, b->sum_into = sum_into;
     b->first_nonfinite = first_nonfinite, b->fold_add = fold_add;
 }

@@ -52,9 +52,9 @@ static void gather_task(void *context, int64_t first, int64_t end, int worker) {
 
 static void gather(Backend *b, Rows j) { cpu_run_ranges(b, j.m, range_rows(j.width, RANGE_ELEMENTS), gather_task, &j); }
 
-static void gather_rows(Backend *b, void *y, const void *x, const int32_t *rows, int64_t m, int64_t width, Dtype t,
-                        bool add) {
-    gather(b, (Rows){y, x, rows, m, width, INT64_MAX, t, t, add});
+static void gather_rows(Backend *b, void *y, const void *x, const int32_t *rows, int64_t m, int64_t width,
+                        int64_t count, Dtype t, bool add) {
+    gather(b, (Rows){y, x, rows, m, width, count, t, t, add});
 }
 
 static void embedding_forward(Backend *b, void *y, const int32_t *ids, const void *table, int64_t n, int64_t width,

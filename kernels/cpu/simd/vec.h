@@ -1,5 +1,5 @@
 /* Vectors of LANES floats in the compiler's vector extension: 16 on AVX-512, 8 on AVX2, 4 elsewhere, from one source.
- * Loads and stores of f32 and bf16, reductions in a fixed order, and exp, log, tanh, sine and cosine and the normal
+ * Loads and stores of f32 and bf16, reductions in a fixed order, and exp, log, sine and cosine and the normal
  * distribution within about 2 ulp (the normal distribution 8); NaN stays NaN, Inf and the limits are those of the C
  * library. Polynomials are minimax fits made for these ranges. Where a function takes a Dtype, pass a constant: the
  * branch folds away. */
@@ -49,7 +49,6 @@ INLINE VecI vec_lanes(void) { // 0, 1, 2, ...
     return lane;
 }
 INLINE Vec vec_abs(Vec x) { return (Vec)((VecI)x & 0x7fffffff); }
-INLINE Vec vec_copysign(Vec size, Vec sign) { return (Vec)(((VecI)size & 0x7fffffff) | ((VecI)sign & INT32_MIN)); }
 INLINE Vec vec_sqrt(Vec x) {
 #if defined(__AVX512F__)
     return (Vec)_mm512_sqrt_ps((__m512)x);
@@ -259,17 +258,6 @@ INLINE Vec vec_log1p(Vec x) {
 }
 
 INLINE Vec vec_sigmoid(Vec x) { return 1.0f / (1.0f + vec_exp(-x)); }
-
-INLINE Vec vec_tanh(Vec x) {
-    Vec a = vec_abs(x), s = x * x;
-    Vec p = -5.717036552e-03f * s + 2.065057899e-02f;
-    p = p * s - 5.374349526e-02f;
-    p = p * s + 1.333149125e-01f;
-    p = p * s - 3.333328392e-01f;
-    Vec small = (p * s) * x + x;
-    Vec large = vec_copysign(1.0f - 2.0f / (vec_exp(a + a) + 1.0f), x);
-    return vec_select(a < 0.625f, small, vec_select(x == x, large, x));
-}
 
 // Phi(x) = (1 + erf(x / sqrt 2)) / 2 and phi(x) = exp(-x^2 / 2) / sqrt(2 pi) with one exponential: beside it stands
 // exp(t^2) erfc(t), t = |x| / sqrt 2, a polynomial in u = 1 / (1 + 0.4 t). Phi's lower tail keeps its relative
