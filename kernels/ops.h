@@ -37,8 +37,8 @@ Tensor *rope(Tape *, Tensor *x, Tensor *positions, int heads, int head_size, dou
 // o[i] = sum over allowed keys j of softmax_j(q[i] . k[j] / sqrt(D)) v[j]; tiles with a running maximum, never T x T
 // (Dao et al. 2022). Heads h share key-value head h / (H / K) (Ainslie et al. 2023).
 // q: (B, T, H D), kv: (B, S, 2 K D) as [k | v]; kv NULL: q is packed (B, T, (H + 2 K) D) as [q | k | v].
-// Every mask is an interval of keys for each query: range (B, T, 2) I32 holds [first, end) of it; prefix, key lengths
-// and documents are all ranges (kernels/nn/mask.h builds them). An empty interval gives zeros.
+// Every mask is an interval of keys for each query: range (B, T, 2) I32 holds [first, end) of it. A prefix, lengths of
+// keys and documents packed into one sequence are all ranges. An empty interval gives zeros.
 // range NULL: all keys, or, when causal, keys up to i + S - T.
 typedef struct { int heads, kv_heads; bool causal; } Heads;
 Tensor *attention(Tape *, Tensor *q, Tensor *kv, Tensor *range, Heads); // -> (B, T, H D)

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -194,6 +195,16 @@ static void a_mapped_file_that_shrinks_is_noticed(void **state) {
     mapped_close(&map);
 }
 
+static void a_named_pipe_is_refused_without_waiting_for_a_writer(void **state) {
+    Fixture *f = *state;
+    MappedFile map;
+    assert_int_equal(mkfifo(f->path, 0600), 0);
+    alarm(20);
+    assert_false(mapped_open(&map, f->path, &f->error));
+    alarm(0);
+    assert_message_has(&f->error, "not a regular file");
+}
+
 static void folders_are_made_listed_and_removed(void **state) {
     Fixture *f = *state;
     char *deep = temporary_path(f->folder, "a//b/c/"), *link = temporary_path(f->folder, "a/link"), **names;
@@ -244,6 +255,7 @@ int main(void) {
         TEST(an_aside_name_that_is_a_link_is_not_followed),
         TEST(a_mapped_file_may_be_written_over),
         TEST(a_mapped_file_that_shrinks_is_noticed),
+        TEST(a_named_pipe_is_refused_without_waiting_for_a_writer),
         TEST(folders_are_made_listed_and_removed),
         TEST(names_have_bases_and_extensions),
     };

@@ -2,7 +2,7 @@
  * forward and backward, on every instruction set of this machine, in f32 and bf16. */
 #include "base/philox.h"
 #include "kernels/cpu/cpu.h"
-#include "kernels/nn/mask.h"
+#include "tests/support/mask.h"
 #include "kernels/ops.h"
 #include <math.h>
 #include <setjmp.h>

@@ -1,6 +1,6 @@
 /* The text transformer: documents, causality, and generation with a cache. */
 #include "kernels/cpu/cpu.h"
-#include "kernels/nn/mask.h"
+#include "tests/support/mask.h"
 #include "tests/support/test.h"
 #include "text/transformer.h"
 #include <math.h>

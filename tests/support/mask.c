@@ -1,6 +1,5 @@
-/* Attention masks as an interval of keys for each query. Every mask of the suite is one: causal, prefix, lengths and
- * documents packed into one sequence; the attention kernels skip tiles outside of all intervals. */
-#include "kernels/nn/mask.h"
+/* See mask.h. */
+#include "tests/support/mask.h"
 #include "base/error.h"
 
 static void set_range(int32_t *range, int64_t query, int64_t first, int64_t end) {
