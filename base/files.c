@@ -62,6 +62,7 @@ static mode_t path_mode(const char *path) { // 0 where there is nothing
 }
 
 bool file_exists(const char *path) { return path_mode(path) && !S_ISDIR(path_mode(path)); }
+bool file_is_regular(const char *path) { return S_ISREG(path_mode(path)); }
 bool folder_exists(const char *path) { return S_ISDIR(path_mode(path)); }
 
 int64_t file_size(const char *path) {

@@ -10,6 +10,7 @@ bool file_read(const char *path, Buffer *out, Error *);               // the who
 bool file_read_limited(const char *path, int64_t most, Buffer *out, Error *); // refuses more than `most` bytes
 bool file_write(const char *path, const void *bytes, size_t count, Error *);  // atomic
 bool file_exists(const char *path);
+bool file_is_regular(const char *path);                               // no folder, pipe or device: reading it ends
 bool folder_exists(const char *path);
 int64_t file_size(const char *path);                                  // bytes, or -1
 bool folder_create(const char *path, Error *);                        // with parents; existing is fine

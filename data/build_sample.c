@@ -85,6 +85,9 @@ static const char *load_picture(const char *path, Buffer *bytes, ImageInfo *info
     if (!file_exists(path)) {
         cause = "image_missing";
         error_set(&error, ERROR_FAILED, "%s", path);
+    } else if (!file_is_regular(path)) {
+        cause = "image_unreadable";
+        error_set(&error, ERROR_FAILED, "%s: is not a regular file", path);
     } else if (!file_read_limited(path, picture_most, bytes, &error)) {
         cause = "image_unreadable";
     } else if (!bytes->size) {

@@ -57,7 +57,7 @@ static const char *read_caption(Builder *b, const char *path) {
     const char *why = NULL;
     buffer_clear(&row->detail);
     buffer_printf(&text, "%.*stxt", (int)stem, path);
-    if (!file_exists(text.data)) {
+    if (!file_is_regular(text.data)) {
         why = "caption_missing";
         buffer_printf(&row->detail, "no %s", path_base(text.data));
     } else if (file_size(text.data) > CAPTION_MOST) {

@@ -95,7 +95,9 @@ static bool read_image_file(Examples *e, Example *x, Error *error) {
         return error_set(error, ERROR_FAILED, "image '%s' lies outside the folder of the .jsonl", name);
     Buffer path = {0};
     buffer_printf(&path, "%s%s", e->folder, name);
-    bool ok = file_read_limited(path.data, MOST_IMAGE_BYTES, &x->image, error);
+    bool ok = !file_exists(path.data) || file_is_regular(path.data) ||
+              error_set(error, ERROR_FAILED, "%s: is not a regular file", path.data);
+    ok = ok && file_read_limited(path.data, MOST_IMAGE_BYTES, &x->image, error);
     buffer_free(&path);
     return ok;
 }

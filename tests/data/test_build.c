@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 typedef struct Fixture {
@@ -190,6 +191,8 @@ static void bad_rows_are_counted_by_cause_and_stop_nothing(void **state) {
         {"{\"caption\": \"x\"}", "image_field_missing"},
         {"{\"image\": \"gone.png\", \"caption\": \"x\"}", "image_missing"},
         {"{\"image\": \"empty.png\", \"caption\": \"x\"}", "image_empty"},
+        {"{\"image\": \"pipe.png\", \"caption\": \"x\"}", "image_unreadable"}, // and nobody waits for it
+        {"{\"image\": \"/dev/zero\", \"caption\": \"x\"}", "image_unreadable"},
         {"{\"image\": \"page.png\", \"caption\": \"x\"}", "image_not_decodable"},
     };
     enum { ROWS = sizeof rows / sizeof *rows };
@@ -198,6 +201,9 @@ static void bad_rows_are_counted_by_cause_and_stop_nothing(void **state) {
     put_picture(f.folder, "a.png", 4, 10);
     put_file(f.folder, "empty.png", "");
     put_file(f.folder, "page.png", "<html>404</html>");
+    char *pipe = temporary_path(f.folder, "pipe.png");
+    check(mkfifo(pipe, 0600) == 0);
+    free(pipe);
     for (int i = 0; i < ROWS; i++) buffer_printf(&text, "%s\n", rows[i].row);
     buffer_text(&text, "{\"image\": \"a.png\", \"caption\": \"good\"}\n");
     for (int i = 0; i < 3000; i++) buffer_text(&text, "[");

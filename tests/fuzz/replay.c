@@ -4,10 +4,19 @@
 #include "base/philox.h"
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-enum { MOST_CHANGES = 2000 };
+enum { MOST_CHANGES = 2000, MOST_MEMORY = 512 << 20 }; // bytes of address space: no seed may ask for a fraction of it
+
+// Not under the address sanitizer, whose own shadow is larger than any limit.
+static void limit_memory(void) {
+#ifdef REPLAY_LIMITS_MEMORY
+    struct rlimit limit = {MOST_MEMORY, MOST_MEMORY};
+    check(setrlimit(RLIMIT_AS, &limit) == 0);
+#endif
+}
 
 // The copy is exactly as long as the input, so that the address sanitizer sees a read behind its end.
 static void run(const Buffer *seed, size_t size, size_t changed) {
@@ -38,6 +47,7 @@ int main(int count, char **arguments) {
         fprintf(stderr, "no seeds for this target: %s\n", count == 2 ? arguments[1] : "name a folder");
         return 77;
     }
+    limit_memory();
     bool ok = folder_list(arguments[1], &names, &seeds, &error);
     for (int i = 0; ok && i < seeds; i++) {
         check(snprintf(path, sizeof path, "%s/%s", arguments[1], names[i]) < (int)sizeof path);
