@@ -69,6 +69,7 @@ typedef struct JointMemory {
     double model, activations; // bytes
 } JointMemory;
 JointMemory joint_memory(const JointConfig *, const JointSizes *, Dtype compute);
+double joint_weights(const JointConfig *); // how many weights it has at the least
 
 // Features of the pairs of a batch, as joint_loss would compute them: (R, E) F32 each, normalised.
 void joint_pair_features(Tape *, Joint *, const Batch *, const JointPass *, Tensor **image_features,

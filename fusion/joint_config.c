@@ -1,7 +1,7 @@
 /* The keys of a joint model's config, and what of them does not fit together. */
 #include "fusion/joint_parts.h"
 
-enum { MOST = 1 << 20 }; // of any width, count or length: far above what fits into memory
+enum { MOST = 1 << 20, DEEPEST = 2048 }; // of any width, count or length; blocks: far above what fits into memory
 
 static const char MLPS[] = "gelu|gelu_tanh|gelu_quick|silu|swiglu"; // in the order of MlpKind
 
@@ -25,7 +25,7 @@ static const ConfigKey keys[] = {
      "side of a patch; divides image_size"},
     {"model.vision.width", CONFIG_INT, offsetof(JointConfig, vision.width), "192", 1, MOST, NULL, NULL, "channels",
      "width of the residual stream"},
-    {"model.vision.layers", CONFIG_INT, offsetof(JointConfig, vision.layers), "6", 1, MOST, NULL, NULL, "blocks",
+    {"model.vision.layers", CONFIG_INT, offsetof(JointConfig, vision.layers), "6", 1, DEEPEST, NULL, NULL, "blocks",
      "depth of the trunk"},
     {"model.vision.heads", CONFIG_INT, offsetof(JointConfig, vision.heads), "3", 1, MOST, NULL, NULL, "heads",
      "attention heads; divides width"},
@@ -54,7 +54,7 @@ static const ConfigKey keys[] = {
      "longest sequence, image slots included"},
     {"model.text.width", CONFIG_INT, offsetof(JointConfig, text.width), "192", 1, MOST, NULL, NULL, "channels",
      "width of the residual stream"},
-    {"model.text.layers", CONFIG_INT, offsetof(JointConfig, text.layers), "4", 1, MOST, NULL, NULL, "blocks",
+    {"model.text.layers", CONFIG_INT, offsetof(JointConfig, text.layers), "4", 1, DEEPEST, NULL, NULL, "blocks",
      "depth of the text transformer"},
     {"model.text.heads", CONFIG_INT, offsetof(JointConfig, text.heads), "3", 1, MOST, NULL, NULL, "heads",
      "attention heads; divides width"},
@@ -83,7 +83,7 @@ static const ConfigKey keys[] = {
      "of the patches hidden from the trunk"},
     {"model.mae.decoder_width", CONFIG_INT, offsetof(JointConfig, mae.decoder_width), "128", 1, MOST, NULL, NULL,
      "channels", "width of the decoder"},
-    {"model.mae.decoder_layers", CONFIG_INT, offsetof(JointConfig, mae.decoder_layers), "2", 1, MOST, NULL, NULL,
+    {"model.mae.decoder_layers", CONFIG_INT, offsetof(JointConfig, mae.decoder_layers), "2", 1, DEEPEST, NULL, NULL,
      "blocks", "depth of the decoder"},
     {"model.mae.decoder_heads", CONFIG_INT, offsetof(JointConfig, mae.decoder_heads), "4", 1, MOST, NULL, NULL, "heads",
      "attention heads of the decoder; divides its width"},

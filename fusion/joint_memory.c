@@ -21,6 +21,12 @@ static double model_bytes(const JointConfig *c, Dtype compute) {
     return bytes;
 }
 
+double joint_weights(const JointConfig *c) {
+    JointConfig trained = *c;
+    trained.freeze.count = 0;
+    return model_bytes(&trained, F32) / TRAINED;
+}
+
 JointMemory joint_memory(const JointConfig *c, const JointSizes *sizes, Dtype compute) {
     double elements = 0;
     if (c->has_vision) elements += vit_activations(&c->vision, sizes->images, vit_tokens(&c->vision));

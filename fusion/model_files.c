@@ -196,13 +196,22 @@ bool model_check_tokenizer(const char *folder, const Tokenizer *tokenizer, const
     return ok;
 }
 
+// Before anything is allocated for a model, the file must be able to hold it: a weight is two bytes at the least.
+static bool check_size(const LoadedModel *m, const SafeTensors *file, const char *path, Error *error) {
+    double least = 2 * joint_weights(&m->config);
+    if (least <= (double)file->file.size) return true;
+    return error_set(error, ERROR_FAILED,
+                     "%s: has %" PRId64 " bytes, but the model beside it (model.json) needs %.0f at the least", path,
+                     file->file.size, least);
+}
+
 static bool read_weights(LoadedModel *m, Backend *backend, Dtype compute, Error *error) {
     char path[PATH_MOST], config[PATH_MOST];
     SafeTensors file = {0};
     if (!join_path(path, m->path, "model.safetensors", error) || !join_path(config, m->path, "model.json", error))
         return false;
     bool ok = safetensors_open(&file, path, error) && safetensors_verify(&file, path, error) &&
-              (m->joint = joint_new(backend, &m->config, compute, 0, error)) &&
+              check_size(m, &file, path, error) && (m->joint = joint_new(backend, &m->config, compute, 0, error)) &&
               parameters_import(joint_parameters(m->joint), &file, path, error) &&
               safetensors_check_file(&file, config, error);
     safetensors_close(&file);

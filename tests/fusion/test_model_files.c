@@ -165,6 +165,8 @@ static void a_config_that_is_not_the_models_is_refused(void **state) {
     save(&s);
     set_key(&s, "model.vision.layers", json_integer(3));
     assert_refused(&s, "missing (vision.blocks.2.norm1.scale");
+    set_key(&s, "model.vision.layers", json_integer(2048));
+    assert_refused(&s, "needs");
     set_key(&s, "model.vision.layers", json_string("two"));
     assert_refused(&s, "model.json");
     set_key(&s, "model.vision.layers", json_null());

@@ -352,7 +352,7 @@ static void configurations_that_cannot_work_are_refused(void **state) {
     assert_refused("model.weight.mae=0", "mae");
     assert_refused("data.1.answer=", "go together");
     assert_refused("model.text.width=1048576", "GiB");
-    assert_refused("model.vision.layers=1048576", "make model.* or the batches smaller");
+    assert_refused("model.vision.width=1048576", "make model.* or the batches smaller");
     assert_refused("data.0.batch=1048576", "train.microbatches");
     assert_refused("data.1.objectives=mae", "add caption");
     assert_refused("data.2.one_per=class", "one_per");
