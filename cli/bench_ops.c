@@ -45,7 +45,7 @@ static void print_json(const BenchRow *r) {
 }
 
 static void print_text(Arguments *a, const BenchRow *r) {
-    if (!a->rows++)
+    if (a->rows == 1)
         printf("%-24s %-8s %-4s %11s  %-15s %-15s %s\n", "what", "pass", "", "median", "rate", "machine", "share");
     bool compute = bench_is_compute_bound(r);
     const char *unit = compute ? "GFLOP/s" : "GB/s";
@@ -61,6 +61,7 @@ static void print_text(Arguments *a, const BenchRow *r) {
 
 static void print_row(void *context, const BenchRow *r) {
     Arguments *a = context;
+    a->rows++;
     if (a->json)
         print_json(r);
     else
@@ -139,6 +140,8 @@ int bench_ops_main(int argc, char **argv) {
     if (status >= 0) return status;
     Log *log = log_new(LOG_WARNING, stderr);
     run(&a, log);
+    if (!a.rows && a.bench.only)
+        log_error(log, "--only '%s': no operator or product has that in its name", a.bench.only);
     log_free(log);
-    return 0;
+    return a.rows ? 0 : 2;
 }

@@ -11,8 +11,10 @@ bool source_has_images(const Source *s) {
     return source_has(s, OBJECTIVE_CAPTION) || source_has(s, OBJECTIVE_CONTRASTIVE) || source_has(s, OBJECTIVE_MAE);
 }
 
-static bool parse_template(const char *text, Template **out, Error *error) {
-    return !text || !*text || (*out = template_parse(text, error));
+// key: of the source's config, for the message.
+static bool parse_template(const SourceConfig *c, const char *key, const char *text, Template **out, Error *error) {
+    if (!text || !*text || (*out = template_parse(text, error))) return true;
+    return error_prefix(error, "%s of the dataset %s", key, c->path);
 }
 
 // Decoded with the margin, or so that the smallest crop still covers the final size.
@@ -66,8 +68,9 @@ bool source_open(Source *s, const LoaderConfig *loader, int index, int64_t cache
     s->order = (Order){(uint64_t)dataset_samples(s->data), s->seed, !s->validation};
     choose_decoding(s, loader);
     s->cache = cache_new(dataset_samples(s->data), cache_bytes);
-    return parse_template(config->text, &s->text, error) && parse_template(config->question, &s->question, error) &&
-           parse_template(config->answer, &s->answer, error) && open_groups(s, error) &&
+    return parse_template(config, "text", config->text, &s->text, error) &&
+           parse_template(config, "question", config->question, &s->question, error) &&
+           parse_template(config, "answer", config->answer, &s->answer, error) && open_groups(s, error) &&
            open_text(s, loader, tokenizer, log, error);
 }
 

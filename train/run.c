@@ -116,12 +116,19 @@ static bool open_model(Run *r, Error *error) {
 }
 
 static bool same_data(const Run *r, const TrainState *saved, Error *error) {
-    bool same = saved->root_count == r->state.root_count;
-    for (int i = 0; same && i < saved->root_count; i++) same = strcmp(saved->roots[i], r->state.roots[i]) == 0;
-    if (same || r->options->allow_changed_data) return true;
-    return error_set(error, ERROR_FAILED,
-                     "the datasets are not the ones this run was trained on (their roots differ); "
-                     "restore them, or go on all the same with --allow-changed-data");
+    static const char remedy[] = "restore what it was, or go on all the same with --allow-changed-data";
+    if (r->options->allow_changed_data) return true;
+    if (saved->root_count != r->state.root_count)
+        return error_set(error, ERROR_FAILED, "the run was trained on %d datasets, the config names %d; %s",
+                         saved->root_count, r->state.root_count, remedy);
+    for (int i = 0; i < saved->root_count; i++)
+        if (strcmp(saved->roots[i], r->state.roots[i]) != 0)
+            return error_set(error, ERROR_FAILED,
+                             "data.%d.path: %s is not the dataset this run was trained on (its root is %.16s, was "
+                             "%.16s); %s",
+                             i, ((const SourceConfig *)r->config.data.items)[i].path, r->state.roots[i],
+                             saved->roots[i], remedy);
+    return true;
 }
 
 static bool load_checkpoint(Run *r, const char *folder, Error *error) {

@@ -282,6 +282,7 @@ static void other_data_is_refused_on_resume(void **state) {
     assert_false(tiny_train(&own, "run", (const char *[]){"train.steps=4", "optimizer.warmup_steps=0", NULL}, true,
                             NULL, &result, &error));
     assert_message_has(&error, "--allow-changed-data");
+    assert_message_has(&error, "data.0.path");
     tiny_run_close(&own);
 }
 
@@ -351,6 +352,7 @@ static void configurations_that_cannot_work_are_refused(void **state) {
     assert_refused("tokenizer=/nowhere.model", "/nowhere.model");
     assert_refused("model.weight.mae=0", "mae");
     assert_refused("data.1.answer=", "go together");
+    assert_refused("data.1.question={quest", "question of the dataset");
     assert_refused("model.text.width=1048576", "GiB");
     assert_refused("model.vision.width=1048576", "make model.* or the batches smaller");
     assert_refused("data.0.batch=1048576", "train.microbatches");
