@@ -15,7 +15,6 @@ struct Example {
     int         variants;   // how many the operator has
     Tensor     *in[MAX_INPUTS]; // what was made, in the order of the operator's inputs, for the checks to perturb
     Tensor     *out;
-    void       *bench; // the harness's own
 };
 
 int64_t example_pick(Example *, int64_t least, int64_t most); // a size

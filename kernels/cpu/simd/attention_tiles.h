@@ -23,8 +23,6 @@ typedef struct Interval {
     int64_t first, end; // empty where first >= end
 } Interval;
 
-static inline int64_t round_up(int64_t n, int64_t unit) { return divide_up(n, unit) * unit; }
-
 // The keys that a query sees.
 static inline Interval query_keys(const AttentionShape *s, int64_t batch, int64_t query) {
     if (s->range) {
@@ -208,12 +206,7 @@ INLINE Vec vec_exp2(Vec x) {
     p = p * r + 2.402224209e-01f;
     p = p * r + 6.931469776e-01f;
     p = p * r + 1.0f;
-#if defined(__AVX512F__)
-    return (Vec)_mm512_scalef_ps((__m512)p, (__m512)n);
-#else
-    VecI whole = bits - 0x4b400000, half = whole >> 1;
-    return p * (Vec)((half + 127) << 23) * (Vec)((whole - half + 127) << 23);
-#endif
+    return vec_times_power(p, n, bits);
 }
 
 void SIMD_NAME(attention_forward_task)(void *job, int64_t task, int worker);

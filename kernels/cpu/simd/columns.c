@@ -1,5 +1,6 @@
 /* Sums over the rows of a matrix (gradients of biases). Rows are cut into fixed chunks whose sums combine in order. */
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/sizes.h"
 #include <string.h>
 
 enum { CHUNK_ROWS = 128, BLOCK_COLUMNS = 256 };
@@ -11,8 +12,6 @@ typedef struct Job {
     Dtype type;
     bool add;
 } Job;
-
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // A chunk of rows of a block of columns.
 static void chunk_task(void *context, int64_t task, int worker) {
@@ -48,7 +47,7 @@ static void combine_task(void *context, int64_t task, int worker) {
 }
 
 static void sum_columns(Backend *b, float *out, const void *x, int64_t rows, int64_t width, Dtype t, bool add) {
-    int64_t chunks = (rows + CHUNK_ROWS - 1) / CHUNK_ROWS, blocks = (width + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS;
+    int64_t chunks = divide_up(rows, CHUNK_ROWS), blocks = divide_up(width, BLOCK_COLUMNS);
     float *partial = cpu_shared_scratch(b, (size_t)(chunks * width) * sizeof *partial + 1);
     Job job = {out, partial, x, rows, width, chunks, blocks, t, add};
     threads_run(cpu_threads(b), chunks * blocks, chunk_task, &job);

@@ -4,6 +4,7 @@
  * N pairs, D feature width. */
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/simd/vec.h"
+#include "kernels/cpu/sizes.h"
 #include <math.h>
 #include <string.h>
 
@@ -25,8 +26,6 @@ typedef struct Job { // one call and the tile it is at
     float *row_most, *row_sum, *column_most, *column_sum, *diagonal; // (N)
     double *partial, *partial_bias; // (N): of each row, over the tiles of a row of tiles
 } Job;
-
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 static void tile_products(Job *j) {
     j->backend->matmul(j->backend, &(Matmul){.m = j->rows,
@@ -68,7 +67,7 @@ static void tile_gradients(Job *j, float *da, bool add_a, float *db, bool add_b)
 }
 
 static void run(Job *j, int64_t count, ThreadTask task) {
-    threads_run(cpu_threads(j->backend), (count + BLOCK - 1) / BLOCK, task, j);
+    threads_run(cpu_threads(j->backend), divide_up(count, BLOCK), task, j);
 }
 
 // Moves to the tile at (row, column) and computes its products.

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/simd/vec.h"
+#include "kernels/cpu/sizes.h"
 #include <math.h>
 #include <string.h>
 
@@ -36,9 +37,6 @@ typedef struct Tile { // a block of logits
     const float *dx;            // (rows, C)
     float *most, *sum, *picked; // (rows): running maximum, sum of exponentials, the target's logit
 } Tile;
-
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 // Sides of the tiles: a function of the problem alone.
 static void tile_sides(int64_t rows, int64_t vocab, int64_t *row_side, int64_t *column_side) {
@@ -75,7 +73,7 @@ static int64_t task_rows(int64_t columns) { return columns < TASK ? TASK / colum
 
 static void run_rows(const Tile *t, ThreadTask task) {
     int64_t rows = task_rows(t->columns);
-    threads_run(cpu_threads(t->loss->backend), (t->rows + rows - 1) / rows, task, (void *)t);
+    threads_run(cpu_threads(t->loss->backend), divide_up(t->rows, rows), task, (void *)t);
 }
 
 // A row of logits, filled up to whole vectors with what adds nothing; returns its length.

@@ -3,6 +3,7 @@
  * multiplies such pairs (elsewhere bf16 is converted to f32 on the way). */
 #pragma once
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/sizes.h"
 
 // A tile of MATMUL_ROWS x MATMUL_PANEL, two vectors wide; MATMUL_STAGE: rows of a copied panel of A, with padding.
 #if defined(__AVX512F__)
@@ -12,10 +13,6 @@ enum { MATMUL_PANEL = 16, MATMUL_ROWS = 6, MATMUL_STAGE = 8 }; // 12 + 2 + 1 of 
 #else
 enum { MATMUL_PANEL = 8, MATMUL_ROWS = 4, MATMUL_STAGE = 4 }; // 8 + 2 + 1 of 16
 #endif
-
-static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-static inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 typedef enum MatmulUnit { UNIT_F32, UNIT_PAIR } MatmulUnit;
 

@@ -3,6 +3,7 @@
 #include "base/error.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/simd/vec.h"
+#include "kernels/cpu/sizes.h"
 #include <math.h>
 
 enum { BLOCK = 16, SUMS = 4 }; // patches a task; sums side by side, since additions to one wait for each other
@@ -74,7 +75,7 @@ INLINE float squared_error(const void *x, const float *target, int64_t n, Dtype 
 }
 
 INLINE void run_block(const Job *job, int64_t block, float *target, Dtype t) {
-    int64_t n = 3 * (int64_t)job->patch * job->patch, end = (block + 1) * BLOCK < job->m ? (block + 1) * BLOCK : job->m;
+    int64_t n = 3 * (int64_t)job->patch * job->patch, end = least((block + 1) * BLOCK, job->m);
     double total = 0;
     for (int64_t m = block * BLOCK; m < end; m++) {
         const void *x = row_of(job->x, m, n, t);
@@ -103,8 +104,6 @@ static void task(void *context, int64_t block, int worker) {
         run_block(job, block, target, BF16);
 }
 
-static int64_t block_count(int64_t m) { return (m + BLOCK - 1) / BLOCK; }
-
 static Job job_new(const Backend *b, const void *x, const void *images, const int32_t *patches, int64_t m,
                    int64_t batch, int64_t height, int64_t width, int patch, bool normalize, Dtype t) {
     return (Job){.backend = b,
@@ -124,7 +123,7 @@ static void masked_patch_mse_forward(Backend *b, float *out, const void *x, cons
                                      int64_t m, int64_t batch, int64_t height, int64_t width, int patch, bool normalize,
                                      Dtype t) {
     Job job = job_new(b, x, images, patches, m, batch, height, width, patch, normalize, t);
-    int64_t blocks = block_count(m);
+    int64_t blocks = divide_up(m, BLOCK);
     job.partial = cpu_shared_scratch(b, (size_t)blocks * sizeof(double));
     threads_run(cpu_threads(b), blocks, task, &job);
     double sum = 0;
@@ -139,7 +138,7 @@ static void masked_patch_mse_backward(Backend *b, void *dx, const float *factor,
     job.dx = dx;
     job.add = add;
     job.factor = 2 * factor[0] / (float)(3 * patch * patch);
-    threads_run(cpu_threads(b), block_count(m), task, &job);
+    threads_run(cpu_threads(b), divide_up(m, BLOCK), task, &job);
 }
 
 void SIMD_NAME(install_patch_mse)(Backend *b) {

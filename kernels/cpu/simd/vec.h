@@ -208,7 +208,19 @@ INLINE Vec vec_round(Vec x, VecI *bits) {
     return shifted - magic;
 }
 
-// e^x = 2^n e^r with |r| <= ln 2 / 2. 2^n in two factors, so that results round once among the subnormals.
+// x 2^n, n and bits as vec_round gave them. 2^n in two factors, so that results round once among the subnormals.
+INLINE Vec vec_times_power(Vec x, Vec n, VecI bits) {
+#if defined(__AVX512F__)
+    (void)bits;
+    return (Vec)_mm512_scalef_ps((__m512)x, (__m512)n);
+#else
+    (void)n;
+    VecI whole = bits - 0x4b400000, half = whole >> 1;
+    return x * (Vec)((half + 127) << 23) * (Vec)((whole - half + 127) << 23);
+#endif
+}
+
+// e^x = 2^n e^r with |r| <= ln 2 / 2.
 INLINE Vec vec_exp(Vec x) {
     x = vec_min(x, vec_set(89.0f));   // Inf from here on
     x = vec_max(x, vec_set(-104.0f)); // 0 from here on
@@ -221,12 +233,7 @@ INLINE Vec vec_exp(Vec x) {
     p = p * r + 1.666651830e-01f;
     p = p * r + 5.000000096e-01f;
     p = (p * r) * r + r + 1.0f;
-#if defined(__AVX512F__)
-    return (Vec)_mm512_scalef_ps((__m512)p, (__m512)n);
-#else
-    VecI whole = bits - 0x4b400000, half = whole >> 1;
-    return p * (Vec)((half + 127) << 23) * (Vec)((whole - half + 127) << 23);
-#endif
+    return vec_times_power(p, n, bits);
 }
 
 // log x = e ln 2 + log m with m in [sqrt 1/2, sqrt 2)
