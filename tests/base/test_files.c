@@ -130,25 +130,32 @@ static void a_write_to_a_full_device_is_an_error(void **state) {
     assert_string_equal(f->text.data, "old");
 }
 
+enum { KILLED_SIZE = 200000 };
+
+static _Noreturn void write_for_ever(const char *path) {
+    static char bytes[KILLED_SIZE];
+    Error error = {0};
+    for (int i = 0;; i++) {
+        memset(bytes, 'a' + i % 26, sizeof bytes);
+        if (!file_write(path, bytes, sizeof bytes, &error)) _exit(1);
+    }
+}
+
 // A child writes one whole file after another until it is killed; whenever that is, the file is one of them.
 static void a_killed_writer_leaves_a_whole_file(void **state) {
     Fixture *f = *state;
-    enum { SIZE = 200000 };
-    static char bytes[SIZE];
+    static char bytes[KILLED_SIZE];
     Error error = {0};
-    assert_done(file_write(f->path, memset(bytes, 'a', SIZE), SIZE, &error), &error);
+    assert_done(file_write(f->path, memset(bytes, 'a', sizeof bytes), sizeof bytes, &error), &error);
     for (int round = 0; round < 25; round++) {
         pid_t child = fork();
-        for (int i = 0; child == 0; i++) {
-            memset(bytes, 'a' + i % 26, SIZE);
-            if (!file_write(f->path, bytes, SIZE, &error)) _exit(1);
-        }
+        if (child == 0) write_for_ever(f->path);
         usleep((useconds_t)(500 + 700 * round));
         kill(child, SIGKILL);
         waitpid(child, NULL, 0);
         assert_done(file_read(f->path, &f->text, &f->error), &f->error);
-        assert_int_equal(f->text.size, SIZE);
-        for (int i = 1; i < SIZE; i++)
+        assert_int_equal(f->text.size, KILLED_SIZE);
+        for (int i = 1; i < KILLED_SIZE; i++)
             if (f->text.data[i] != f->text.data[0]) fail_msg("byte %d is of another file", i);
     }
     assert_done(file_write(f->path, "after", 5, &error), &error); // the aside file it left is no hindrance
