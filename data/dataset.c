@@ -108,13 +108,6 @@ void dataset_close(Dataset *d) {
 int64_t dataset_samples(const Dataset *d) { return d->manifest.samples; }
 const char *dataset_root(const Dataset *d) { return d->manifest.root; }
 const char *dataset_path(const Dataset *d) { return d->path; }
-int dataset_shards(const Dataset *d) { return d->manifest.shard_count; }
-
-int64_t dataset_shard_first(const Dataset *d, int shard) {
-    check(shard >= 0 && shard <= d->manifest.shard_count);
-    return shard == d->manifest.shard_count ? d->manifest.samples : d->shards[shard].first;
-}
-
 static int shard_of(const Dataset *d, int64_t number) {
     int low = 0, high = d->manifest.shard_count; // shards[low].first <= number < shards[high].first
     while (high - low > 1) {

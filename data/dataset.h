@@ -35,9 +35,6 @@ void dataset_close(Dataset *);                    // NULL is allowed
 int64_t dataset_samples(const Dataset *);
 const char *dataset_root(const Dataset *); // Merkle root, hex
 const char *dataset_path(const Dataset *);
-int dataset_shards(const Dataset *);
-int64_t dataset_shard_first(const Dataset *,
-                            int shard); // number of its first sample; shard == dataset_shards: the total
 // Reads a sample and checks its CRCs (damage: error). Its members' bytes lie in `bytes`, which is the caller's and is
 // reused from call to call: zero-initialise it once, buffer_free it at the end. Thread-safe with a buffer a thread.
 bool dataset_sample(const Dataset *, int64_t number, Sample *, Buffer *bytes, Error *);

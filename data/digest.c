@@ -53,13 +53,18 @@ struct Digest {
     XXH3_state_t *xxh;
 };
 
+static void reset(Digest *d) {
+    check(EVP_DigestInit_ex(d->sha, EVP_sha256(), NULL) == 1);
+    check(XXH3_128bits_reset(d->xxh) == XXH_OK);
+}
+
 Digest *digest_new(void) {
     Digest *d = calloc(1, sizeof *d);
     check(d);
     d->sha = EVP_MD_CTX_new();
     d->xxh = XXH3_createState();
     check(d->sha && d->xxh);
-    digest_reset(d);
+    reset(d);
     return d;
 }
 
@@ -68,11 +73,6 @@ void digest_free(Digest *d) {
     EVP_MD_CTX_free(d->sha);
     XXH3_freeState(d->xxh);
     free(d);
-}
-
-void digest_reset(Digest *d) {
-    check(EVP_DigestInit_ex(d->sha, EVP_sha256(), NULL) == 1);
-    check(XXH3_128bits_reset(d->xxh) == XXH_OK);
 }
 
 void digest_update(Digest *d, const void *bytes, size_t count) {
@@ -94,7 +94,7 @@ void sha256(const void *bytes, size_t count, uint8_t out[SHA256_SIZE]) {
 
 bool digest_file(const char *path, Digest *d, int64_t *size, Error *error) {
     enum { CHUNK = 1 << 18 };
-    digest_reset(d);
+    reset(d);
     *size = 0;
     int file = open(path, O_RDONLY | O_CLOEXEC);
     if (file < 0) return error_set_errno(error, ERROR_FAILED, "%s: cannot open", path);

@@ -18,9 +18,8 @@ typedef struct Hash128 {
 typedef struct Digest Digest;
 Digest *digest_new(void);
 void digest_free(Digest *); // NULL is allowed
-void digest_reset(Digest *);
 void digest_update(Digest *, const void *bytes, size_t count);
-void digest_sha256(Digest *, uint8_t out[SHA256_SIZE]); // ends the stream: reset before the next update
+void digest_sha256(Digest *, uint8_t out[SHA256_SIZE]); // ends the stream
 Hash128 digest_xxh3(const Digest *);
 
 void sha256(const void *bytes, size_t count, uint8_t out[SHA256_SIZE]);

@@ -71,16 +71,12 @@ static bool encode(Builder *b, const Template *template, const Prepared *sample,
     return ids->count || error_set(error, ERROR_FAILED, "its text has no tokens");
 }
 
-static bool asks(const Source *s) { return source_has(s, OBJECTIVE_CAPTION) && s->question && s->answer; }
-
 // All that can fail of a sample's rows, before anything of them is written.
 static bool encode_texts(Builder *b, const Source *s, const Prepared *sample, uint64_t draw, Error *error) {
     Scratch *scratch = b->scratch;
-    bool captioned = source_has(s, OBJECTIVE_CAPTION) && !asks(s);
-    if ((captioned || source_has(s, OBJECTIVE_CONTRASTIVE)) && !encode(b, s->text, sample, draw, &scratch->ids, error))
-        return false;
-    return !asks(s) || (encode(b, s->question, sample, draw, &scratch->question, error) &&
-                        encode(b, s->answer, sample, draw, &scratch->answer, error));
+    if (source_says(s) && !encode(b, s->text, sample, draw, &scratch->ids, error)) return false;
+    return !source_asks(s) || (encode(b, s->question, sample, draw, &scratch->question, error) &&
+                               encode(b, s->answer, sample, draw, &scratch->answer, error));
 }
 
 static void put_caption(Builder *b, const Source *s, const Prepared *sample) {
@@ -89,8 +85,8 @@ static void put_caption(Builder *b, const Source *s, const Prepared *sample) {
     int count = 0;
     Error error;
     for (int i = 0; i < sample->images; i++) segments[count++] = segment_image(b->space->batch.images + i);
-    if (asks(s)) segments[count++] = segment_text(&scratch->question);
-    segments[count++] = segment_scored(asks(s) ? &scratch->answer : &scratch->ids);
+    if (source_asks(s)) segments[count++] = segment_text(&scratch->question);
+    segments[count++] = segment_scored(source_asks(s) ? &scratch->answer : &scratch->ids);
     check(sequence_put(&b->space->batch.caption, b->caption_row++, segments, count, b->plan->config->image_tokens,
                        b->plan->ids, SEQUENCE_CLOSED, &error)); // loader_open saw to it that slots fit
 }

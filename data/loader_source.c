@@ -7,8 +7,14 @@
 
 bool source_has(const Source *s, Objective objective) { return s->data && s->config->objectives >> objective & 1; }
 
-bool source_has_images(const Source *s) {
+static bool has_images(const Source *s) {
     return source_has(s, OBJECTIVE_CAPTION) || source_has(s, OBJECTIVE_CONTRASTIVE) || source_has(s, OBJECTIVE_MAE);
+}
+
+bool source_asks(const Source *s) { return source_has(s, OBJECTIVE_CAPTION) && s->question && s->answer; }
+
+bool source_says(const Source *s) {
+    return source_has(s, OBJECTIVE_CONTRASTIVE) || (source_has(s, OBJECTIVE_CAPTION) && !source_asks(s));
 }
 
 // key: of the source's config, for the message.
@@ -31,8 +37,36 @@ static void choose_decoding(Source *s, const LoaderConfig *loader) {
     }
 }
 
+static bool has_texts(const Source *s, const Prepared *sample, Buffer *text, Error *error) {
+    return (!source_says(s) || sample_text_draw(s->text, sample, 0, text, error)) &&
+           (!source_asks(s) || (sample_text_draw(s->question, sample, 0, text, error) &&
+                                sample_text_draw(s->answer, sample, 0, text, error)));
+}
+
+// A template over fields that the data does not have is found at the start: some of the first samples must do. Damaged
+// ones say nothing.
+static bool try_texts(const Source *s, Error *error) {
+    enum { TRIED = 64 };
+    Buffer bytes = {0}, text = {0};
+    Error damage;
+    bool found = !source_says(s) && !source_asks(s), read = false;
+    for (int64_t i = 0; !found && i < TRIED && i < (int64_t)s->order.count; i++) {
+        Sample sample;
+        if (!dataset_sample(s->data, i, &sample, &bytes, &damage)) continue;
+        Prepared prepared = sample_texts(&sample);
+        read = true;
+        buffer_clear(&text);
+        found = has_texts(s, &prepared, &text, error);
+    }
+    buffer_free(&bytes);
+    buffer_free(&text);
+    if (found || !read) return true;
+    error->kind = ERROR_USAGE;
+    return error_prefix(error, "%s: none of its first samples has the text that is asked for", dataset_path(s->data));
+}
+
 static bool open_groups(Source *s, Error *error) {
-    if (s->validation || !s->config->one_per || !*s->config->one_per || !source_has_images(s)) return true;
+    if (s->validation || !s->config->one_per || !*s->config->one_per || !has_images(s)) return true;
     if (!groups_read(&s->groups, s->data, s->config->one_per, error)) return false;
     if (s->groups.count == s->config->batch) return true;
     return error_set(error, ERROR_USAGE, "%s: one_per \"%s\" has %d values, but batch is %" PRId64 "; set batch to %d",
@@ -70,8 +104,8 @@ bool source_open(Source *s, const LoaderConfig *loader, int index, int64_t cache
     s->cache = cache_new(dataset_samples(s->data), cache_bytes);
     return parse_template(config, "text", config->text, &s->text, error) &&
            parse_template(config, "question", config->question, &s->question, error) &&
-           parse_template(config, "answer", config->answer, &s->answer, error) && open_groups(s, error) &&
-           open_text(s, loader, tokenizer, log, error);
+           parse_template(config, "answer", config->answer, &s->answer, error) && try_texts(s, error) &&
+           open_groups(s, error) && open_text(s, loader, tokenizer, log, error);
 }
 
 void source_close(Source *s) {
@@ -109,7 +143,7 @@ static int64_t share_of_step(const Source *s, int64_t step, int64_t count) {
 }
 
 int64_t source_samples_at(const Source *s, int64_t step) {
-    return source_has_images(s) ? share_of_step(s, step, (int64_t)s->order.count) : 0;
+    return has_images(s) ? share_of_step(s, step, (int64_t)s->order.count) : 0;
 }
 
 int64_t source_rows_at(const Source *s, int64_t step) {
@@ -118,7 +152,7 @@ int64_t source_rows_at(const Source *s, int64_t step) {
 
 int64_t source_steps(const Source *s) {
     int64_t batch = s->config->batch;
-    int64_t images = source_has_images(s) ? ((int64_t)s->order.count + batch - 1) / batch : 0;
+    int64_t images = has_images(s) ? ((int64_t)s->order.count + batch - 1) / batch : 0;
     int64_t text = source_has(s, OBJECTIVE_LM) ? (s->lm.rows + batch - 1) / batch : 0;
     return images > text ? images : text;
 }

@@ -39,7 +39,8 @@ void source_close(Source *); // zeroed structs are allowed
 void scratch_free(Scratch *);
 
 bool source_has(const Source *, Objective);
-bool source_has_images(const Source *);
+bool source_says(const Source *); // captions or pairs are made of the sample's text
+bool source_asks(const Source *); // its caption rows are questions and answers
 // Samples with images, and rows of plain text, in `step`. In validation the last step of a pass has what is left, and
 // steps behind it have none.
 int64_t source_samples_at(const Source *, int64_t step);

@@ -98,13 +98,6 @@ void template_free(Template *t) {
 
 int template_variants(const Template *t) { return t->count; }
 
-bool template_uses(const Template *t, const char *field) {
-    for (int v = 0; v < t->count; v++)
-        for (int p = 0; p < t->variants[v].count; p++)
-            if (t->variants[v].pieces[p].field && !strcmp(t->variants[v].pieces[p].text, field)) return true;
-    return false;
-}
-
 static bool append_value(const json_t *value, uint64_t draw, Buffer *out) {
     if (json_is_array(value) && json_array_size(value)) {
         value = json_array_get(value, (size_t)(draw % json_array_size(value)));

@@ -11,7 +11,6 @@ typedef struct Template Template;
 Template *template_parse(const char *text, Error *); // refuses a brace without its partner, an empty field or variant
 void template_free(Template *);                      // NULL is allowed
 int template_variants(const Template *);             // at least 1
-bool template_uses(const Template *, const char *field);
 // Appends variant `variant` over the fields of `object`; `draw` chooses from lists (any number: it is taken modulo
 // their length). False where a field is absent, null, empty or of another type, or the text is blank; `out` is then as
 // before.

@@ -86,7 +86,8 @@ void results_add(json_t *results, const Task *t, const Score *s, const char *dat
         json_pack("{s:I, s:I}", "original", (json_int_t)s->original, "effective", (json_int_t)s->effective));
 }
 
-void results_merge(json_t *into, const json_t *from) {
+// Puts `from` into `into`, task by task, key by key: what `from` has replaces what was there.
+static void merge(json_t *into, const json_t *from) {
     const char *key;
     json_t *value;
     json_object_foreach((json_t *)from, key, value) {
@@ -103,7 +104,7 @@ bool results_write(const char *path, const json_t *results, Error *error) {
     if (!all) return false;
     bool ok = !json_object_size(all) || json_is_object(json_object_get(all, "results"));
     if (!ok) error_set(error, ERROR_USAGE, "%s: not a results file; move it away or choose another with --out", path);
-    if (ok) results_merge(all, results);
+    if (ok) merge(all, results);
     ok = ok && json_write_file(path, all, error);
     json_decref(all);
     return ok;

@@ -19,8 +19,6 @@ void score_add(Score *, Metric);
 json_t *results_new(const char *model, uint64_t tokenizer, int64_t step, int64_t batch);
 // data: where the samples came from, and its root where it is a dataset (else NULL).
 void results_add(json_t *results, const Task *, const Score *, const char *data, const char *root);
-// Puts `from` into `into`, task by task, key by key: what `from` has replaces what was there.
-void results_merge(json_t *into, const json_t *from);
 // Reads what `path` holds (absent: nothing), merges, writes. A file that is no results file is an error.
 bool results_write(const char *path, const json_t *results, Error *);
 // |Tasks|Version|Filter|n-shot|Metric| |Value| |Stderr|Chance|

@@ -83,5 +83,4 @@ void joint_free(Joint *j) {
 Parameters *joint_parameters(const Joint *j) { return j->parameters; }
 const JointConfig *joint_config(const Joint *j) { return &j->config; }
 const Text *joint_text(const Joint *j) { return &j->text; }
-const Vit *joint_vision(const Joint *j) { return &j->vision; }
 bool joint_has(const Joint *j, Objective objective) { return j->config.weight[objective] > 0; }

@@ -34,7 +34,6 @@ void joint_free(Joint *); // NULL is allowed
 Parameters *joint_parameters(const Joint *);
 const JointConfig *joint_config(const Joint *);
 const Text *joint_text(const Joint *);       // zeroed where no objective needs text
-const Vit *joint_vision(const Joint *);      // zeroed where the model does not see
 int joint_image_tokens(const JointConfig *); // K: slots of an image in a sequence
 // Whether the parts of an objective were declared: its weight is above 0.
 bool joint_has(const Joint *, Objective);

@@ -427,16 +427,15 @@ static void what_cannot_work_is_refused_when_it_is_opened(void **state) {
     assert_message_has(&error, "no source gives validation data");
 }
 
-static void a_field_that_is_never_there_ends_in_an_error(void **state) {
+static void a_field_that_is_never_there_is_found_at_the_start(void **state) {
     const Fixture *f = *state;
     SourceConfig s = source(f->pictures, CAPTION, 2);
     LoaderConfig c = config(&s, 1);
     Error error;
     s.text = "{nothing}";
-    Loader *loader = open_loader(f, &c);
-    assert_null(loader_next(loader, 0, &error));
+    assert_null(loader_open(&c, f->tokenizer, NULL, &error));
+    assert_int_equal(error.kind, ERROR_USAGE);
     assert_message_has(&error, "\"nothing\"");
-    loader_close(loader);
 }
 
 static int set_up(void **state) {
@@ -481,7 +480,7 @@ int main(void) {
         cmocka_unit_test(a_stream_in_validation_is_the_text_itself),
         cmocka_unit_test(the_order_is_a_permutation_whatever_the_count),
         cmocka_unit_test(what_cannot_work_is_refused_when_it_is_opened),
-        cmocka_unit_test(a_field_that_is_never_there_ends_in_an_error),
+        cmocka_unit_test(a_field_that_is_never_there_is_found_at_the_start),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

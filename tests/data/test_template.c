@@ -97,16 +97,6 @@ static void broken_templates_are_refused_with_a_remedy(void **state) {
     }
 }
 
-static void a_template_knows_its_fields(void **state) {
-    Error error;
-    Template *t = template_parse("{{no}} {yes}||{also}", &error);
-    (void)state;
-    assert_int_equal(template_variants(t), 2);
-    assert_true(template_uses(t, "yes") && template_uses(t, "also"));
-    assert_false(template_uses(t, "no"));
-    template_free(t);
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(fields_are_put_into_the_text),
@@ -116,7 +106,6 @@ int main(void) {
         cmocka_unit_test(what_is_absent_or_blank_is_refused_and_leaves_no_trace),
         cmocka_unit_test(a_draw_passes_over_variants_that_cannot_be_made),
         cmocka_unit_test(broken_templates_are_refused_with_a_remedy),
-        cmocka_unit_test(a_template_knows_its_fields),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

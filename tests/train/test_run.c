@@ -359,6 +359,8 @@ static void configurations_that_cannot_work_are_refused(void **state) {
     assert_refused("data.1.objectives=mae", "add caption");
     assert_refused("data.2.one_per=class", "one_per");
     assert_refused("data.0.one_per=class", "set batch to");
+    assert_refused("data.0.text={name}", "none of its first samples");
+    assert_refused("data.1.answer={name}", "field \"name\"");
     assert_refused("loader.background=#-1-1-1", "#rrggbb");
     assert_refused("model.text.vocabulary=20", "model.text.vocabulary");
 }
