@@ -78,6 +78,8 @@ static const ConfigKey keys[] = {
      "", "added to the variance in norms"},
     {"model.text.dropout", CONFIG_FLOAT, offsetof(JointConfig, text.dropout), "0", 0, 0.99, NULL, NULL, "share",
      "dropped from embeddings and residual branches in training"},
+    {"model.text.init_std", CONFIG_FLOAT, offsetof(JointConfig, text.init_std), "0", 0, 1, NULL, NULL, "",
+     "deviation of the blocks' matrices at the start; 0: GPT-2's 0.02 at width 768, as 1 / sqrt(width) at others"},
 
     {"model.mae.mask_ratio", CONFIG_FLOAT, offsetof(JointConfig, mae.mask_ratio), "0.75", 0, 1, NULL, NULL, "share",
      "of the patches hidden from the trunk"},

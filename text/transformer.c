@@ -6,7 +6,9 @@
 
 // GPT-2's 0.02 at its width of 768, and in proportion to 1 / sqrt(width) at others: a small model with 0.02 throughout
 // starts with attention and MLPs that pass next to nothing.
-static double init_std(const TextConfig *c) { return 0.02 * sqrt(768.0 / (double)c->width); }
+static double init_std(const TextConfig *c) {
+    return c->init_std > 0 ? c->init_std : 0.02 * sqrt(768.0 / (double)c->width);
+}
 
 static const double EMBEDDING_STD = 0.02;
 

@@ -9,6 +9,7 @@ typedef struct TextConfig {
     MlpKind mlp;
     bool rope, bias, tied; // tied: the output projection is the token embedding
     double rope_base, norm_epsilon, dropout;
+    double init_std; // of the blocks' matrices; 0: 0.02 sqrt(768 / width)
 } TextConfig;
 
 typedef struct Text {
