@@ -82,7 +82,7 @@ static void wrong_usage_is_status_2_and_says_what(void **state) {
     expect(*state, "train play.txt --vocab-size 300", 2, "--out");
     expect(*state, "train play.txt --out m --vocab-size many", 2, "--vocab-size 'many'");
     expect(*state, "train play.txt --out m --vocab-size 300 --type word", 2, "unigram|bpe|char");
-    expect(*state, "learn play.txt", 2, "none of train, encode, decode");
+    expect(*state, "learn play.txt", 2, "no act 'learn'");
 }
 
 static void damage_is_status_1_and_names_the_place(void **state) {
