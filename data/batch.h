@@ -33,6 +33,7 @@ typedef struct Batch {
     int mae_images;                 // how many of the images are also reconstructed
     int32_t *mae_image;             // (mae_images)
     uint64_t first_row[OBJECTIVES]; // global number of each part's first row, keys dropout
+    int64_t all_rows[OBJECTIVES];   // rows of each part in the whole step, over all ranks (mae: pictures)
     const uint64_t *image_numbers;  // (I) number of each image in the step, ascending: keys the trunk's dropout; NULL:
                                     // 0, 1, 2, ...
     const char **image_sources;     // (I) "dataset/key", for messages

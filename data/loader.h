@@ -34,6 +34,8 @@ typedef struct LoaderConfig {
     int64_t contrastive_length; // T of contrastive rows
     uint8_t background[3];
     uint64_t seed;
+    int part, parts; // hand out part `part` of `parts` of each step: rows [R part / parts, R (part + 1) / parts) of the
+                     // R rows of every objective, and the pictures they need. 0, 1 (or parts 0): all
     int threads;                    // workers; >= 1
     int ahead;                      // batches prepared ahead
     int64_t cache_bytes;            // decoded pictures and texts kept in memory, at the most; 0: none

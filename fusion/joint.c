@@ -55,14 +55,15 @@ static void copy_strings(StringList *list, Arena *memory) {
     list->items = items;
 }
 
-Joint *joint_new(Backend *backend, const JointConfig *config, Dtype compute, uint64_t seed, Error *error) {
+Joint *joint_new(Backend *backend, const JointConfig *config, const Parallel *parallel, Dtype compute, uint64_t seed,
+                 Error *error) {
     Joint *j = calloc(1, sizeof *j);
     check(j);
     j->config = *config;
     j->backend = backend;
     j->memory = arena_new(64 << 10);
     j->host = arena_new(256 << 10);
-    j->parameters = parameters_new(backend);
+    j->parameters = parameters_new(backend, parallel);
     j->compute = compute;
     copy_strings(&j->config.freeze, j->memory);
     const char *wrong = joint_check(config, j->memory);

@@ -28,8 +28,8 @@ extern const ConfigSchema joint_schema; // keys "model.*" over JointConfig; trai
 extern const char *const objective_weight_keys[OBJECTIVES]; // "model.weight.lm", ...
 
 typedef struct Joint Joint;
-// Declares and draws all parameters. The backend is borrowed.
-Joint *joint_new(Backend *, const JointConfig *, Dtype compute, uint64_t seed, Error *);
+// Declares and draws all parameters. The backend and the groups of Parallel (NULL: alone) are borrowed.
+Joint *joint_new(Backend *, const JointConfig *, const Parallel *, Dtype compute, uint64_t seed, Error *);
 void joint_free(Joint *); // NULL is allowed
 Parameters *joint_parameters(const Joint *);
 const JointConfig *joint_config(const Joint *);

@@ -211,7 +211,7 @@ static bool read_weights(LoadedModel *m, Backend *backend, Dtype compute, Error 
     if (!join_path(path, m->path, "model.safetensors", error) || !join_path(config, m->path, "model.json", error))
         return false;
     bool ok = safetensors_open(&file, path, error) && safetensors_verify(&file, path, error) &&
-              check_size(m, &file, path, error) && (m->joint = joint_new(backend, &m->config, compute, 0, error)) &&
+              check_size(m, &file, path, error) && (m->joint = joint_new(backend, &m->config, NULL, compute, 0, error)) &&
               parameters_import(joint_parameters(m->joint), &file, path, error) &&
               safetensors_check_file(&file, config, error);
     safetensors_close(&file);

@@ -27,6 +27,15 @@ Cost        tape_cost(const Tape *);    // of the nodes and inference calls sinc
 // finding out what went wrong, not for every step.
 void tape_check_finite(Tape *, bool on);
 
+// What the tape tells whoever holds the parameters (their shards, their reduction). Any function may be NULL.
+typedef struct TapeHooks {
+    void *context;
+    void (*use)(void *context, const Node *);              // before a forward or backward reads its parameters' data
+    void (*gradient)(void *context, Tensor *parameter);    // before the first write into its gradient since begin_step
+    void (*complete)(void *context, Tensor *parameter);    // in a backward pass: no node left on the tape writes it
+} TapeHooks;
+void tape_set_hooks(Tape *, const TapeHooks *); // copied; NULL: none
+
 // Runs the operators backwards from `loss` (one f32 number, whose gradient is set to 1). With INPUT_GRADIENTS alone the
 // weight half stays on the tape until a call with WEIGHT_GRADIENTS, which may come any time before the reset.
 void tape_backward(Tape *, Tensor *loss, Halves);

@@ -133,7 +133,7 @@ static bool open_bench(Bench *b, const BenchTrainOptions *o, Log *log, Error *er
             "no preset '%s'; there are nanochar, gpt_mini, gpt2, gpt2_1k, vit_mini, vitb16, maeb16, clipb32",
             o->preset);
     b->backend = cpu_backend_new(o->threads, NULL, log);
-    b->parameters = parameters_new(b->backend);
+    b->parameters = parameters_new(b->backend, NULL);
     b->memory = arena_new(1 << 20);
     if (!declare(b, error) || !parameters_finish(b->parameters, o->precision, 1, error)) return false;
     draw_inputs(b);

@@ -107,7 +107,7 @@ static bool open_model(Run *r, Error *error) {
             error, ERROR_USAGE, "model.text.vocabulary is %lld, but %s has %d pieces; leave it out to take theirs",
             (long long)r->config.model.text.vocabulary, r->config.tokenizer, tokenizer_vocabulary(r->tokenizer));
     r->backend = cpu_backend_new((int)r->config.threads, NULL, r->log);
-    r->joint = joint_new(r->backend, &r->config.model, compute, (uint64_t)r->config.seed, error);
+    r->joint = joint_new(r->backend, &r->config.model, NULL, compute, (uint64_t)r->config.seed, error);
     if (!r->joint) return false;
     r->optimizer = optimizer_new(r->backend, joint_parameters(r->joint), &r->config.optimizer, r->config.steps);
     r->tape = tape_new(r->backend, true);

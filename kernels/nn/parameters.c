@@ -14,6 +14,7 @@ enum {
 
 struct Parameters {
     Backend *backend;
+    Parallel parallel;
     Arena *memory;
     Parameter **items;
     int count, capacity;
@@ -23,10 +24,11 @@ struct Parameters {
     int64_t total, trained;     // elements of the buffers, padding included; `trained` of them have gradients
 };
 
-Parameters *parameters_new(Backend *backend) {
+Parameters *parameters_new(Backend *backend, const Parallel *parallel) {
     Parameters *p = calloc(1, sizeof *p);
     check(p);
     p->backend = backend;
+    if (parallel) p->parallel = *parallel;
     p->memory = arena_new(64 << 10);
     return p;
 }
@@ -52,7 +54,7 @@ Tensor *parameters_add(Parameters *p, const char *name, int rank, const int64_t 
     Parameter *item = arena_zeroed(p->memory, sizeof *item);
     item->tensor = (Tensor){.rank = rank, .is_parameter = true, .needs_grad = true};
     item->tensor.name = arena_string(p->memory, name);
-    for (int i = 0; i < rank; i++) item->tensor.shape[i] = shape[i];
+    for (int i = 0; i < rank; i++) item->tensor.shape[i] = item->global_shape[i] = shape[i];
     item->init = init;
     item->decay = decay;
     if (init.kind == INIT_GIVEN) {
@@ -189,6 +191,8 @@ bool parameters_finish(Parameters *p, Dtype compute, uint64_t seed, Error *error
 }
 
 // ---- looking ----
+
+const Parallel *parameters_parallel(const Parameters *p) { return &p->parallel; }
 
 int parameters_count(const Parameters *p) { return p->count; }
 

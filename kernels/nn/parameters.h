@@ -3,6 +3,7 @@
 #pragma once
 #include "base/log.h"
 #include "base/safetensors.h"
+#include "kernels/nn/parallel.h"
 #include "kernels/tape.h"
 
 typedef struct Parameters Parameters;
@@ -15,7 +16,10 @@ typedef struct Init {
 } Init;
 
 typedef struct Parameter {
-    Tensor tensor; // what operators take; data: masters (f32) or shadows (bf16 matrices)
+    Tensor tensor; // what operators take; data: masters (f32) or shadows (bf16 matrices). Its shape is this rank's
+    int64_t global_shape[MAX_RANK]; // over the tensor group
+    Split split;
+    bool partial; // whole on every tensor rank, but each one's gradient is a part of the sum
     Init init;
     bool decay;     // weight decay applies (matrices; not vectors, embeddings of positions, ...)
     bool frozen;    // no gradient, no optimizer state
@@ -23,11 +27,16 @@ typedef struct Parameter {
     float *master;  // (count)
 } Parameter;
 
-Parameters *parameters_new(Backend *); // the backend is not owned
+Parameters *parameters_new(Backend *, const Parallel *); // NULL: alone; copied. The backend and the groups are not owned
+const Parallel *parameters_parallel(const Parameters *);
 void parameters_free(Parameters *);
 // Declares one; the pointer stays valid and its tensor is filled by parameters_finish. Names are unique; rank-1 tensors
 // stay f32 in every precision.
 Tensor *parameters_add(Parameters *, const char *name, int rank, const int64_t *shape, Init, bool decay);
+// The same with its global shape and its split over the tensor group.
+Tensor *parameters_add_split(Parameters *, const char *name, int rank, const int64_t *shape, Init, bool decay, Split);
+// Local elements [local, local + *count) lie together in the whole tensor, from element *global on.
+void parameter_run(const Parameter *, const Parallel *, int64_t local, int64_t *global, int64_t *count);
 // Freezes `prefix` and all that is under it ("text" freezes "text.tokens"); returns how many. Before finish.
 int parameters_freeze(Parameters *, const char *prefix);
 // Allocates and draws: element i of a parameter depends on (seed, name, i) alone. compute: F32 or BF16.

@@ -61,7 +61,7 @@ static void save_model(const char *folder, Backend *backend) {
     Error error = {0};
     Tokenizer *tokenizer = train_tokenizer();
     config.text.vocabulary = tokenizer_vocabulary(tokenizer);
-    Joint *joint = joint_new(backend, &config, F32, 3, &error);
+    Joint *joint = joint_new(backend, &config, NULL, F32, 3, &error);
     assert_done(joint != NULL, &error);
     assert_done(folder_create(folder, &error) && model_save(folder, joint, tokenizer, &error), &error);
     joint_free(joint);

@@ -50,7 +50,7 @@ static void open_fixture(Fixture *f, bool llama, Dtype dtype, int threads) {
         config.text.kv_heads = 1;
     }
     f->backend = cpu_backend_new(threads, NULL, NULL);
-    f->joint = joint_new(f->backend, &config, dtype, 11, &error);
+    f->joint = joint_new(f->backend, &config, NULL, dtype, 11, &error);
     assert_done(f->joint != NULL, &error);
     f->tape = tape_new(f->backend, false);
     f->memory = arena_new(1 << 16);
@@ -242,7 +242,7 @@ static void a_model_without_captions_refuses_images(void **state) {
     Error error = {0};
     config.text.vocabulary = tokenizer_vocabulary(f.tokenizer);
     config.weight[OBJECTIVE_CAPTION] = 0;
-    f.joint = joint_new(f.backend, &config, F32, 1, &error);
+    f.joint = joint_new(f.backend, &config, NULL, F32, 1, &error);
     assert_done(f.joint != NULL, &error);
     f.tape = tape_new(f.backend, false);
     Segment segment = segment_image(0);

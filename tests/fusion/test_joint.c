@@ -228,7 +228,7 @@ static void freezing_what_is_not_there_is_refused(void **state) {
     JointConfig config = tiny_config();
     config.freeze = (StringList){&typo, 1};
     Backend *backend = cpu_backend_new(1, NULL, NULL);
-    assert_null(joint_new(backend, &config, F32, 1, &error));
+    assert_null(joint_new(backend, &config, NULL, F32, 1, &error));
     assert_non_null(strstr(error.message, "visoin"));
     backend_free(backend);
 }

@@ -141,7 +141,7 @@ static void load_weights(Golden *g) {
 
 static void make_joint(Golden *g, const JointConfig *config) {
     Error error = {0};
-    g->joint = joint_new(g->backend, config, g->dtype, 1, &error);
+    g->joint = joint_new(g->backend, config, NULL, g->dtype, 1, &error);
     if (!g->joint) fail_msg("%s", error.message);
     g->parameters = joint_parameters(g->joint);
     load_weights(g);
@@ -289,7 +289,7 @@ static void check_vit(Dtype dtype) {
                         .class_token = true,
                         .patch_bias = true};
     open_golden(&g, "vit", vit_names, dtype);
-    g.parameters = parameters_new(g.backend);
+    g.parameters = parameters_new(g.backend, NULL);
     assert_true(vit_declare(&vit, g.parameters, g.memory, "vision", &config, &error));
     finish_parameters(&g);
     Tensor *hidden = vit_forward(g.tape, &vit, golden_images(&g, 3, 16), NULL, 0, &(BlockContext){0});
@@ -334,7 +334,7 @@ static void check_mae(Dtype dtype) {
     MaeConfig decoder = {
         .mask_ratio = 0.75, .decoder_width = 16, .decoder_layers = 2, .decoder_heads = 2, .normalize = true};
     open_golden(&g, "mae", mae_names, dtype);
-    g.parameters = parameters_new(g.backend);
+    g.parameters = parameters_new(g.backend, NULL);
     assert_true(vit_declare(&vit, g.parameters, g.memory, "vision", &config, &error));
     assert_true(mae_declare(&mae, g.parameters, g.memory, "mae", &decoder, &config, &error));
     finish_parameters(&g);

@@ -44,7 +44,7 @@ void tiny_open(Tiny *m, const JointConfig *config, Dtype dtype) { tiny_open_thre
 void tiny_open_threads(Tiny *m, const JointConfig *config, Dtype dtype, int threads) {
     Error error = {0};
     *m = (Tiny){.backend = cpu_backend_new(threads, NULL, NULL), .memory = arena_new(1 << 16)};
-    m->joint = joint_new(m->backend, config, dtype, 7, &error);
+    m->joint = joint_new(m->backend, config, NULL, dtype, 7, &error);
     if (!m->joint) fail_msg("%s", error.message);
     m->tape = tape_new(m->backend, true);
     m->moments = calloc((size_t)parameters_elements(joint_parameters(m->joint), false) * 2, sizeof *m->moments);

@@ -15,7 +15,7 @@ typedef struct Set {
 
 static Set set_new(void) {
     Set s = {.backend = cpu_backend_new(1, NULL, NULL)};
-    s.parameters = parameters_new(s.backend);
+    s.parameters = parameters_new(s.backend, NULL);
     return s;
 }
 

@@ -26,7 +26,7 @@ typedef struct Model {
 static Model model_new(void) {
     Error error = {0};
     Model m = {.backend = cpu_backend_new(2, NULL, NULL)};
-    m.parameters = parameters_new(m.backend);
+    m.parameters = parameters_new(m.backend, NULL);
     m.tape = tape_new(m.backend, true);
     Init normal = {.kind = INIT_NORMAL, .value = 0.1};
     m.weight = parameters_add(m.parameters, "layer.weight", SHAPE(WIDTH, WIDTH), normal, true);

@@ -42,7 +42,7 @@ typedef struct Model {
 static void model_open(Model *m, const TextConfig *config, Dtype dtype) {
     Error error = {0};
     *m = (Model){.backend = cpu_backend_new(2, NULL, NULL), .memory = arena_new(1 << 16)};
-    m->parameters = parameters_new(m->backend);
+    m->parameters = parameters_new(m->backend, NULL);
     m->tape = tape_new(m->backend, false);
     assert_done(text_declare(&m->text, m->parameters, m->memory, "text", config, &error), &error);
     assert_done(parameters_finish(m->parameters, dtype, 11, &error), &error);
@@ -232,7 +232,7 @@ static void an_empty_vocabulary_is_refused(void **state) {
     config.vocabulary = 0;
     Arena *memory = arena_new(1 << 12);
     Backend *backend = cpu_backend_new(1, NULL, NULL);
-    Parameters *parameters = parameters_new(backend);
+    Parameters *parameters = parameters_new(backend, NULL);
     assert_false(text_declare(&text, parameters, memory, "text", &config, &error));
     assert_message_has(&error, "give a tokenizer");
     config.vocabulary = 9;

@@ -36,7 +36,7 @@ typedef struct Eye {
 static void eye_open(Eye *e, VitConfig config) {
     Error error = {0};
     *e = (Eye){.backend = cpu_backend_new(2, NULL, NULL), .memory = arena_new(1 << 16)};
-    e->parameters = parameters_new(e->backend);
+    e->parameters = parameters_new(e->backend, NULL);
     e->tape = tape_new(e->backend, true);
     assert_done(vit_declare(&e->vit, e->parameters, e->memory, "vision", &config, &error), &error);
     assert_done(mae_declare(&e->mae, e->parameters, e->memory, "mae", &decoder, &config, &error), &error);

@@ -1,0 +1,17 @@
+/* A timeline in Chrome's trace format (chrome://tracing, Perfetto): slices on named tracks. One file a process; tracks
+ * of several processes show beside one another when their files are joined. */
+#pragma once
+#include "base/error.h"
+#include <stdint.h>
+
+typedef struct Trace Trace;
+
+// rank: the process's number in the timeline. Slices are kept in memory until trace_write. Thread-safe.
+Trace *trace_new(int rank);
+void trace_free(Trace *); // NULL is allowed
+double trace_now(void);   // seconds, one clock for all processes of a machine
+// track: "compute", "communication", "loader", "save"; both strings are copied. A NULL trace does nothing.
+void trace_slice(Trace *, const char *track, const char *name, double begin, double end);
+bool trace_write(const Trace *, const char *path, Error *); // complete JSON; written aside and renamed
+// One file from those of all ranks.
+bool trace_join(const char *const *paths, int count, const char *out, Error *);

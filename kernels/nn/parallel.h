@@ -1,0 +1,21 @@
+/* How a model is spread over processes: what its layers and its parameters need to know. Tensor parallel: Shoeybi et
+ * al. 2019 ("Megatron-LM"); sequence parallel: Korthikanti et al. 2022; ZeRO: Rajbhandari et al. 2020. */
+#pragma once
+#include "kernels/comm/comm.h"
+
+typedef struct Parallel {
+    Comm *tensor;         // splits the layers; NULL: nobody
+    bool sequence;        // activations between the split layers are shared out by rows over `tensor`
+    Comm *data;           // holds the shards of parameters, gradients and states; NULL: nobody
+    int zero;             // 0 nothing, 1 states, 2 and gradients, 3 and parameters are sharded over `data`
+    int64_t bucket_bytes; // of gradients that are reduced, and of parameters that are gathered, together
+    bool ordered;         // sums over `data` in a fixed order: the same bits on any number of ranks
+} Parallel;
+// Outside the stacks of blocks every tensor rank holds the same activations and the same, whole, gradients of them.
+
+// How a parameter is split over `tensor`: along `dimension`, which consists of segments (q | k | v, gate | up), each
+// cut evenly; a rank holds its piece of every segment, one behind the other. segments 0: whole on every rank.
+typedef struct Split {
+    int dimension, segments;
+    int64_t size[3]; // of each segment, over all ranks
+} Split;

@@ -1,0 +1,25 @@
+/* From the pieces of a step to updated parameters, over the data ranks: gradients are summed over pieces and ranks
+ * bucket by bucket as backward passes complete them, the norm is taken, AdamW runs on this rank's shard, and parameters
+ * are gathered again. Stages 0 to 3 after Rajbhandari et al. 2020 ("ZeRO").
+ *
+ * Ordered (Parallel.ordered): the pieces of all ranks are summed along one binary tree over the global pieces, whatever
+ * the ranks, and the norm over fixed blocks: the same bits for every number of ranks, stage and share of pieces. */
+#pragma once
+#include "base/trace.h"
+#include "kernels/nn/parameters.h"
+#include "train/optimizer.h"
+
+typedef struct Gradients Gradients;
+
+// Installs its hooks on the tape. Everything is borrowed; trace may be NULL.
+Gradients *gradients_new(Parameters *, Tape *, Trace *);
+void gradients_free(Gradients *);
+
+// A step of `pieces` pieces on this rank (the same number on every data rank; a power of two when ordered).
+void gradients_begin_step(Gradients *, int pieces);
+// Around each piece's forward and backward pass, in order. In the last one reductions start as gradients complete. A
+// piece may hold nothing at all: then begin and end alone.
+void gradients_begin_piece(Gradients *, int piece);
+void gradients_end_piece(Gradients *);
+// Waits for all reductions; the global norm over every rank's part. Not finite where any element is not.
+double gradients_norm(Gradients *);
