@@ -31,7 +31,7 @@ typedef struct Fixture {
 static void open_fixture(Fixture *f) {
     Error error = {0};
     f->backend = cpu_backend_new(2, NULL, NULL);
-    f->parameters = parameters_new(f->backend);
+    f->parameters = parameters_new(f->backend, NULL);
     parameters_add(f->parameters, "matrix", SHAPE(3, WIDE), (Init){.kind = INIT_NORMAL, .value = 0.5}, true);
     parameters_add(f->parameters, "still", SHAPE(4), (Init){.kind = INIT_ONE}, false);
     parameters_add(f->parameters, "vector", SHAPE(WIDE), (Init){.kind = INIT_ONE}, false);
