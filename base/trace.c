@@ -1,0 +1,248 @@
+/* See trace.h. An event is a line of its own in the file, so that files are joined line by line, however long they are.
+ * The format: "Trace Event Format", Google 2016; complete events ("X") and metadata ("M"). */
+#include "base/trace.h"
+#include "base/clock.h"
+#include "base/files.h"
+#include "base/json.h"
+#include <math.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum {
+    MOST_TRACKS = 16,
+    MOST_SLICES = 1 << 20, // those that come later are counted and left out: a trace is of minutes, not of days
+    BLOCK = 1 << 16,       // bytes written at once
+};
+
+typedef struct Slice {
+    int track;
+    size_t name; // where it starts in Trace.names
+    double begin, end;
+} Slice;
+
+struct Trace {
+    pthread_mutex_t lock;
+    int rank, tracks;
+    char *track[MOST_TRACKS];
+    Buffer names; // one behind the other, each with its zero
+    Slice *slices;
+    size_t count, capacity;
+    long long left_out;
+    double clock; // what is added to trace_now for the time of day, by which machines are compared
+};
+
+static double time_of_day(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+double trace_now(void) { return clock_seconds(); }
+
+Trace *trace_new(int rank) {
+    static const char *const order[] = {"compute", "communication", "loader", "save"}; // as a viewer shall show them
+    Trace *t = calloc(1, sizeof *t);
+    check(t && pthread_mutex_init(&t->lock, NULL) == 0);
+    t->rank = rank;
+    t->clock = time_of_day() - trace_now();
+    for (size_t i = 0; i < sizeof order / sizeof *order; i++) check((t->track[t->tracks++] = strdup(order[i])));
+    return t;
+}
+
+void trace_free(Trace *t) {
+    if (!t) return;
+    for (int i = 0; i < t->tracks; i++) free(t->track[i]);
+    buffer_free(&t->names);
+    free(t->slices);
+    pthread_mutex_destroy(&t->lock);
+    free(t);
+}
+
+// ---- slices ----
+
+static int track_of(Trace *t, const char *name) {
+    for (int i = 0; i < t->tracks; i++)
+        if (!strcmp(t->track[i], name)) return i;
+    check(t->tracks < MOST_TRACKS && "tracks of a trace");
+    check((t->track[t->tracks] = strdup(name)));
+    return t->tracks++;
+}
+
+static void append(Trace *t, const char *track, const char *name, double begin, double end) {
+    if (t->count == t->capacity) {
+        t->capacity = t->capacity ? 2 * t->capacity : 1024;
+        t->slices = realloc(t->slices, t->capacity * sizeof *t->slices);
+        check(t->slices);
+    }
+    t->slices[t->count++] = (Slice){track_of(t, track), t->names.size, begin, end};
+    buffer_append(&t->names, name, strlen(name) + 1);
+}
+
+void trace_slice(Trace *t, const char *track, const char *name, double begin, double end) {
+    if (!t) return;
+    pthread_mutex_lock(&t->lock);
+    if (t->count < MOST_SLICES)
+        append(t, track, name, begin, end);
+    else
+        t->left_out++;
+    pthread_mutex_unlock(&t->lock);
+}
+
+// ---- one process's file ----
+
+static void append_quoted(Buffer *out, const char *text) {
+    json_t *string = json_string(text);
+    char *quoted = json_dumps(string, JSON_ENCODE_ANY);
+    buffer_text(out, quoted ? quoted : "\"(not UTF-8)\"");
+    free(quoted);
+    json_decref(string);
+}
+
+// Tells a viewer a name; what: process_name or thread_name, which also gets its place in the order.
+static void append_name(Buffer *out, int rank, int track, const char *what, const char *name) {
+    bool process = track < 0;
+    buffer_printf(out, "{\"ph\": \"M\", \"pid\": %d, \"tid\": %d, \"name\": \"%s\", \"args\": {\"name\": ", rank,
+                  process ? 0 : track, what);
+    append_quoted(out, name);
+    buffer_printf(
+        out, "}},\n{\"ph\": \"M\", \"pid\": %d, \"tid\": %d, \"name\": \"%s\", \"args\": {\"sort_index\": %d}}", rank,
+        process ? 0 : track, process ? "process_sort_index" : "thread_sort_index", process ? rank : track);
+}
+
+// Both ends are rounded to nanoseconds, so that slices which nest still do.
+static void append_slice(Buffer *out, const Trace *t, const Slice *s) {
+    long long begin = llround(s->begin * 1e9), end = llround(s->end * 1e9);
+    long long lasted = end > begin ? end - begin : 0;
+    buffer_printf(
+        out, "{\"ph\": \"X\", \"pid\": %d, \"tid\": %d, \"ts\": %lld.%03lld, \"dur\": %lld.%03lld, \"name\": ", t->rank,
+        s->track, begin / 1000, begin % 1000, lasted / 1000, lasted % 1000);
+    append_quoted(out, t->names.data + s->name);
+    buffer_text(out, "}");
+}
+
+static bool flush(AtomicFile *file, Buffer *text, Error *error) {
+    bool ok = atomic_write(file, text->data ? text->data : "", text->size, error);
+    buffer_clear(text);
+    return ok;
+}
+
+static void append_head(Buffer *out, double clock, long long left_out) {
+    buffer_printf(out,
+                  "{\"displayTimeUnit\": \"ms\", \"otherData\": {\"clock\": %.9f, \"left_out\": %lld}, "
+                  "\"traceEvents\": [\n",
+                  clock, left_out);
+}
+
+bool trace_write(const Trace *t, const char *path, Error *error) {
+    Buffer text = {0}, name = {0};
+    bool used[MOST_TRACKS] = {0};
+    AtomicFile *file = atomic_open(path, error);
+    if (!file) return false;
+    append_head(&text, t->clock, t->left_out);
+    buffer_printf(&name, "rank %d", t->rank);
+    append_name(&text, t->rank, -1, "process_name", name.data);
+    for (size_t i = 0; i < t->count; i++) used[t->slices[i].track] = true;
+    for (int i = 0; i < t->tracks; i++) {
+        if (!used[i]) continue;
+        buffer_text(&text, ",\n");
+        append_name(&text, t->rank, i, "thread_name", t->track[i]);
+    }
+    bool ok = true;
+    for (size_t i = 0; i < t->count && ok; i++) {
+        buffer_text(&text, ",\n");
+        append_slice(&text, t, &t->slices[i]);
+        if (text.size > BLOCK) ok = flush(file, &text, error);
+    }
+    buffer_text(&text, "\n]}\n");
+    ok = ok && flush(file, &text, error);
+    if (ok)
+        ok = atomic_commit(file, error);
+    else
+        atomic_abandon(file);
+    buffer_free(&text);
+    buffer_free(&name);
+    return ok;
+}
+
+// ---- the files of all processes ----
+
+// One file that is being copied into another.
+typedef struct Part {
+    const char *path;
+    FILE *in;
+    char *line;
+    size_t capacity;
+    double clock;
+} Part;
+
+static bool not_a_trace(const Part *p, Error *error) {
+    return error_set(error, ERROR_FAILED, "%s: not a whole trace; let the run write it again", p->path);
+}
+
+// The first line, which is closed here so that it is a value by itself.
+static bool read_head(Part *p, long long *left_out, Error *error) {
+    Buffer text = {0};
+    Error ignored = {0};
+    p->in = fopen(p->path, "re");
+    if (!p->in) return error_set_errno(error, ERROR_FAILED, "%s: cannot open", p->path);
+    if (getline(&p->line, &p->capacity, p->in) > 0) buffer_text(&text, p->line);
+    buffer_text(&text, "]}");
+    json_t *head = json_parse(text.data, text.size, p->path, &ignored), *data = json_object_get(head, "otherData");
+    bool ok = json_is_number(json_object_get(data, "clock")) || not_a_trace(p, error);
+    p->clock = json_get_number(data, "clock", 0);
+    *left_out += json_get_int(data, "left_out", 0);
+    json_decref(head);
+    buffer_free(&text);
+    return ok;
+}
+
+// Its events, with times as a machine whose clock is `clock` would have measured them.
+static bool copy_events(Part *p, double clock, bool *first, AtomicFile *out, Error *error) {
+    double later = (p->clock - clock) * 1e6; // microseconds
+    for (ssize_t size; (size = getline(&p->line, &p->capacity, p->in)) > 0;) {
+        if (!strcmp(p->line, "]}\n")) return true;
+        while (size > 0 && (p->line[size - 1] == '\n' || p->line[size - 1] == ',')) size--;
+        json_t *event = json_parse(p->line, (size_t)size, p->path, error), *ts = json_object_get(event, "ts");
+        if (!event) return false;
+        if (ts) json_object_set_new(event, "ts", json_real(json_number_value(ts) + later));
+        char *text = json_dumps(event, JSON_REAL_PRECISION(17));
+        json_decref(event);
+        check(text);
+        bool ok = (*first || atomic_write(out, ",\n", 2, error)) && atomic_write(out, text, strlen(text), error);
+        free(text);
+        if (!ok) return false;
+        *first = false;
+    }
+    return not_a_trace(p, error);
+}
+
+bool trace_join(const char *const *paths, int count, const char *path, Error *error) {
+    Buffer head = {0};
+    long long left_out = 0;
+    bool ok = true, first = true;
+    AtomicFile *out = NULL;
+    Part *parts = calloc((size_t)(count > 0 ? count : 1), sizeof *parts);
+    check(parts);
+    for (int i = 0; i < count && ok; i++) {
+        parts[i].path = paths[i];
+        ok = read_head(&parts[i], &left_out, error);
+    }
+    ok = ok && (out = atomic_open(path, error));
+    append_head(&head, parts[0].clock, left_out);
+    ok = ok && flush(out, &head, error);
+    for (int i = 0; i < count && ok; i++) ok = copy_events(&parts[i], parts[0].clock, &first, out, error);
+    ok = ok && atomic_write(out, "\n]}\n", 4, error);
+    if (ok)
+        ok = atomic_commit(out, error);
+    else
+        atomic_abandon(out);
+    for (int i = 0; i < count; i++) {
+        if (parts[i].in) fclose(parts[i].in);
+        free(parts[i].line);
+    }
+    free(parts);
+    buffer_free(&head);
+    return ok;
+}
