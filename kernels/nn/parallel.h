@@ -15,7 +15,11 @@ typedef struct Parallel {
 
 // How a parameter is split over `tensor`: along `dimension`, which consists of segments (q | k | v, gate | up), each
 // cut evenly; a rank holds its piece of every segment, one behind the other. segments 0: whole on every rank.
+enum { SPLIT_SEGMENTS = 3 }; // at most
 typedef struct Split {
     int dimension, segments;
-    int64_t size[3]; // of each segment, over all ranks
+    int64_t size[SPLIT_SEGMENTS]; // of each segment, over all ranks
 } Split;
+int64_t split_local(const Split *, const Comm *tensor); // this rank's size along the dimension
+// Local index [index, index + *count) along the dimension lie together in the whole, from *global on.
+void split_run(const Split *, const Comm *tensor, int64_t index, int64_t *global, int64_t *count);

@@ -2,8 +2,7 @@
  * frozen ones: gradients and optimizer state cover a prefix, and what is decayed is a prefix of that. */
 #include "kernels/nn/parameters.h"
 #include "base/buffer.h"
-#include "base/philox.h"
-#include <math.h>
+#include "kernels/nn/initial.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -44,25 +43,45 @@ void parameters_free(Parameters *p) {
     free(p);
 }
 
-Tensor *parameters_add(Parameters *p, const char *name, int rank, const int64_t *shape, Init init, bool decay) {
-    check(!p->finished && rank >= 1 && rank <= MAX_RANK && !parameters_find(p, name));
+static Parameter *add_item(Parameters *p, const char *name) {
+    check(!p->finished && !parameters_find(p, name));
     if (p->count == p->capacity) {
         p->capacity = p->capacity ? 2 * p->capacity : 64;
         p->items = realloc(p->items, (size_t)p->capacity * sizeof *p->items);
         check(p->items);
     }
     Parameter *item = arena_zeroed(p->memory, sizeof *item);
-    item->tensor = (Tensor){.rank = rank, .is_parameter = true, .needs_grad = true};
     item->tensor.name = arena_string(p->memory, name);
-    for (int i = 0; i < rank; i++) item->tensor.shape[i] = item->global_shape[i] = shape[i];
+    return p->items[p->count++] = item;
+}
+
+Tensor *parameters_add_split(Parameters *p, const char *name, int rank, const int64_t *shape, Init init, bool decay,
+                             Split split) {
+    check(rank >= 1 && rank <= MAX_RANK && split.segments <= SPLIT_SEGMENTS && split.dimension < rank);
+    Parameter *item = add_item(p, name);
+    Tensor *t = &item->tensor;
+    int64_t count = 1;
+    t->rank = rank;
+    t->is_parameter = t->needs_grad = true;
+    for (int i = 0; i < rank; i++) count *= t->shape[i] = item->global_shape[i] = shape[i];
+    if (split.segments) t->shape[split.dimension] = split_local(&split, p->parallel.tensor);
+    item->split = split;
     item->init = init;
     item->decay = decay;
     if (init.kind == INIT_GIVEN) {
-        size_t bytes = (size_t)tensor_count(&item->tensor) * sizeof(float);
+        size_t bytes = (size_t)count * sizeof(float);
         item->init.given = memcpy(arena_allocate(p->memory, bytes), init.given, bytes);
     }
-    p->items[p->count++] = item;
-    return &item->tensor;
+    return t;
+}
+
+Tensor *parameters_add(Parameters *p, const char *name, int rank, const int64_t *shape, Init init, bool decay) {
+    return parameters_add_split(p, name, rank, shape, init, decay, (Split){0});
+}
+
+void parameters_set_partial(Parameters *p, const Tensor *t) {
+    for (int i = 0; i < p->count; i++)
+        if (&p->items[i]->tensor == t) p->items[i]->partial = true;
 }
 
 int parameters_freeze(Parameters *p, const char *prefix) {
@@ -126,42 +145,6 @@ static void place(Parameters *p, Parameter *item) {
 
 // ---- initial values ----
 
-// Four numbers for elements 4 * block ... of the stream `element`: uniform in (0, 1), 32 bits.
-static void draw_uniform(uint64_t seed, uint64_t element, uint64_t block, double out[4]) {
-    PhiloxBlock words = philox_block(seed, (uint64_t)PURPOSE_INIT << 32 | block, element);
-    for (int i = 0; i < 4; i++) out[i] = ((double)words.word[i] + 0.5) * 0x1p-32;
-}
-
-// Box and Muller: two uniform numbers to two normal ones.
-static void to_normal(double u[4]) {
-    for (int i = 0; i < 4; i += 2) {
-        double radius = sqrt(-2 * log(u[i])), angle = 6.283185307179586476925 * u[i + 1];
-        u[i] = radius * cos(angle);
-        u[i + 1] = radius * sin(angle);
-    }
-}
-
-static void draw(float *out, int64_t count, const Init *init, uint64_t seed, const char *name) {
-    uint64_t element = hash_u64(name, strlen(name));
-    for (int64_t i = 0; i < count; i += 4) {
-        double u[4];
-        draw_uniform(seed, element, (uint64_t)i / 4, u);
-        if (init->kind == INIT_NORMAL) to_normal(u);
-        for (int j = 0; j < 4 && i + j < count; j++)
-            out[i + j] = (float)(init->value * (init->kind == INIT_NORMAL ? u[j] : 2 * u[j] - 1));
-    }
-}
-
-static void initial_values(float *out, int64_t count, const Init *init, uint64_t seed, const char *name) {
-    double constant = init->kind == INIT_ONE ? 1 : init->kind == INIT_CONSTANT ? init->value : 0;
-    if (init->kind == INIT_NORMAL || init->kind == INIT_UNIFORM)
-        draw(out, count, init, seed, name);
-    else if (init->kind == INIT_GIVEN)
-        memcpy(out, init->given, (size_t)count * sizeof *out);
-    else
-        for (int64_t i = 0; i < count; i++) out[i] = (float)constant;
-}
-
 static void fill(Parameters *p, uint64_t seed) {
     int64_t largest = 1;
     for (int i = 0; i < p->count; i++) {
@@ -173,7 +156,7 @@ static void fill(Parameters *p, uint64_t seed) {
     for (int i = 0; i < p->count; i++) {
         Parameter *item = p->items[i];
         int64_t count = tensor_count(&item->tensor);
-        initial_values(host, count, &item->init, seed, item->tensor.name);
+        parameter_initial(item, &p->parallel, seed, 0, count, host);
         p->backend->upload(p->backend, item->master, host, (size_t)count * sizeof *host);
     }
     free(host);
@@ -212,6 +195,23 @@ int64_t parameters_elements(const Parameters *p, bool trainable_only) {
     for (int i = 0; i < p->count; i++)
         if (!trainable_only || !p->items[i]->frozen) n += tensor_count(&p->items[i]->tensor);
     return n;
+}
+
+void parameter_run(const Parameter *item, const Parallel *parallel, int64_t local, int64_t *global, int64_t *count) {
+    const Tensor *t = &item->tensor;
+    const Split *split = &item->split;
+    check(local >= 0 && local < tensor_count(t));
+    if (!split->segments || comm_size(parallel->tensor) == 1) {
+        *global = local;
+        *count = tensor_count(t) - local;
+        return;
+    }
+    int64_t inner = 1, own = t->shape[split->dimension]; // elements of an index along the dimension
+    for (int i = split->dimension + 1; i < t->rank; i++) inner *= t->shape[i];
+    int64_t outer = local / (own * inner), index = local / inner % own, rest = local % inner, place, run;
+    split_run(split, parallel->tensor, index, &place, &run);
+    *global = (outer * item->global_shape[split->dimension] + place) * inner + rest;
+    *count = run * inner - rest;
 }
 
 // ---- a step ----

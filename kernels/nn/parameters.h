@@ -12,7 +12,7 @@ typedef enum { INIT_ZERO, INIT_ONE, INIT_NORMAL, INIT_UNIFORM, INIT_CONSTANT, IN
 typedef struct Init {
     InitKind kind;
     double value;       // deviation, half-width or constant
-    const float *given; // INIT_GIVEN: (count), copied by parameters_add
+    const float *given; // INIT_GIVEN: the whole tensor, copied by parameters_add
 } Init;
 
 typedef struct Parameter {
@@ -27,7 +27,8 @@ typedef struct Parameter {
     float *master;  // (count)
 } Parameter;
 
-Parameters *parameters_new(Backend *, const Parallel *); // NULL: alone; copied. The backend and the groups are not owned
+Parameters *parameters_new(Backend *,
+                           const Parallel *); // NULL: alone; copied. The backend and the groups are not owned
 const Parallel *parameters_parallel(const Parameters *);
 void parameters_free(Parameters *);
 // Declares one; the pointer stays valid and its tensor is filled by parameters_finish. Names are unique; rank-1 tensors
@@ -35,6 +36,8 @@ void parameters_free(Parameters *);
 Tensor *parameters_add(Parameters *, const char *name, int rank, const int64_t *shape, Init, bool decay);
 // The same with its global shape and its split over the tensor group.
 Tensor *parameters_add_split(Parameters *, const char *name, int rank, const int64_t *shape, Init, bool decay, Split);
+// Its gradient on each tensor rank is a part of the sum over all of them: it is used where rows are shared out.
+void parameters_set_partial(Parameters *, const Tensor *);
 // Local elements [local, local + *count) lie together in the whole tensor, from element *global on.
 void parameter_run(const Parameter *, const Parallel *, int64_t local, int64_t *global, int64_t *count);
 // Freezes `prefix` and all that is under it ("text" freezes "text.tokens"); returns how many. Before finish.
