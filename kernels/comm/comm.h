@@ -82,6 +82,7 @@ typedef struct CommStatus { // of the call that has waited longest for other ran
     int64_t number;         // of calls started in that group, this one included: the same on all of its ranks
     const char *group, *call, *what; // "data", "all-reduce", "gradients"; call NULL: nothing is under way
     double since;                    // clock_seconds() when it began to run
+    const Comm *comm;                // that group: whom it waits for; lives until it is freed
 } CommStatus;
 CommStatus comm_status(const Comm *world); // any thread
 struct Trace;
