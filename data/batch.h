@@ -32,9 +32,14 @@ typedef struct Batch {
     int32_t *contrastive_image;     // (contrastive.rows) which image each caption belongs to
     int mae_images;                 // how many of the images are also reconstructed
     int32_t *mae_image;             // (mae_images)
-    uint64_t first_row[OBJECTIVES]; // global number of each part's first row, keys dropout
-    int64_t all_rows[OBJECTIVES];   // rows of each part in the whole step, over all ranks (mae: pictures)
+    int part, parts;                // which part of the step's rows this is; parts 0: all of them
+    uint64_t first_row[OBJECTIVES]; // global number of each objective's first row here, keys dropout
+    int64_t all_rows[OBJECTIVES];   // rows of each objective in the whole step, over all parts (mae: pictures)
+    int64_t all_images;             // pictures in the whole step
     const uint64_t *image_numbers;  // (I) number of each image in the step, ascending: keys the trunk's dropout; NULL:
                                     // 0, 1, 2, ...
     const char **image_sources;     // (I) "dataset/key", for messages
 } Batch;
+
+// The first of `rows` rows that belongs to part `part` of `parts`; part `parts`: behind the last.
+static inline int64_t batch_share(int64_t rows, int64_t part, int64_t parts) { return rows * part / parts; }

@@ -165,6 +165,15 @@ bool dataset_sample(const Dataset *d, int64_t number, Sample *out, Buffer *bytes
     return true;
 }
 
+int dataset_images(const Dataset *d, int64_t number) {
+    check(number >= 0 && number < d->manifest.samples);
+    const Shard *shard = &d->shards[shard_of(d, number)];
+    const SidecarSample *s = &shard->sidecar.samples[number - shard->first];
+    int images = 0;
+    for (int i = 0; i < s->members; i++) images += shard->sidecar.members[s->first_member + i].kind == MEMBER_IMAGE;
+    return images;
+}
+
 const Member *sample_member(const Sample *s, MemberKind kind, int index) {
     for (int i = 0; i < s->member_count; i++)
         if (s->members[i].kind == kind && index-- == 0) return &s->members[i];

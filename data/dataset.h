@@ -38,6 +38,8 @@ const char *dataset_path(const Dataset *);
 // Reads a sample and checks its CRCs (damage: error). Its members' bytes lie in `bytes`, which is the caller's and is
 // reused from call to call: zero-initialise it once, buffer_free it at the end. Thread-safe with a buffer a thread.
 bool dataset_sample(const Dataset *, int64_t number, Sample *, Buffer *bytes, Error *);
+// How many pictures the sample has, as its sidecar says: nothing is read.
+int dataset_images(const Dataset *, int64_t number);
 const Member *sample_member(const Sample *, MemberKind, int index); // NULL where there is none
 // Everything: tar structure, hashes, CRCs. Findings go to the log; returns their number, or -1 where it cannot be read.
 int64_t dataset_verify(const char *path, Log *, Error *);

@@ -197,6 +197,16 @@ static Slot *take(Loader *l, int64_t step) {
     return slot;
 }
 
+bool loader_budget(int64_t bad, int64_t draws, double per_million, Error *error) {
+    double found = draws ? (double)bad * 1e6 / (double)draws : 0;
+    if (bad < LEAST_BAD || found <= per_million) return true;
+    return error_set(error, ERROR_FAILED,
+                     "%" PRId64 " of %" PRId64
+                     " samples could not be used, more than the %g per million that are allowed; "
+                     "mend the data (`bifocal data verify`) or raise the limit",
+                     bad, draws, per_million);
+}
+
 // Counts what the batch had to skip. In the order of steps, so that a run stops at the same step whatever the threads.
 static bool count_bad(Loader *l, const BatchSpace *space, Error *error) {
     l->draws += space->draws;
@@ -209,13 +219,7 @@ static bool count_bad(Loader *l, const BatchSpace *space, Error *error) {
         log_write(l->log, l->skipped <= NAMED ? LOG_WARNING : LOG_DEBUG, "skipped: %s: %s",
                   path_base(dataset_path(l->sources[bad->source].data)), bad->message);
     }
-    double per_million = l->draws ? (double)l->bad_draws * 1e6 / (double)l->draws : 0;
-    if (l->bad_draws < LEAST_BAD || per_million <= l->config.bad_samples_per_million) return true;
-    return error_set(error, ERROR_FAILED,
-                     "%" PRId64 " of %" PRId64
-                     " samples could not be used, more than the %g per million that are allowed; "
-                     "mend the data (`bifocal data verify`) or raise the limit",
-                     l->bad_draws, l->draws, l->config.bad_samples_per_million);
+    return l->config.parts > 1 || loader_budget(l->bad_draws, l->draws, l->config.bad_samples_per_million, error);
 }
 
 const Batch *loader_next(Loader *l, int64_t step, Error *error) {
@@ -234,6 +238,10 @@ const Batch *loader_next(Loader *l, int64_t step, Error *error) {
 
 int64_t loader_steps_per_epoch(const Loader *l) { return l->steps; }
 int64_t loader_skipped(const Loader *l) { return l->skipped; }
+void loader_tried(const Loader *l, int64_t *bad, int64_t *draws) {
+    *bad = l->bad_draws;
+    *draws = l->draws;
+}
 double loader_waited(const Loader *l) { return l->waited; }
 
 const char *loader_root(const Loader *l, int source) {

@@ -36,10 +36,11 @@ typedef struct LoaderConfig {
     uint64_t seed;
     int part, parts; // hand out part `part` of `parts` of each step: rows [R part / parts, R (part + 1) / parts) of the
                      // R rows of every objective, and the pictures they need. 0, 1 (or parts 0): all
-    int threads;                    // workers; >= 1
-    int ahead;                      // batches prepared ahead
+    int threads;     // workers; >= 1
+    int ahead;       // batches prepared ahead
     int64_t cache_bytes;            // decoded pictures and texts kept in memory, at the most; 0: none
-    double bad_samples_per_million; // the run stops beyond this (after at least 20 bad samples)
+    double bad_samples_per_million; // the run stops beyond this (after at least 20 bad samples); with several parts the
+                                    // caller adds up loader_tried of all of them and asks loader_budget
 } LoaderConfig;
 
 typedef struct Loader Loader;
@@ -50,5 +51,8 @@ void loader_close(Loader *); // reports what was skipped; NULL is allowed
 const Batch *loader_next(Loader *, int64_t step, Error *);
 int64_t loader_steps_per_epoch(const Loader *); // of the largest source
 int64_t loader_skipped(const Loader *);
-double loader_waited(const Loader *);                // seconds loader_next waited so far
-const char *loader_root(const Loader *, int source); // Merkle root of a source's dataset
+// Samples that could not be used, of those tried so far. Each sample of a step counts in one part.
+void loader_tried(const Loader *, int64_t *bad, int64_t *draws);
+bool loader_budget(int64_t bad, int64_t draws, double per_million, Error *); // false: more than are allowed
+double loader_waited(const Loader *);                                        // seconds loader_next waited so far
+const char *loader_root(const Loader *, int source);                         // Merkle root of a source's dataset

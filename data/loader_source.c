@@ -164,6 +164,13 @@ uint64_t source_pick(const Source *s, int64_t step, int64_t i, uint64_t attempt,
     return order_sample(&s->order, *epoch, (place + attempt) % s->order.count);
 }
 
+int source_images_at(const Source *s, int64_t step, int64_t i) {
+    uint64_t epoch;
+    if (s->most_images == 1) return 1;
+    int images = dataset_images(s->data, (int64_t)source_pick(s, step, i, 0, &epoch));
+    return images < 1 ? 1 : images > s->most_images ? s->most_images : images;
+}
+
 uint64_t source_element(const Source *s, uint64_t epoch, uint64_t sample, int image) {
     const uint64_t named[4] = {s->seed, epoch, sample, (uint64_t)image};
     return hash_u64(named, sizeof named);

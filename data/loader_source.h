@@ -48,6 +48,10 @@ int64_t source_rows_at(const Source *, int64_t step);
 int64_t source_steps(const Source *); // of an epoch
 // Which sample is the i-th of `step`, `attempt` places on in the order, and of which epoch.
 uint64_t source_pick(const Source *, int64_t step, int64_t i, uint64_t attempt, uint64_t *epoch);
+// Pictures that the i-th place of `step` has: those of the sample that stands there. A sample that stands in for a
+// damaged one shows as many, some of its own again where it has fewer: so the pictures of a step are known, and numbered,
+// before anything is read.
+int source_images_at(const Source *, int64_t step, int64_t i);
 // What keys the draws for a sample in an epoch: augmentation, choice of text, MAE mask of image `image`.
 uint64_t source_element(const Source *, uint64_t epoch, uint64_t sample, int image);
 // Decoded and ready until the next call with this scratch; texts are not yet chosen.

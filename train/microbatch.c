@@ -1,13 +1,19 @@
 /* See microbatch.h. */
 #include "train/microbatch.h"
+#include "base/error.h"
 #include <string.h>
 
 typedef struct Range {
     int first, end;
 } Range;
 
-static Range share(int rows, int part, int parts) {
-    return (Range){(int)((int64_t)rows * part / parts), (int)((int64_t)rows * (part + 1) / parts)};
+// Of the batch's own rows of an objective, those of the piece.
+static Range share(const Batch *b, Objective o, int rows, int piece, int pieces) {
+    int64_t all = b->parts > 1 ? b->all_rows[o] : rows;
+    int64_t before = b->parts > 1 ? batch_share(all, b->part, b->parts) : 0;
+    Range r = {(int)(batch_share(all, piece, pieces) - before), (int)(batch_share(all, piece + 1, pieces) - before)};
+    check(r.first >= 0 && r.end <= rows); // the piece lies in the batch's part
+    return r;
 }
 
 // Rows [first, end) as a view, with the counts of just these.
@@ -70,11 +76,19 @@ static void copy_images(Batch *out, const Batch *b, const int32_t *index, Arena 
     }
 }
 
-Batch microbatch(const Batch *b, int part, int parts, int image_tokens, Arena *memory) {
-    if (parts == 1) return *b;
-    Range lm = share(b->lm.rows, part, parts), caption = share(b->caption.rows, part, parts);
-    Range pairs = share(b->contrastive.rows, part, parts), mae = share(b->mae_images, part, parts);
-    Batch out = {.step = b->step, .side = b->side, .mae_images = mae.end - mae.first};
+Batch microbatch(const Batch *b, int piece, int pieces, int image_tokens, Arena *memory) {
+    if (pieces == 1) return *b;
+    Range lm = share(b, OBJECTIVE_LM, b->lm.rows, piece, pieces);
+    Range caption = share(b, OBJECTIVE_CAPTION, b->caption.rows, piece, pieces);
+    Range pairs = share(b, OBJECTIVE_CONTRASTIVE, b->contrastive.rows, piece, pieces);
+    Range mae = share(b, OBJECTIVE_MAE, b->mae_images, piece, pieces);
+    Batch out = {.step = b->step,
+                 .side = b->side,
+                 .part = piece,
+                 .parts = pieces,
+                 .all_images = b->all_images,
+                 .mae_images = mae.end - mae.first};
+    memcpy(out.all_rows, b->all_rows, sizeof out.all_rows);
     out.lm = rows_of(&b->lm, lm);
     out.caption = rows_of(&b->caption, caption);
     out.contrastive = rows_of(&b->contrastive, pairs);

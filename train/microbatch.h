@@ -4,5 +4,6 @@
 #include "base/arena.h"
 #include "data/batch.h"
 
-// Piece `part` of `parts`; arrays live in the arena or in `whole`. A piece may have no rows of some parts, or none.
-Batch microbatch(const Batch *whole, int part, int parts, int image_tokens, Arena *);
+// Piece `piece` of the `pieces` of a step; arrays live in the arena or in `batch`, which holds the whole step, or the
+// part of it that the piece lies in. A piece may have no rows of some objectives, or none.
+Batch microbatch(const Batch *batch, int piece, int pieces, int image_tokens, Arena *);
