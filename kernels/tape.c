@@ -3,6 +3,7 @@
 #include "kernels/tape.h"
 #include "base/error.h"
 #include "kernels/pool.h"
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -22,6 +23,7 @@ struct Tape {
     int64_t count, capacity;
     Node *last; // the call made last
     const char *error;
+    char not_finite[256];       // the first that was found; "" for none
     const char *last_parameter; // name of the parameter used last, to say where in the model something happened
     Cost cost;
 };
@@ -68,7 +70,11 @@ size_t tape_peak(const Tape *t) { return arena_peak(t->memory) + arena_peak(t->s
 Cost tape_cost(const Tape *t) { return t->cost; }
 int64_t tape_nodes(const Tape *t) { return t->count; }
 Node *tape_last(const Tape *t) { return t->last; }
-void tape_check_finite(Tape *t, bool on) { t->check_finite = on; }
+void tape_check_finite(Tape *t, bool on) {
+    t->check_finite = on;
+    t->not_finite[0] = 0;
+}
+const char *tape_not_finite(const Tape *t) { return t->not_finite[0] ? t->not_finite : NULL; }
 int64_t tape_system_allocations(const Tape *t) {
     return arena_system_allocations(t->memory) + arena_system_allocations(t->scratch) +
            arena_system_allocations(t->host);
@@ -143,11 +149,11 @@ static const char *place(const Tape *t, const Node *n) {
 
 static void complain_if_not_finite(Tape *t, const Node *n, const void *data, const Tensor *like, Dtype dtype,
                                    const char *what) {
-    if (t->error || !data || (dtype != F32 && dtype != BF16)) return;
+    if (t->not_finite[0] || !data || (dtype != F32 && dtype != BF16)) return;
     int64_t at = t->backend->first_nonfinite(t->backend, data, tensor_count(like), dtype);
     if (at < 0) return;
-    t->error = arena_printf(t->host, "not a finite number: %s of %s (%s), element %lld of %lld", what, n->op->name,
-                            place(t, n), (long long)at, (long long)tensor_count(like));
+    snprintf(t->not_finite, sizeof t->not_finite, "not a finite number: %s of %s (%s), element %lld of %lld", what,
+             n->op->name, place(t, n), (long long)at, (long long)tensor_count(like));
 }
 
 static void add_cost(Tape *t, const Node *n) {
@@ -182,7 +188,7 @@ Tensor *tape_apply(Tape *t, const Operator *op, const Attributes *attributes, in
     if (t->check_finite) complain_if_not_finite(t, n, n->out->data, n->out, n->out->dtype, "the output");
     n->out->needs_grad = n->pending != 0;
     if (n->pending) remember(t, n);
-    return t->error ? NULL : n->out;
+    return n->out;
 }
 
 // ---- backward ----

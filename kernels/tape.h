@@ -23,9 +23,10 @@ int64_t     tape_system_allocations(const Tape *); // chunks ever asked of the s
 int64_t     tape_nodes(const Tape *);  // calls recorded since the reset
 Node       *tape_last(const Tape *);   // the call made last, recorded or not, for tests and benches; NULL after a reset
 Cost        tape_cost(const Tape *);    // of the nodes and inference calls since the reset
-// From here on every operator's output is checked for NaN and Inf and the first bad one becomes the error. Slow: for
-// finding out what went wrong, not for every step.
+// From here on every operator's output and gradients are checked for NaN and Inf, and the first bad one is kept; work
+// goes on, so that ranks which share it stay together. Slow: for finding out what went wrong, not for every step.
 void tape_check_finite(Tape *, bool on);
+const char *tape_not_finite(const Tape *); // what was found since it was turned on, over resets; NULL: nothing
 
 // What the tape tells whoever holds the parameters (their shards, their reduction). Any function may be NULL.
 typedef struct TapeHooks {

@@ -184,8 +184,11 @@ static void close_run(Run *r) {
 static bool explain_not_finite(Run *r, const Batch *batch, const char *what, Error *error) {
     StepLoss again;
     tape_check_finite(r->tape, true);
-    if (step_run(r->tape, r->joint, batch, (int)r->config.microbatches, (uint64_t)r->config.seed, &again, error))
-        error_set(error, ERROR_FAILED, "every activation and gradient by itself is finite, their sum is not");
+    if (step_run(r->tape, r->joint, batch, (int)r->config.microbatches, (uint64_t)r->config.seed, &again, error)) {
+        const char *found = tape_not_finite(r->tape);
+        error_set(error, ERROR_FAILED, "%s",
+                  found ? found : "every activation and gradient by itself is finite, their sum is not");
+    }
     tape_check_finite(r->tape, false);
     return error_prefix(
         error,

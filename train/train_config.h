@@ -3,6 +3,7 @@
 #include "base/config.h"
 #include "data/loader.h"
 #include "fusion/joint.h"
+#include "train/mesh.h"
 
 enum { MOST_SOURCES = 64 }; // datasets of a run
 
@@ -16,6 +17,15 @@ typedef struct OptimizerConfig {
     double gradient_clip; // global norm; 0: off
 } OptimizerConfig;
 
+typedef enum { REPRODUCIBLE_RUN, REPRODUCIBLE_LAYOUT } Reproducible;
+
+typedef struct ParallelConfig {
+    int64_t size[MESH_AXES]; // of the mesh; data 0: what the others leave
+    bool sequence;
+    int64_t zero, bucket; // stage; bytes
+    double watchdog;      // seconds; 0: off
+} ParallelConfig;
+
 typedef struct TrainConfig {
     int64_t seed, threads;
     int device;            // index into "cpu"
@@ -24,7 +34,9 @@ typedef struct TrainConfig {
     ConfigList data;       // of SourceConfig
     JointConfig model;
     OptimizerConfig optimizer;
-    int64_t steps, microbatches;
+    int64_t steps, microbatches; // microbatches: pieces of a step, over all ranks
+    int reproducible;            // Reproducible
+    ParallelConfig parallel;
     int64_t lm_length, caption_length, contrastive_length; // tokens; resolved from 0 by train_config_read
     int64_t loader_threads, loader_ahead, loader_cache;    // cache: bytes
     double bad_samples;                                    // per million

@@ -1,0 +1,67 @@
+/* See layout.h. */
+#include "train/layout.h"
+#include <inttypes.h>
+
+static bool power_of_two(int64_t n) { return (n & (n - 1)) == 0; }
+
+static int64_t next_power_of_two(int64_t n) {
+    int64_t power = 1;
+    while (power < n) power *= 2;
+    return power;
+}
+
+// Sums go along one binary tree over the pieces, of which each data rank holds a whole branch.
+static bool check_reproducible(const TrainConfig *c, int64_t data, Error *error) {
+    if (c->reproducible != REPRODUCIBLE_LAYOUT) return true;
+    if (!power_of_two(data))
+        return error_set(error, ERROR_USAGE,
+                         "train.reproducible: layout needs a power of two of data ranks, not %" PRId64 "; %" PRId64
+                         " or %" PRId64 " would work, or train.reproducible: run",
+                         data, next_power_of_two(data) / 2, next_power_of_two(data));
+    if (power_of_two(c->microbatches) && c->microbatches % data == 0) return true;
+    int64_t above = next_power_of_two(c->microbatches > data ? c->microbatches : data);
+    return error_set(error, ERROR_USAGE,
+                     "train.reproducible: layout needs train.microbatches to be a power of two and a multiple of the "
+                     "data ranks (%" PRId64 "), not %" PRId64 "; %" PRId64 " or %" PRId64 " would work",
+                     data, c->microbatches, above, 2 * above);
+}
+
+
+bool layout_resolve(const TrainConfig *c, int ranks, Layout *l, Error *error) {
+    *l = (Layout){.ranks = ranks};
+    for (int a = 0; a < MESH_AXES; a++) l->size[a] = (int)c->parallel.size[a];
+    if (!mesh_resolve(l->size, ranks, error)) return false;
+    int64_t data = l->size[MESH_DATA];
+    if (!check_reproducible(c, data, error)) return false;
+    l->pieces = (int)((c->microbatches + data - 1) / data * data);
+    return true;
+}
+
+int layout_first(const Layout *l, int data_place) {
+    return (int)((int64_t)l->pieces * data_place / l->size[MESH_DATA]);
+}
+
+int layout_idle(const TrainConfig *c, const Layout *l) {
+    int64_t rows[OBJECTIVES] = {0}, data = l->size[MESH_DATA];
+    int idle = 0;
+    for (int i = 0; i < c->data.count; i++) {
+        const SourceConfig *s = (const SourceConfig *)c->data.items + i;
+        for (int o = 0; o < OBJECTIVES; o++) rows[o] += s->objectives >> o & 1 ? s->batch : 0;
+    }
+    for (int64_t d = 0; d < data; d++) {
+        bool any = false;
+        for (int o = 0; o < OBJECTIVES; o++) any |= batch_share(rows[o], d, data) < batch_share(rows[o], d + 1, data);
+        idle += !any;
+    }
+    return idle;
+}
+
+void layout_describe(const TrainConfig *c, const Layout *l, Buffer *out) {
+    const ParallelConfig *p = &c->parallel;
+    buffer_printf(out, "%d process%s: data %d", l->ranks, l->ranks == 1 ? "" : "es", l->size[MESH_DATA]);
+    for (int a = MESH_PIPELINE; a < MESH_AXES; a++)
+        if (l->size[a] > 1) buffer_printf(out, " x %s %d", mesh_axis_names[a], l->size[a]);
+    buffer_printf(out, "%s, ZeRO %d; %d piece%s a step, %d on each data rank%s", p->sequence ? " (with sequence)" : "",
+                  (int)p->zero, l->pieces, l->pieces == 1 ? "" : "s", l->pieces / l->size[MESH_DATA],
+                  c->reproducible == REPRODUCIBLE_LAYOUT ? "; the same bits for every number of data ranks" : "");
+}

@@ -1,0 +1,90 @@
+/* See mesh.h. Rank = ((data * pipelines + pipeline) * experts + expert) * tensors + tensor. */
+#include "train/mesh.h"
+#include <inttypes.h>
+#include <string.h>
+
+const char *const mesh_axis_names[MESH_AXES] = {"data", "pipeline", "expert", "tensor"};
+
+enum { MOST_ROWS = 64 }; // of the table
+
+// The sizes of the tensor axis that would work, the rest being as given: "1, 2, 4".
+static void list_divisors(Buffer *out, int number) {
+    for (int i = 1; i <= number; i++)
+        if (number % i == 0) buffer_printf(out, "%s%d", i > 1 ? ", " : "", i);
+}
+
+bool mesh_resolve(int size[MESH_AXES], int ranks, Error *error) {
+    check(ranks > 0);
+    for (int a = MESH_PIPELINE; a <= MESH_EXPERT; a++)
+        if (size[a] != 1)
+            return error_set(error, ERROR_USAGE, "parallel.%s is %d; only 1 works for now", mesh_axis_names[a],
+                             size[a]);
+    int tensor = size[MESH_TENSOR];
+    if (ranks % tensor) {
+        Buffer fit = {0};
+        list_divisors(&fit, ranks);
+        error_set(error, ERROR_USAGE,
+                  "%d processes cannot be shared out with parallel.tensor %d: start a multiple of %d, or set "
+                  "parallel.tensor to one of %s",
+                  ranks, tensor, tensor, fit.data);
+        buffer_free(&fit);
+        return false;
+    }
+    int data = ranks / tensor;
+    if (size[MESH_DATA] && size[MESH_DATA] != data)
+        return error_set(error, ERROR_USAGE,
+                         "parallel.data %d x parallel.tensor %d asks for %" PRId64 " processes, but there %s %d; with "
+                         "these, set parallel.data to %d (or to 0, which takes what the others leave)",
+                         size[MESH_DATA], tensor, (int64_t)size[MESH_DATA] * tensor, ranks == 1 ? "is" : "are", ranks,
+                         data);
+    size[MESH_DATA] = data;
+    return true;
+}
+
+void mesh_place(const int size[MESH_AXES], int rank, int place[MESH_AXES]) {
+    for (int a = MESH_AXES - 1; a >= 0; a--) {
+        place[a] = rank % size[a];
+        rank /= size[a];
+    }
+}
+
+// The ranks that differ from this one along `axis` alone have one number.
+static int line_of(const Mesh *m, MeshAxis axis) {
+    int line = 0;
+    for (int a = 0; a < MESH_AXES; a++) line = line * m->size[a] + (a == (int)axis ? 0 : m->place[a]);
+    return line;
+}
+
+bool mesh_open(Mesh *m, Comm *world, const int size[MESH_AXES], Error *error) {
+    int64_t ranks = 1;
+    *m = (Mesh){.world = world};
+    for (int a = 0; a < MESH_AXES; a++) ranks *= m->size[a] = size[a];
+    if (ranks != comm_size(world))
+        return error_set(error, ERROR_USAGE, "a mesh of %" PRId64 " places for %d processes", ranks, comm_size(world));
+    mesh_place(size, comm_rank(world), m->place);
+    for (int a = 0; a < MESH_AXES; a++)
+        m->axis[a] = comm_split(world, line_of(m, (MeshAxis)a), m->place[a], mesh_axis_names[a]);
+    return true;
+}
+
+void mesh_close(Mesh *m) {
+    for (int a = MESH_AXES - 1; a >= 0; a--) comm_free(m->axis[a]);
+    *m = (Mesh){0};
+}
+
+void mesh_describe(const int size[MESH_AXES], const char *const *hosts, Buffer *out) {
+    int ranks = 1, place[MESH_AXES], widest = 4;
+    for (int a = 0; a < MESH_AXES; a++) ranks *= size[a];
+    for (int r = 0; hosts && r < ranks && r < MOST_ROWS; r++)
+        if ((int)strlen(hosts[r]) > widest) widest = (int)strlen(hosts[r]);
+    buffer_printf(out, "%6s", "rank");
+    if (hosts) buffer_printf(out, "  %-*s", widest, "host");
+    for (int a = 0; a < MESH_AXES; a++) buffer_printf(out, "  %8s", mesh_axis_names[a]);
+    for (int r = 0; r < ranks && r < MOST_ROWS; r++) {
+        mesh_place(size, r, place);
+        buffer_printf(out, "\n%6d", r);
+        if (hosts) buffer_printf(out, "  %-*s", widest, hosts[r]);
+        for (int a = 0; a < MESH_AXES; a++) buffer_printf(out, "  %8d", place[a]);
+    }
+    if (ranks > MOST_ROWS) buffer_printf(out, "\n   ... and %d more", ranks - MOST_ROWS);
+}
