@@ -19,6 +19,7 @@ struct Tape {
     Arena *scratch; // device: one operator's work space
     Arena *host;    // tensors, nodes, messages
     Pool *pool;
+    TapeHooks hooks;
     Node **nodes;
     int64_t count, capacity;
     Node *last; // the call made last
@@ -51,7 +52,16 @@ void tape_free(Tape *t) {
     free(t);
 }
 
+static bool writes_parameter(const Node *n, int input) { return WANTS(n->pending, input) && n->in[input]->is_parameter; }
+
+// n is to write the gradients of some parameters (by 1), or no longer (-1).
+static void count_writers(Node *n, int by) {
+    for (int i = 0; i < MAX_INPUTS; i++)
+        if (writes_parameter(n, i)) n->in[i]->writers += by;
+}
+
 void tape_reset(Tape *t) {
+    for (int64_t i = 0; i < t->count; i++) count_writers(t->nodes[i], -1);
     arena_reset(t->memory);
     arena_reset(t->host);
     pool_clear(t->pool);
@@ -75,6 +85,7 @@ void tape_check_finite(Tape *t, bool on) {
     t->not_finite[0] = 0;
 }
 const char *tape_not_finite(const Tape *t) { return t->not_finite[0] ? t->not_finite : NULL; }
+void tape_set_hooks(Tape *t, const TapeHooks *hooks) { t->hooks = hooks ? *hooks : (TapeHooks){0}; }
 int64_t tape_system_allocations(const Tape *t) {
     return arena_system_allocations(t->memory) + arena_system_allocations(t->scratch) +
            arena_system_allocations(t->host);
@@ -131,7 +142,17 @@ static unsigned wants_of(const Tape *t, const Node *n) {
     return bits;
 }
 
+// Before n's functions read the data of parameters.
+static void announce_use(const Tape *t, const Node *n) {
+    for (int i = 0; t->hooks.use && i < MAX_INPUTS; i++) {
+        if (!n->in[i] || !n->in[i]->is_parameter) continue;
+        t->hooks.use(t->hooks.context, n);
+        return;
+    }
+}
+
 static void remember(Tape *t, Node *n) {
+    count_writers(n, 1);
     if (t->count == t->capacity) {
         t->capacity = t->capacity ? 2 * t->capacity : 256;
         t->nodes = realloc(t->nodes, (size_t)t->capacity * sizeof *t->nodes);
@@ -174,6 +195,7 @@ Tensor *tape_apply(Tape *t, const Operator *op, const Attributes *attributes, in
     if (attributes) n->attributes = *attributes;
     for (int i = 0; i < n_in; i++) n->in[i] = in[i];
     n->pending = wants_of(t, n);
+    announce_use(t, n);
     const char *wrong = op->infer(n);
     if (wrong) {
         t->error = arena_printf(t->host, "%s (%s)", wrong, place(t, n));
@@ -200,6 +222,8 @@ static void take_gradient(Tape *t, Tensor *x) {
 Destination grad_of(Node *n, int input) {
     Tensor *x = n->in[input];
     check(x && x->needs_grad);
+    const TapeHooks *hooks = &n->tape->hooks;
+    if (x->is_parameter && !x->grad_written && hooks->gradient) hooks->gradient(hooks->context, x);
     if (x->is_parameter)
         check(x->grad);
     else
@@ -249,20 +273,34 @@ static void release(Tape *t, Node *n, Halves halves) {
     for (int i = 0; i < MAX_SAVED; i++) give_back(t, n->saved[i]);
 }
 
+// These inputs' gradients need no more work of n.
+static void settle(Tape *t, Node *n, unsigned done) {
+    unsigned before = n->pending;
+    for (int i = 0; i < MAX_INPUTS; i++) {
+        if (!WANTS(before & done, i)) continue;
+        n->pending &= ~(1u << i);
+        Tensor *x = n->in[i];
+        if (x->is_parameter && --x->writers == 0 && t->hooks.complete) t->hooks.complete(t->hooks.context, x);
+    }
+}
+
 static void backward_node(Tape *t, Node *n, Halves halves) {
     if (!n->pending) return;
     if (!n->out->grad) { // the loss does not depend on it
-        if (halves & INPUT_GRADIENTS) n->pending = 0;
+        if (halves & INPUT_GRADIENTS) settle(t, n, n->pending);
         return;
     }
     unsigned wanted = half_of(n, halves);
-    if (wanted) n->op->backward(n, wanted);
+    if (wanted) {
+        announce_use(t, n);
+        n->op->backward(n, wanted);
+    }
     arena_reset(t->scratch);
     for (int i = 0; t->check_finite && i < MAX_INPUTS; i++)
         if (WANTS(wanted, i))
             complain_if_not_finite(t, n, n->in[i]->grad, n->in[i], n->in[i]->is_parameter ? F32 : n->in[i]->dtype,
                                    "an input gradient");
-    n->pending &= ~wanted;
+    settle(t, n, wanted);
     if (!n->pending) release(t, n, halves);
 }
 

@@ -28,12 +28,14 @@ Cost        tape_cost(const Tape *);    // of the nodes and inference calls sinc
 void tape_check_finite(Tape *, bool on);
 const char *tape_not_finite(const Tape *); // what was found since it was turned on, over resets; NULL: nothing
 
-// What the tape tells whoever holds the parameters (their shards, their reduction). Any function may be NULL.
+// What the tape tells whoever holds the parameters (their shards, their reduction). Any function may be NULL. A
+// parameter's `writers` counts the calls that are still to write its gradient; a call that will only be recorded when a
+// backward pass runs it again counts from the first time on.
 typedef struct TapeHooks {
     void *context;
-    void (*use)(void *context, const Node *);              // before a forward or backward reads its parameters' data
-    void (*gradient)(void *context, Tensor *parameter);    // before the first write into its gradient since begin_step
-    void (*complete)(void *context, Tensor *parameter);    // in a backward pass: no node left on the tape writes it
+    void (*use)(void *context, const Node *);           // before a call, or a backward, of a node with parameter inputs
+    void (*gradient)(void *context, Tensor *parameter); // before a write into its gradient while grad_written is false
+    void (*complete)(void *context, Tensor *parameter); // in a backward pass: no node left on the tape writes it
 } TapeHooks;
 void tape_set_hooks(Tape *, const TapeHooks *); // copied; NULL: none
 

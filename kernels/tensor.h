@@ -20,6 +20,7 @@ struct Tensor {
     bool        needs_grad;
     bool        grad_written;  // grad holds a value: the next writer adds, the first overwrites
     bool        borrowed;      // data belongs to another tensor (a view)
+    int         writers;       // parameters: nodes on a recording tape that are still to write its gradient
     const char *name;          // parameters: the checkpoint's name; else the operator's
 };
 

@@ -251,6 +251,51 @@ static void an_index_beyond_its_range_stops_the_program(void **state) {
     assert_true(aborts(target_beyond));
 }
 
+// ---- hooks ----
+
+typedef struct Told { // "u" use, "w"/"b" a first write of weight or bias, "W"/"B" weight or bias is complete
+    char text[64];
+    int count;
+    const Model *model;
+} Told;
+
+static void tell(Told *t, char letter) {
+    if (t->count < (int)sizeof t->text - 1) t->text[t->count++] = letter;
+}
+static void told_use(void *context, const Node *n) {
+    tell(context, 'u');
+    assert_true(n->in[1]->is_parameter);
+}
+static void told_gradient(void *context, Tensor *parameter) {
+    tell(context, parameter == ((Told *)context)->model->weight ? 'w' : 'b');
+}
+static void told_complete(void *context, Tensor *parameter) {
+    tell(context, parameter == ((Told *)context)->model->weight ? 'W' : 'B');
+    assert_true(parameter->grad_written);
+}
+
+static void hooks_hear_of_uses_first_writes_and_the_last(void **state) {
+    (void)state;
+    Model m = model_new();
+    Told told = {.model = &m};
+    Tensor *x;
+    tape_set_hooks(m.tape, &(TapeHooks){&told, told_use, told_gradient, told_complete});
+    tape_backward(m.tape, forward(&m, &x), ALL_GRADIENTS); // two layers share the weight, the first has a bias
+    assert_string_equal(told.text, "uuuwubWB");
+    told = (Told){.model = &m};
+    Tensor *loss = forward(&m, &x);
+    assert_int_equal(m.weight->writers, 2);
+    tape_backward(m.tape, loss, INPUT_GRADIENTS);
+    assert_string_equal(told.text, "uuuu");
+    tape_backward(m.tape, loss, WEIGHT_GRADIENTS);
+    assert_string_equal(told.text, "uuuuuwubWB");
+    forward(&m, &x);
+    tape_reset(m.tape); // what was never run is forgotten
+    assert_int_equal(m.weight->writers, 0);
+    assert_int_equal(m.bias->writers, 0);
+    model_free(&m);
+}
+
 // ---- the pool ----
 
 static void blocks_of_a_pool_never_overlap_and_the_smallest_fits(void **state) {
@@ -296,6 +341,7 @@ int main(void) {
         cmocka_unit_test(what_is_not_finite_is_found_where_it_appears),
         cmocka_unit_test(tensors_without_elements_pass_through),
         cmocka_unit_test(an_index_beyond_its_range_stops_the_program),
+        cmocka_unit_test(hooks_hear_of_uses_first_writes_and_the_last),
         cmocka_unit_test(blocks_of_a_pool_never_overlap_and_the_smallest_fits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
