@@ -9,7 +9,7 @@
 #include "base/arena.h"
 #include "base/philox.h"
 
-enum { MAX_INPUTS = 5, MAX_SAVED = 3 };
+enum { MAX_INPUTS = 5, MAX_SAVED = 3, READS_OUTPUT = 1 << MAX_INPUTS };
 
 typedef struct Node Node; // one call of an operator on a tape
 typedef struct Tape Tape;
@@ -38,6 +38,9 @@ typedef struct Operator {
     // Each input's gradient is written through grad_of(), which says whether to overwrite or to add.
     void (*backward)(Node *, unsigned wanted);
     Cost (*cost)(const Node *);
+    // Whose data backward reads for the node's pending gradients: bit i for in[i], READS_OUTPUT for out. NULL: all. What
+    // nobody reads is not computed again where activations are recomputed.
+    unsigned (*reads)(const Node *);
     void (*example)(Example *); // draws inputs and attributes, odd sizes included, and calls the operator on a tape
 } Operator;
 
@@ -49,6 +52,7 @@ struct Node {
     Tensor         *saved[MAX_SAVED]; // what forward keeps for backward; allocated by infer (tape_keep)
     Attributes      attributes;
     unsigned        pending; // inputs whose gradient is still to be computed
+    struct Replay  *replay;  // of a recomputed function (recompute.h); else NULL
 };
 
 #define WANTS(wanted, input) (((wanted) >> (input)) & 1u)
@@ -81,6 +85,8 @@ struct Node {
     X(clip_loss)            \
     X(siglip_loss)          \
     X(masked_patch_mse)
+
+unsigned reads_nothing(const Node *); // for Operator.reads: gradients come from the output's gradient alone
 
 #define DECLARE_OPERATOR(name) extern const Operator op_##name;
 OPERATORS(DECLARE_OPERATOR)

@@ -1,8 +1,7 @@
 /* The tape: see tape.h. Memory of activations comes from an arena; gradients of activations, and activations nobody
  * reads any more, go through a pool of free blocks inside it (pool.h). */
-#include "kernels/tape.h"
 #include "base/error.h"
-#include "kernels/pool.h"
+#include "kernels/tape_parts.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,23 +9,6 @@
 enum {
     FIRST_CHUNK = 4 << 20, // bytes
     KEPT_BELOW = 4096,     // bytes: smaller outputs (losses, counts) stay readable after the backward pass
-};
-
-struct Tape {
-    Backend *backend;
-    bool record, check_finite;
-    Arena *memory;  // device: activations and gradients
-    Arena *scratch; // device: one operator's work space
-    Arena *host;    // tensors, nodes, messages
-    Pool *pool;
-    TapeHooks hooks;
-    Node **nodes;
-    int64_t count, capacity;
-    Node *last; // the call made last
-    const char *error;
-    char not_finite[256];       // the first that was found; "" for none
-    const char *last_parameter; // name of the parameter used last, to say where in the model something happened
-    Cost cost;
 };
 
 Tape *tape_new(Backend *backend, bool record) {
@@ -49,19 +31,23 @@ void tape_free(Tape *t) {
     arena_free(t->host);
     pool_free(t->pool);
     free(t->nodes);
+    free(t->calls);
+    free(t->owned);
     free(t);
 }
 
 static bool writes_parameter(const Node *n, int input) { return WANTS(n->pending, input) && n->in[input]->is_parameter; }
 
-// n is to write the gradients of some parameters (by 1), or no longer (-1).
-static void count_writers(Node *n, int by) {
+void tape_count_writers(const Node *n, int by) {
     for (int i = 0; i < MAX_INPUTS; i++)
         if (writes_parameter(n, i)) n->in[i]->writers += by;
 }
 
 void tape_reset(Tape *t) {
-    for (int64_t i = 0; i < t->count; i++) count_writers(t->nodes[i], -1);
+    for (int64_t i = 0; i < t->count; i++) {
+        if (t->nodes[i]->replay) recompute_forget(t->nodes[i]);
+        tape_count_writers(t->nodes[i], -1);
+    }
     arena_reset(t->memory);
     arena_reset(t->host);
     pool_clear(t->pool);
@@ -69,7 +55,7 @@ void tape_reset(Tape *t) {
     t->last = NULL;
     t->error = NULL;
     t->last_parameter = NULL;
-    t->cost = (Cost){0};
+    t->cost = t->replayed = (Cost){0};
 }
 
 bool tape_recording(const Tape *t) { return t->record; }
@@ -78,6 +64,7 @@ Backend *tape_backend(const Tape *t) { return t->backend; }
 const char *tape_error(const Tape *t) { return t->error; }
 size_t tape_peak(const Tape *t) { return arena_peak(t->memory) + arena_peak(t->scratch); }
 Cost tape_cost(const Tape *t) { return t->cost; }
+Cost tape_replayed(const Tape *t) { return t->replayed; }
 int64_t tape_nodes(const Tape *t) { return t->count; }
 Node *tape_last(const Tape *t) { return t->last; }
 void tape_check_finite(Tape *t, bool on) {
@@ -98,13 +85,20 @@ static void *memory_take(Tape *t, size_t bytes) {
     return block ? block : arena_allocate(t->memory, pool_round(bytes));
 }
 
-Tensor *tape_tensor(Tape *t, Dtype dtype, int rank, const int64_t *shape) {
+// Without memory.
+static Tensor *describe(Tape *t, Dtype dtype, int rank, const int64_t *shape) {
     check(rank >= 0 && rank <= MAX_RANK);
     Tensor *x = arena_zeroed(t->host, sizeof *x);
-    x->rank = rank;
-    x->dtype = dtype;
+    *x = (Tensor){.rank = rank, .dtype = dtype, .borrowed = true};
     for (int i = 0; i < rank; i++) x->shape[i] = shape[i];
+    return x;
+}
+
+Tensor *tape_tensor(Tape *t, Dtype dtype, int rank, const int64_t *shape) {
+    Tensor *x = describe(t, dtype, rank, shape);
+    x->borrowed = false;
     x->data = memory_take(t, tensor_bytes(x));
+    recompute_own(t, x);
     return x;
 }
 
@@ -120,7 +114,7 @@ void tape_read(Tape *t, const Tensor *x, void *host) {
 }
 
 Tensor *tape_output(Node *n, Dtype dtype, int rank, const int64_t *shape) {
-    n->out = tape_tensor(n->tape, dtype, rank, shape);
+    n->out = n->tape->skipping ? describe(n->tape, dtype, rank, shape) : tape_tensor(n->tape, dtype, rank, shape);
     n->out->name = n->op->name;
     return n->out;
 }
@@ -151,8 +145,8 @@ static void announce_use(const Tape *t, const Node *n) {
     }
 }
 
-static void remember(Tape *t, Node *n) {
-    count_writers(n, 1);
+void tape_remember(Tape *t, Node *n) {
+    tape_count_writers(n, 1);
     if (t->count == t->capacity) {
         t->capacity = t->capacity ? 2 * t->capacity : 256;
         t->nodes = realloc(t->nodes, (size_t)t->capacity * sizeof *t->nodes);
@@ -177,13 +171,27 @@ static void complain_if_not_finite(Tape *t, const Node *n, const void *data, con
              n->op->name, place(t, n), (long long)at, (long long)tensor_count(like));
 }
 
+static void add_forward_cost(Cost *sum, Cost c) {
+    sum->flop += c.flop;
+    sum->bytes += c.bytes;
+}
+
+// A recomputed function's gradients count where they are computed: in its second run.
 static void add_cost(Tape *t, const Node *n) {
+    if (!n->op->cost) return;
     Cost c = n->op->cost(n);
-    t->cost.flop += c.flop;
-    t->cost.bytes += c.bytes;
-    if (!n->pending) return;
+    if (!t->skipping) add_forward_cost(&t->cost, c);
+    if (!t->skipping && t->replay) add_forward_cost(&t->replayed, c);
+    if (!n->pending || t->transient) return;
     t->cost.backward_flop += c.backward_flop;
     t->cost.backward_bytes += c.backward_bytes;
+}
+
+static void run_forward(Tape *t, Node *n) {
+    n->op->forward(n);
+    t->last = n;
+    arena_reset(t->scratch);
+    if (t->check_finite) complain_if_not_finite(t, n, n->out->data, n->out, n->out->dtype, "the output");
 }
 
 Tensor *tape_apply(Tape *t, const Operator *op, const Attributes *attributes, int n_in, Tensor *const *in) {
@@ -195,7 +203,8 @@ Tensor *tape_apply(Tape *t, const Operator *op, const Attributes *attributes, in
     if (attributes) n->attributes = *attributes;
     for (int i = 0; i < n_in; i++) n->in[i] = in[i];
     n->pending = wants_of(t, n);
-    announce_use(t, n);
+    t->skipping = t->replay && recompute_skips(t, op);
+    if (!t->skipping) announce_use(t, n);
     const char *wrong = op->infer(n);
     if (wrong) {
         t->error = arena_printf(t->host, "%s (%s)", wrong, place(t, n));
@@ -203,13 +212,14 @@ Tensor *tape_apply(Tape *t, const Operator *op, const Attributes *attributes, in
     }
     for (int i = 0; i < n_in; i++)
         if (in[i] && in[i]->is_parameter && in[i]->name) t->last_parameter = in[i]->name;
-    op->forward(n);
-    t->last = n;
-    arena_reset(t->scratch);
-    if (op->cost) add_cost(t, n);
-    if (t->check_finite) complain_if_not_finite(t, n, n->out->data, n->out, n->out->dtype, "the output");
+    if (!t->skipping) run_forward(t, n);
+    add_cost(t, n);
+    t->skipping = false;
     n->out->needs_grad = n->pending != 0;
-    if (n->pending) remember(t, n);
+    if (t->transient)
+        recompute_list(t, n);
+    else if (n->pending)
+        tape_remember(t, n);
     return n->out;
 }
 
@@ -260,8 +270,14 @@ static unsigned half_of(const Node *n, Halves halves) {
     return bits & n->pending;
 }
 
+void tape_give_back(Tape *t, Tensor *x) {
+    if (!x || x->borrowed) return;
+    pool_give(t->pool, x->data, tensor_bytes(x));
+    x->borrowed = true; // once
+}
+
 static void give_back(Tape *t, Tensor *x) {
-    if (x && !x->borrowed && tensor_bytes(x) >= KEPT_BELOW) pool_give(t->pool, x->data, tensor_bytes(x));
+    if (x && tensor_bytes(x) >= KEPT_BELOW) tape_give_back(t, x);
 }
 
 // The node is done: its gradient has been consumed and, in a whole pass, everybody who reads its output has run.
@@ -273,8 +289,7 @@ static void release(Tape *t, Node *n, Halves halves) {
     for (int i = 0; i < MAX_SAVED; i++) give_back(t, n->saved[i]);
 }
 
-// These inputs' gradients need no more work of n.
-static void settle(Tape *t, Node *n, unsigned done) {
+void tape_settle(Tape *t, Node *n, unsigned done) {
     unsigned before = n->pending;
     for (int i = 0; i < MAX_INPUTS; i++) {
         if (!WANTS(before & done, i)) continue;
@@ -284,28 +299,45 @@ static void settle(Tape *t, Node *n, unsigned done) {
     }
 }
 
-static void backward_node(Tape *t, Node *n, Halves halves) {
-    if (!n->pending) return;
-    if (!n->out->grad) { // the loss does not depend on it
-        if (halves & INPUT_GRADIENTS) settle(t, n, n->pending);
-        return;
-    }
+static void check_gradients(Tape *t, const Node *n, unsigned wanted) {
+    for (int i = 0; i < MAX_INPUTS; i++)
+        if (WANTS(wanted, i))
+            complain_if_not_finite(t, n, n->in[i]->grad, n->in[i], n->in[i]->is_parameter ? F32 : n->in[i]->dtype,
+                                   "an input gradient");
+}
+
+static void run_operator_backward(Tape *t, Node *n, Halves halves) {
     unsigned wanted = half_of(n, halves);
     if (wanted) {
         announce_use(t, n);
         n->op->backward(n, wanted);
     }
     arena_reset(t->scratch);
-    for (int i = 0; t->check_finite && i < MAX_INPUTS; i++)
-        if (WANTS(wanted, i))
-            complain_if_not_finite(t, n, n->in[i]->grad, n->in[i], n->in[i]->is_parameter ? F32 : n->in[i]->dtype,
-                                   "an input gradient");
-    settle(t, n, wanted);
+    if (t->check_finite) check_gradients(t, n, wanted);
+    tape_settle(t, n, wanted);
+}
+
+// Nothing will come to it: the loss does not depend on it.
+static void abandon(Tape *t, Node *n) {
+    if (n->replay) recompute_abandon(t, n);
+    tape_settle(t, n, n->pending);
+}
+
+void tape_backward_node(Tape *t, Node *n, Halves halves) {
+    if (!n->pending) return;
+    if (!n->out->grad && !recompute_waits(n)) {
+        if (halves & INPUT_GRADIENTS) abandon(t, n);
+        return;
+    }
+    if (n->replay)
+        recompute_backward(t, n, halves);
+    else
+        run_operator_backward(t, n, halves);
     if (!n->pending) release(t, n, halves);
 }
 
 static void run_backward(Tape *t, Halves halves) {
-    for (int64_t i = t->count - 1; i >= 0 && !t->error; i--) backward_node(t, t->nodes[i], halves);
+    for (int64_t i = t->count - 1; i >= 0 && !t->error; i--) tape_backward_node(t, t->nodes[i], halves);
 }
 
 void tape_backward(Tape *t, Tensor *loss, Halves halves) {
@@ -344,7 +376,8 @@ static const Operator op_reshape = {.name = "reshape",
                                     .formula = "y = x",
                                     .infer = reshape_infer,
                                     .forward = reshape_forward,
-                                    .backward = reshape_backward};
+                                    .backward = reshape_backward,
+                                    .reads = reads_nothing};
 
 Tensor *tape_reshape(Tape *t, Tensor *x, int rank, const int64_t *shape) {
     if (t->error) return NULL;

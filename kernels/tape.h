@@ -22,7 +22,8 @@ size_t      tape_peak(const Tape *);    // bytes, the most in use at once since 
 int64_t     tape_system_allocations(const Tape *); // chunks ever asked of the system
 int64_t     tape_nodes(const Tape *);  // calls recorded since the reset
 Node       *tape_last(const Tape *);   // the call made last, recorded or not, for tests and benches; NULL after a reset
-Cost        tape_cost(const Tape *);    // of the nodes and inference calls since the reset
+Cost        tape_cost(const Tape *);    // of what was called since the reset, recomputed calls as often as they ran
+Cost        tape_replayed(const Tape *); // the part of it that ran again for recomputation
 // From here on every operator's output and gradients are checked for NaN and Inf, and the first bad one is kept; work
 // goes on, so that ranks which share it stay together. Slow: for finding out what went wrong, not for every step.
 void tape_check_finite(Tape *, bool on);

@@ -65,6 +65,7 @@ const Operator op_add = {
     .forward = add_forward,
     .backward = add_backward,
     .cost = add_cost,
+    .reads = reads_nothing,
     .example = add_example,
 };
 

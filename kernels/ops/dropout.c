@@ -47,6 +47,7 @@ const Operator op_dropout = {
     .forward = dropout_forward,
     .backward = dropout_backward,
     .cost = dropout_cost,
+    .reads = reads_nothing,
     .example = dropout_example,
 };
 

@@ -96,6 +96,10 @@ static void linear_backward(Node *n, unsigned wanted) {
     }
 }
 
+static unsigned linear_reads(const Node *n) {
+    return (WANTS(n->pending, WEIGHT) ? 1u << X : 0) | (WANTS(n->pending, X) ? 1u << WEIGHT : 0);
+}
+
 static Cost linear_cost(const Node *n) {
     double rows = (double)tensor_rows(n->in[X]), in = (double)n->in[WEIGHT]->shape[1],
            out = (double)n->in[WEIGHT]->shape[0], size = (double)dtype_size(n->in[X]->dtype);
@@ -122,6 +126,7 @@ const Operator op_linear = {
     .forward = linear_forward,
     .backward = linear_backward,
     .cost = linear_cost,
+    .reads = linear_reads,
     .example = linear_example,
 };
 

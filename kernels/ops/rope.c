@@ -31,6 +31,11 @@ static void rope_backward(Node *n, unsigned wanted) {
     if (WANTS(wanted, X)) run(n, grad_of(n, X), n->out->grad, true);
 }
 
+static unsigned rope_reads(const Node *n) {
+    (void)n;
+    return 1u << POSITIONS;
+}
+
 static Cost rope_cost(const Node *n) {
     double bytes = (double)tensor_bytes(n->out), count = (double)tensor_count(n->out);
     return (Cost){3 * count, 2 * bytes, 3 * count, 2 * bytes};
@@ -54,6 +59,7 @@ const Operator op_rope = {
     .forward = rope_forward,
     .backward = rope_backward,
     .cost = rope_cost,
+    .reads = rope_reads,
     .example = rope_example,
 };
 

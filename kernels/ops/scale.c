@@ -41,6 +41,7 @@ const Operator op_scale = {
     .forward = scale_forward,
     .backward = scale_backward,
     .cost = scale_cost,
+    .reads = reads_nothing,
     .example = scale_example,
 };
 

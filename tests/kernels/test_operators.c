@@ -247,6 +247,32 @@ static void nothing_allocated(Fixture *f, Choice c) {
 }
 static void second_identical_step_allocates_nothing(void **state) { hold(state, nothing_allocated); }
 
+static void spoil(const Fixture *f, int set, const Tensor *x) {
+    Backend *b = f->backend[set][1];
+    size_t bytes = tensor_bytes(x);
+    void *bad = arena_allocate(f->memory, bytes + 1);
+    memset(bad, 0xff, bytes); // NaN, and no index
+    b->upload(b, x->data, bad, bytes);
+}
+
+// What an operator says that its backward pass does not read may be anything by then.
+static void unread_is_unread(Fixture *f, Choice c) {
+    for (int set = 0; set < SETS; set++) {
+        if (!f->backend[set][1] || !c.op->reads) continue;
+        Run good = run_forward(f->memory, f->tape[set][1], c);
+        run_backward(&good, false);
+        Run spoilt = run_forward(f->memory, f->tape[set][1], c);
+        unsigned reads = c.op->reads(spoilt.call);
+        if (!(reads & READS_OUTPUT)) spoil(f, set, spoilt.call->out);
+        for (int i = 0; i < MAX_INPUTS; i++)
+            if (spoilt.call->in[i] && !WANTS(reads, i)) spoil(f, set, spoilt.call->in[i]);
+        run_backward(&spoilt, false);
+        for (int i = 0; i < MAX_INPUTS; i++)
+            expect_same_bits(&spoilt, "a gradient", spoilt.gradient[i], good.gradient[i]);
+    }
+}
+static void backward_reads_what_it_says(void **state) { hold(state, unread_is_unread); }
+
 static void has_example_reference_and_cost(void **state) {
     const Operator *op = ((Subject *)*state)->op;
     assert_non_null(op->example);
@@ -271,6 +297,7 @@ static const NamedClaim CLAIMS[] = {
     {"bits_do_not_depend_on_threads", bits_do_not_depend_on_threads},
     {"nan_and_inf_reach_the_output", nan_and_inf_reach_the_output},
     {"nan_reaches_the_gradients", nan_reaches_the_gradients},
+    {"backward_reads_what_it_says", backward_reads_what_it_says},
     {"second_identical_step_allocates_nothing", second_identical_step_allocates_nothing},
 };
 enum { CLAIM_COUNT = sizeof CLAIMS / sizeof *CLAIMS };

@@ -1,0 +1,57 @@
+/* The inside of a tape, shared by the files that make it up: tape.c records and runs backwards, recompute.c replays. */
+#pragma once
+#include "kernels/pool.h"
+#include "kernels/recompute.h"
+
+// A recomputed function: what is known from its first run, and what its second one left.
+typedef struct Replay {
+    RecomputeFunction function;
+    const void *closure;
+    Tensor *x;
+    Node **calls; // (count) of the first run, in order
+    bool *again;  // (count) whether the call's forward is needed for the gradients
+    int64_t count;
+    int64_t at;     // in the second run: number of the next call
+    Node **nodes;   // (node_count) recorded in the second run; NULL before it
+    Tensor **owned; // (owned_count) whose memory the second run took
+    int64_t node_count, owned_count;
+} Replay;
+
+struct Tape {
+    Backend *backend;
+    bool record, check_finite;
+    Arena *memory;  // device: activations and gradients
+    Arena *scratch; // device: one operator's work space
+    Arena *host;    // tensors, nodes, messages
+    Pool *pool;
+    TapeHooks hooks;
+    Node **nodes;
+    int64_t count, capacity;
+    Node *last; // the call made last
+    const char *error;
+    char not_finite[256];       // the first that was found; "" for none
+    const char *last_parameter; // name of the parameter used last, to say where in the model something happened
+    Cost cost, replayed;
+    // While a recomputed function runs:
+    bool transient; // for the first time: its calls are listed, not recorded
+    Replay *replay; // again; NULL elsewhere
+    bool skipping;  // the call's forward is left out: its output gets no memory
+    Node **calls;   // of the first run
+    int64_t call_count, call_capacity;
+    Tensor **owned; // whose memory was taken since it began
+    int64_t owned_count, owned_capacity;
+};
+
+void tape_remember(Tape *, Node *);              // records it
+void tape_count_writers(const Node *, int by);   // 1: it is to write gradients of parameters; -1: no longer
+void tape_settle(Tape *, Node *, unsigned done); // these inputs' gradients need no more work of it
+void tape_give_back(Tape *, Tensor *);           // its memory, to the pool, where it is its own
+void tape_backward_node(Tape *, Node *, Halves); // one node's part of a backward pass
+void recompute_own(Tape *, Tensor *);            // notes memory that was taken
+void recompute_list(Tape *, Node *);             // notes a call of the first run
+bool recompute_skips(Tape *, const Operator *);  // moves to the next call; whether its forward is left out
+// Of a node that holds a function:
+bool recompute_waits(const Node *);              // it has run again: the gradient of its output is further inside
+void recompute_backward(Tape *, Node *, Halves); // runs it again, where it did not yet, and backwards
+void recompute_abandon(Tape *, Node *);          // its calls will get no gradient
+void recompute_forget(const Node *);             // its calls write no gradients any more: the tape is reset
