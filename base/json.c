@@ -49,16 +49,21 @@ static int append_text(const char *text, size_t size, void *buffer) {
     return 0;
 }
 
+bool json_text(const json_t *value, Buffer *out) {
+    buffer_clear(out);
+    if (json_dump_callback(value, append_text, out, JSON_INDENT(2) | JSON_REAL_PRECISION(17) | JSON_ENCODE_ANY) != 0)
+        return false;
+    buffer_text(out, "\n");
+    return true;
+}
+
 bool json_write_file(const char *path, const json_t *value, Error *error) {
     Buffer text = {0};
-    bool ok = false;
-    if (json_dump_callback(value, append_text, &text, JSON_INDENT(2) | JSON_REAL_PRECISION(17) | JSON_ENCODE_ANY) !=
-        0) {
-        error_set(error, ERROR_FAILED, "%s: the value cannot be written as JSON", path);
-    } else {
-        buffer_text(&text, "\n");
+    bool ok = json_text(value, &text);
+    if (ok)
         ok = file_write(path, text.data, text.size, error);
-    }
+    else
+        error_set(error, ERROR_FAILED, "%s: the value cannot be written as JSON", path);
     buffer_free(&text);
     return ok;
 }

@@ -8,6 +8,7 @@
 json_t *json_parse(const char *text, size_t size, const char *name, Error *);
 json_t *json_read_file(const char *path, Error *);
 bool    json_write_file(const char *path, const json_t *, Error *); // atomic, indented, sorted as inserted
+bool    json_text(const json_t *, Buffer *out);                     // what json_write_file writes; false: no JSON
 // Values of an object; where the key is absent or of another type: `fallback`.
 const char *json_get_string(const json_t *, const char *key, const char *fallback);
 int64_t     json_get_int(const json_t *, const char *key, int64_t fallback);

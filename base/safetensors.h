@@ -37,6 +37,7 @@ void safetensors_close(SafeTensors *);                                    // zer
 // hash under its name, so that damage to it, or one of another checkpoint, is found.
 enum { SAFETENSORS_HASH = 17 }; // bytes of a hash as text
 bool safetensors_hash_file(const char *path, char hash[SAFETENSORS_HASH], Error *);
+void safetensors_hash_text(const char *text, size_t size, char hash[SAFETENSORS_HASH]); // of a file that will hold it
 // False where `path` is not the file that was hashed. Files of other writers say nothing of it: then true.
 bool safetensors_check_file(const SafeTensors *, const char *path, Error *);
 

@@ -70,10 +70,14 @@ bool safetensors_verify(const SafeTensors *file, const char *path, Error *error)
     return true;
 }
 
+void safetensors_hash_text(const char *text, size_t size, char hash[SAFETENSORS_HASH]) {
+    safetensors_hex(hash_u64(text, size), hash);
+}
+
 bool safetensors_hash_file(const char *path, char hash[SAFETENSORS_HASH], Error *error) {
     Buffer bytes = {0};
     bool ok = file_read(path, &bytes, error);
-    if (ok) safetensors_hex(hash_u64(bytes.data, bytes.size), hash);
+    if (ok) safetensors_hash_text(bytes.data, bytes.size, hash);
     buffer_free(&bytes);
     return ok;
 }

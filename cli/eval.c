@@ -164,7 +164,7 @@ static bool run(Arguments *a, Log *log, Error *error) {
     char *folder = results_folder(a->model);
     char *beside = strndup(a->out ? a->out : "", a->out ? (size_t)(path_base(a->out) - a->out) : 0);
     if (a->log_samples) a->options.samples = folder ? folder : *beside ? beside : ".";
-    bool ok = model_load(&model, backend, a->model, a->precision ? BF16 : F32, error) &&
+    bool ok = model_load(&model, backend, a->model, a->precision ? BF16 : F32, log, error) &&
               (results = evaluate(&model, backend, &a->options, log, error)) &&
               write_results(a, folder, results, error);
     if (ok) print_results(a, results);

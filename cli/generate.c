@@ -154,7 +154,7 @@ static bool run(const Arguments *a, Log *log, Error *error) {
                          : requests_add(&requests, a->prompt, a->images, a->image_count, error);
     if (!ok) goto done;
     backend = cpu_backend_new(a->threads, NULL, log);
-    ok = model_load(&model, backend, a->model, a->precision ? BF16 : F32, error);
+    ok = model_load(&model, backend, a->model, a->precision ? BF16 : F32, log, error);
     if (ok && !model.tokenizer)
         ok = error_set(error, ERROR_FAILED, "%s: there is no tokenizer.model in it", model.path);
     ok = ok && answer_all(a, &model, backend, &requests, error);

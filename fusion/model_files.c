@@ -2,6 +2,7 @@
  * config's own table, so a file with an unknown key or a value out of range is refused. */
 #include "fusion/model_files.h"
 #include "base/json.h"
+#include "base/safetensors_set.h"
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,7 +10,8 @@
 
 enum { FORMAT = 1, PATH_MOST = 1024 };
 
-static const char STEP_PREFIX[] = "step-"; // of the name of a checkpoint's folder
+static const char STEP_PREFIX[] = "step-";   // of the name of a checkpoint's folder
+static const char ASIDE_PREFIX[] = ".step-"; // while it is written
 
 static bool join_path(char out[PATH_MOST], const char *folder, const char *name, Error *error) {
     if (snprintf(out, PATH_MOST, "%s/%s", folder, name) < PATH_MOST) return true;
@@ -55,7 +57,7 @@ static json_t *value_to_json(const ConfigKey *key, const void *config) {
     }
 }
 
-static json_t *description(const Joint *joint, const Tokenizer *tokenizer) {
+void model_describe(const Joint *joint, const Tokenizer *tokenizer, Buffer *out) {
     json_t *config = json_object(), *object = json_object();
     for (int i = 0; i < joint_schema.count; i++)
         json_object_set_new(config, joint_schema.keys[i].name,
@@ -68,33 +70,35 @@ static json_t *description(const Joint *joint, const Tokenizer *tokenizer) {
         json_object_set_new(object, "tokenizer", json_string(hash));
     }
     json_object_set_new(object, "config", config);
-    return object;
+    check(json_text(object, out));
+    json_decref(object);
 }
 
-// config: the model.json that is there already, to be tied to the weights.
-static bool save_weights(const char *path, const char *config, const Joint *joint, Error *error) {
-    char hash[SAFETENSORS_HASH];
-    if (!safetensors_hash_file(config, hash, error)) return false;
-    Arena *memory = arena_new(1 << 20);
-    SafeTensor *tensors;
-    int count = parameters_export(joint_parameters(joint), memory, &tensors);
-    bool ok = safetensors_write(path, tensors, count, (const char *const[]){"model.json", hash}, 1, error);
-    arena_free(memory);
-    return ok;
+bool model_save_description(const char *folder, const Buffer *description, const Tokenizer *tokenizer, Error *error) {
+    char config[PATH_MOST], words[PATH_MOST];
+    size_t size;
+    if (!join_path(config, folder, MODEL_DESCRIPTION, error) || !join_path(words, folder, "tokenizer.model", error) ||
+        !file_write(config, description->data, description->size, error))
+        return false;
+    if (!tokenizer) return true;
+    const void *bytes = tokenizer_bytes(tokenizer, &size);
+    return file_write(words, bytes, size, error);
 }
 
 bool model_save(const char *folder, const Joint *joint, const Tokenizer *tokenizer, Error *error) {
-    char weights[PATH_MOST], config[PATH_MOST], words[PATH_MOST];
-    if (!join_path(weights, folder, "model.safetensors", error) || !join_path(config, folder, "model.json", error) ||
-        !join_path(words, folder, "tokenizer.model", error))
-        return false;
-    json_t *object = description(joint, tokenizer);
-    bool ok = json_write_file(config, object, error) && save_weights(weights, config, joint, error);
-    json_decref(object);
-    if (!ok || !tokenizer) return ok;
-    size_t size;
-    const void *bytes = tokenizer_bytes(tokenizer, &size);
-    return file_write(words, bytes, size, error);
+    char weights[PATH_MOST], hash[SAFETENSORS_HASH];
+    SafeTensor *tensors;
+    if (!join_path(weights, folder, "model.safetensors", error)) return false;
+    Buffer description = {0};
+    Arena *memory = arena_new(1 << 20);
+    model_describe(joint, tokenizer, &description);
+    safetensors_hash_text(description.data, description.size, hash);
+    int count = parameters_export(joint_parameters(joint), memory, &tensors);
+    bool ok = model_save_description(folder, &description, tokenizer, error) &&
+              safetensors_write(weights, tensors, count, (const char *const[]){MODEL_DESCRIPTION, hash}, 1, error);
+    arena_free(memory);
+    buffer_free(&description);
+    return ok;
 }
 
 // ---- finding ----
@@ -102,11 +106,11 @@ bool model_save(const char *folder, const Joint *joint, const Tokenizer *tokeniz
 static bool is_model(const char *folder) {
     char path[PATH_MOST];
     Error ignored = {0};
-    return join_path(path, folder, "model.json", &ignored) && file_exists(path) &&
-           join_path(path, folder, "model.safetensors", &ignored) && file_exists(path);
+    return join_path(path, folder, MODEL_DESCRIPTION, &ignored) && file_exists(path) &&
+           safetensors_set_exists(folder, "model");
 }
 
-bool model_find_checkpoint(const char *run, char *out, Error *error) {
+bool model_find_checkpoint(const char *run, char *out, Log *log, Error *error) {
     char folder[PATH_MOST], candidate[PATH_MOST];
     char **names = NULL;
     int count = 0;
@@ -116,9 +120,11 @@ bool model_find_checkpoint(const char *run, char *out, Error *error) {
         return error_set(error, ERROR_FAILED, "%s: neither a model (model.json) nor a run (checkpoints/)", run);
     if (!folder_list(folder, &names, &count, error)) return false;
     for (int i = count - 1; i >= 0 && !found; i--) { // sorted, and steps have leading zeros: the newest is last
-        if (strncmp(names[i], STEP_PREFIX, strlen(STEP_PREFIX))) continue;
+        bool aside = !strncmp(names[i], ASIDE_PREFIX, strlen(ASIDE_PREFIX));
+        if (!aside && strncmp(names[i], STEP_PREFIX, strlen(STEP_PREFIX))) continue;
         if (!join_path(candidate, folder, names[i], error)) break;
-        found = is_model(candidate);
+        found = !aside && is_model(candidate);
+        if (!found) log_warning(log, "%s is not a complete checkpoint: ignored", candidate);
     }
     names_free(names, count);
     if (!found)
@@ -190,41 +196,41 @@ static bool read_tokenizer(LoadedModel *m, const json_t *object, Error *error) {
 bool model_check_tokenizer(const char *folder, const Tokenizer *tokenizer, const char *name, Error *error) {
     char path[PATH_MOST];
     json_t *object = NULL;
-    bool ok = join_path(path, folder, "model.json", error) && (object = json_read_file(path, error)) &&
+    bool ok = join_path(path, folder, MODEL_DESCRIPTION, error) && (object = json_read_file(path, error)) &&
               same_tokenizer(tokenizer, name, object, error);
     json_decref(object);
     return ok;
 }
 
-// Before anything is allocated for a model, the file must be able to hold it: a weight is two bytes at the least.
-static bool check_size(const LoadedModel *m, const SafeTensors *file, const char *path, Error *error) {
-    double least = 2 * joint_weights(&m->config);
-    if (least <= (double)file->file.size) return true;
+// Before anything is allocated for a model, the files must be able to hold it: a weight is two bytes at the least.
+static bool check_size(const LoadedModel *m, const SafeTensorsSet *files, Error *error) {
+    double least = 2 * joint_weights(&m->config), bytes = 0;
+    for (int i = 0; i < files->count; i++) bytes += (double)files->files[i].file.size;
+    if (least <= bytes) return true;
     return error_set(error, ERROR_FAILED,
-                     "%s: has %" PRId64 " bytes, but the model beside it (model.json) needs %.0f at the least", path,
-                     file->file.size, least);
+                     "%s: has %.0f bytes, but the model beside it (model.json) needs %.0f at the least",
+                     safetensors_set_path(files), bytes, least);
 }
 
 static bool read_weights(LoadedModel *m, Backend *backend, Dtype compute, Error *error) {
-    char path[PATH_MOST], config[PATH_MOST];
-    SafeTensors file = {0};
-    if (!join_path(path, m->path, "model.safetensors", error) || !join_path(config, m->path, "model.json", error))
-        return false;
-    bool ok = safetensors_open(&file, path, error) && safetensors_verify(&file, path, error) &&
-              check_size(m, &file, path, error) && (m->joint = joint_new(backend, &m->config, NULL, compute, 0, error)) &&
-              parameters_import(joint_parameters(m->joint), &file, path, error) &&
-              safetensors_check_file(&file, config, error);
-    safetensors_close(&file);
+    char config[PATH_MOST];
+    SafeTensorsSet files = {0};
+    bool ok = join_path(config, m->path, MODEL_DESCRIPTION, error) &&
+              safetensors_set_open(&files, m->path, "model", error) && safetensors_set_verify(&files, 0, 1, error) &&
+              check_size(m, &files, error) && (m->joint = joint_new(backend, &m->config, NULL, compute, 0, error)) &&
+              parameters_import(joint_parameters(m->joint), &files.all, safetensors_set_path(&files), error) &&
+              safetensors_set_check_file(&files, config, error);
+    safetensors_set_close(&files);
     return ok;
 }
 
-bool model_load(LoadedModel *m, Backend *backend, const char *path, Dtype compute, Error *error) {
+bool model_load(LoadedModel *m, Backend *backend, const char *path, Dtype compute, Log *log, Error *error) {
     char config[PATH_MOST];
     *m = (LoadedModel){.memory = arena_new(64 << 10)};
     json_t *object = NULL;
     bool ok = is_model(path) ? snprintf(m->path, sizeof m->path, "%s", path) < (int)sizeof m->path
-                             : model_find_checkpoint(path, m->path, error);
-    if (!ok || !(ok = join_path(config, m->path, "model.json", error))) goto done;
+                             : model_find_checkpoint(path, m->path, log, error);
+    if (!ok || !(ok = join_path(config, m->path, MODEL_DESCRIPTION, error))) goto done;
     ok = (object = json_read_file(config, error)) && read_config(config, object, &m->config, m->memory, error) &&
          read_tokenizer(m, object, error) && read_weights(m, backend, compute, error);
     m->step = step_of(m->path);

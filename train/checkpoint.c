@@ -1,118 +1,175 @@
-/* See checkpoint.h. */
+/* See checkpoint.h. A save goes through phases; each ends when checkpoint_commit finds that all ranks have done their
+ * part. One rank by itself seals its files in the thread that wrote them. */
 #include "train/checkpoint.h"
 #include "base/clock.h"
-#include "base/json.h"
-#include "base/philox.h"
-#include <inttypes.h>
-#include <stdio.h>
+#include "train/checkpoint_write.h"
+#include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { PATH_BYTES = 4096 };
+typedef enum Phase { IDLE, WRITING, SEALING } Phase;
 
-static bool save_optimizer(const char *folder, const Optimizer *optimizer, Error *error) {
-    char path[PATH_BYTES];
-    SafeTensor *entries;
-    Arena *memory = arena_new(1 << 20);
-    int count = optimizer_export(optimizer, memory, &entries);
-    snprintf(path, sizeof path, "%s/optimizer.safetensors", folder);
-    bool ok = safetensors_write(path, entries, count, NULL, 0, error);
-    arena_free(memory);
-    return ok;
+struct Saver {
+    CheckpointOptions options;
+    Arena *memory;
+    CheckpointLayout *layout;
+    CheckpointJob job;
+    Phase phase; // of the save under way
+    int64_t saved;
+    double started, held, written; // seconds; `held` is of the save under way, or of the last
+
+    pthread_t thread;
+    bool threaded; // `thread` is to be joined
+    pthread_mutex_t mutex;
+    pthread_cond_t news;
+    bool copied, done, ok; // under the mutex: what the thread has got to
+    Error error;           // of the thread, once it is done
+};
+
+Saver *saver_new(const CheckpointOptions *options) {
+    Saver *s = calloc(1, sizeof *s);
+    check(s);
+    Parameters *parameters = joint_parameters(options->joint);
+    StateRange *ranges;
+    *s = (Saver){.options = *options, .memory = arena_new(1 << 16), .saved = -1};
+    pthread_mutex_init(&s->mutex, NULL);
+    pthread_cond_init(&s->news, NULL);
+    s->layout = checkpoint_layout_new(parameters, 1, s->memory);
+    s->job.options = &s->options;
+    s->job.layout = s->layout;
+    int count = optimizer_ranges(options->optimizer, s->memory, &ranges);
+    checkpoint_copy_init(&s->job.copy, options->backend, parameters, s->layout, ranges, count, s->job.rank, s->memory);
+    model_describe(options->joint, options->tokenizer, &s->job.description);
+    return s;
 }
 
-// The XXH3-64 of a state without its seal: it holds whole numbers and strings alone, so that its text is always the
-// same.
-static void make_seal(const json_t *state, char seal[17]) {
-    char *text = json_dumps(state, JSON_COMPACT | JSON_SORT_KEYS);
-    check(text);
-    snprintf(seal, 17, "%016" PRIx64, hash_u64(text, strlen(text)));
-    free(text);
+static void join(Saver *s) {
+    if (s->threaded) pthread_join(s->thread, NULL);
+    s->threaded = false;
 }
 
-static bool save_state(const char *folder, const TrainState *s, Error *error) {
-    char path[PATH_BYTES], date[32], seal[17];
-    clock_date(date);
-    snprintf(path, sizeof path, "%s/state.json", folder);
-    json_t *roots = json_array();
-    for (int i = 0; i < s->root_count; i++) json_array_append_new(roots, json_string(s->roots[i]));
-    json_t *state = json_pack("{s:I, s:I, s:o, s:s, s:s}", "step", (json_int_t)s->step, "seed", (json_int_t)s->seed,
-                              "dataset_roots", roots, "written", date, "version", BIFOCAL_VERSION);
-    make_seal(state, seal);
-    json_object_set_new(state, "seal", json_string(seal));
-    bool ok = json_write_file(path, state, error);
-    json_decref(state);
-    return ok;
+void saver_free(Saver *s) {
+    if (!s) return;
+    join(s);
+    if (s->phase != IDLE && !s->ok) log_warning(s->options.log, "%s", s->error.message);
+    checkpoint_copy_free(&s->job.copy);
+    checkpoint_layout_free(s->layout);
+    buffer_free(&s->job.description);
+    pthread_mutex_destroy(&s->mutex);
+    pthread_cond_destroy(&s->news);
+    arena_free(s->memory);
+    free(s);
 }
 
-bool checkpoint_save(const char *run, const TrainState *s, const Joint *joint, const Tokenizer *tokenizer,
-                     const Optimizer *optimizer, Error *error) {
-    char aside[PATH_BYTES], folder[PATH_BYTES];
-    snprintf(folder, sizeof folder, "%s/checkpoints/step-%08lld", run, (long long)s->step);
-    snprintf(aside, sizeof aside, "%s/checkpoints/.step-%08lld.tmp", run, (long long)s->step);
-    bool ok = folder_remove(aside, error) && folder_create(aside, error) &&
-              model_save(aside, joint, tokenizer, error) && save_state(aside, s, error) &&
-              save_optimizer(aside, optimizer, error) && folder_sync(aside, error) && folder_remove(folder, error) &&
-              path_rename(aside, folder, error);
-    if (ok) return true;
-    Error ignored;
-    folder_remove(aside, &ignored);
-    return error_prefix(error, "checkpoint of step %lld not saved, earlier ones are intact", (long long)s->step);
+// ---- the thread ----
+
+static void tell(Saver *s, bool *what) {
+    pthread_mutex_lock(&s->mutex);
+    *what = true;
+    pthread_cond_broadcast(&s->news);
+    pthread_mutex_unlock(&s->mutex);
 }
 
-static bool load_state(const char *folder, TrainState *s, Error *error) {
-    char path[PATH_BYTES], stated[17], seal[17];
-    snprintf(path, sizeof path, "%s/state.json", folder);
-    json_t *state = json_read_file(path, error);
-    if (!state) return false;
-    snprintf(stated, sizeof stated, "%s", json_get_string(state, "seal", ""));
-    json_object_del(state, "seal");
-    make_seal(state, seal);
-    *s = (TrainState){.step = json_get_int(state, "step", -1), .seed = json_get_int(state, "seed", 0)};
-    size_t i;
-    json_t *root;
-    json_array_foreach(json_object_get(state, "dataset_roots"), i, root) {
-        if (i >= sizeof s->roots / sizeof *s->roots) break;
-        snprintf(s->roots[s->root_count++], sizeof *s->roots, "%s",
-                 json_is_string(root) ? json_string_value(root) : "");
+static bool heard(const Saver *s, const bool *what) {
+    pthread_mutex_t *mutex = (pthread_mutex_t *)(uintptr_t)&s->mutex;
+    pthread_mutex_lock(mutex);
+    bool value = *what;
+    pthread_mutex_unlock(mutex);
+    return value;
+}
+
+static void *write_all(void *saver) {
+    Saver *s = saver;
+    checkpoint_copy_own(&s->job.copy);
+    checkpoint_copy_end(&s->job.copy);
+    tell(s, &s->copied);
+    s->ok = checkpoint_job_write(&s->job, &s->error) &&
+            checkpoint_job_seal(&s->job, s->job.own, CHECKPOINT_PARTS, &s->error);
+    tell(s, &s->done);
+    return NULL;
+}
+
+// Without signals: those of the run are for the thread that trains. Where no thread can be had, the caller waits.
+static void run_beside(Saver *s, void *(*work)(void *)) {
+    sigset_t all, before;
+    s->done = s->ok = false;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    s->threaded = pthread_create(&s->thread, NULL, work, s) == 0;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (!s->threaded) work(s);
+}
+
+// ---- phases ----
+
+bool checkpoint_start(Saver *s, const TrainState *state, Error *error) {
+    if (!checkpoint_finish(s, error)) return false;
+    s->started = clock_seconds();
+    s->held = s->written = 0;
+    checkpoint_job_begin(&s->job, state);
+    bool ok = checkpoint_copy_begin(&s->job.copy, error) && folder_remove(s->job.aside, error) &&
+              folder_create(s->job.aside, error);
+    if (!ok)
+        return error_prefix(error, "checkpoint of step %lld not saved, earlier ones are intact",
+                            (long long)state->step);
+    s->phase = WRITING;
+    s->copied = false;
+    run_beside(s, write_all);
+    s->held += clock_seconds() - s->started;
+    return true;
+}
+
+static void wait_for(Saver *s, const bool *what) {
+    double start = clock_seconds();
+    pthread_mutex_lock(&s->mutex);
+    while (!*what) pthread_cond_wait(&s->news, &s->mutex);
+    pthread_mutex_unlock(&s->mutex);
+    s->held += clock_seconds() - start;
+}
+
+void checkpoint_hold(Saver *s) {
+    if (s && s->phase == WRITING) wait_for(s, &s->copied);
+}
+
+static void report(const Saver *s) {
+    CheckpointTimes t = checkpoint_times(s);
+    log_info(s->options.log, "checkpoint of step %lld: %.1f MB in %.2f s; training waited %.3f s of them",
+             (long long)s->saved, t.bytes / 1e6, t.written, t.held);
+}
+
+bool checkpoint_commit(Saver *s, Error *error) {
+    check(s->phase != IDLE);
+    join(s);
+    s->phase = IDLE;
+    s->written = clock_seconds() - s->started;
+    if (s->ok) {
+        s->saved = s->job.state.step;
+        report(s);
+        return true;
     }
-    json_decref(state);
-    if (!strcmp(seal, stated) && s->step >= 0) return true;
-    return error_set(error, ERROR_FAILED, "%s: damaged: it does not match its seal; take an earlier checkpoint", path);
+    *error = s->error;
+    checkpoint_job_drop(&s->job);
+    return error_prefix(error, "checkpoint of step %lld not saved, earlier ones are intact",
+                        (long long)s->job.state.step);
 }
 
-static bool load_file(const char *folder, const char *name, Joint *joint, Optimizer *optimizer, Error *error) {
-    char path[PATH_BYTES], json[PATH_BYTES];
-    SafeTensors file = {0};
-    snprintf(path, sizeof path, "%s/%s", folder, name);
-    snprintf(json, sizeof json, "%s/model.json", folder);
-    bool ok = safetensors_open(&file, path, error) && safetensors_verify(&file, path, error) &&
-              (!joint || safetensors_check_file(&file, json, error)) &&
-              (joint ? parameters_import(joint_parameters(joint), &file, path, error)
-                     : optimizer_import(optimizer, &file, path, error));
-    safetensors_close(&file);
-    return ok;
-}
-
-bool checkpoint_load(const char *folder, TrainState *s, Joint *joint, Optimizer *optimizer, Error *error) {
-    return load_state(folder, s, error) && load_file(folder, "model.safetensors", joint, NULL, error) &&
-           load_file(folder, "optimizer.safetensors", NULL, optimizer, error);
-}
-
-bool checkpoint_prune(const char *run, int64_t keep, Error *error) {
-    char folder[PATH_BYTES], path[2 * PATH_BYTES];
-    char **names;
-    int count, complete = 0;
-    snprintf(folder, sizeof folder, "%s/checkpoints", run);
-    if (!folder_list(folder, &names, &count, error)) return false;
-    for (int i = 0; i < count; i++) complete += strncmp(names[i], "step-", 5) == 0;
-    bool ok = true;
-    for (int i = 0; i < count && ok; i++) { // sorted: the oldest come first
-        bool whole = strncmp(names[i], "step-", 5) == 0, aside = strncmp(names[i], ".step-", 6) == 0;
-        snprintf(path, sizeof path, "%s/%s", folder, names[i]);
-        if (aside || (whole && complete > keep)) ok = folder_remove(path, error);
-        if (whole && complete > keep) complete--;
+bool checkpoint_finish(Saver *s, Error *error) {
+    while (s->phase != IDLE) {
+        wait_for(s, &s->done);
+        if (!checkpoint_commit(s, error)) return false;
     }
-    names_free(names, count);
-    return ok;
+    return true;
+}
+
+// ---- looking ----
+
+bool checkpoint_under_way(const Saver *s) { return s->phase != IDLE; }
+
+bool checkpoint_written(const Saver *s) { return s->phase != IDLE && heard(s, &s->done); }
+
+int64_t checkpoint_saved(const Saver *s) { return s->saved; }
+
+CheckpointTimes checkpoint_times(const Saver *s) {
+    return (CheckpointTimes){s->held, s->written, (double)checkpoint_layout_bytes(s->layout, s->job.rank)};
 }

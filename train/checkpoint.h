@@ -1,19 +1,59 @@
-/* Checkpoints of a run: RUN/checkpoints/step-00001000/ holds what model_save writes (weights, config, tokenizer),
- * optimizer.safetensors and state.json. Each is written into a folder aside, synced and renamed: one that can be seen
- * is complete. */
+/* Checkpoints of a run: RUN/checkpoints/step-00001000/ holds the model (see fusion/model_files.h), the optimizer's
+ * moments and state.json. Nothing in it depends on how many ranks there were or what they shared: tensors are whole,
+ * under their global names, and any number of ranks reads them.
+ *
+ * A Saver writes them while training goes on: checkpoint_start copies what must not change any more, a thread of each
+ * rank writes its files and syncs them into a folder aside, and when all ranks have written theirs one seals the folder
+ * and renames it. What can be seen under its name is complete. */
 #pragma once
 #include "fusion/model_files.h"
+#include "train/checkpoint_state.h"
+#include "train/mesh.h"
 #include "train/optimizer.h"
 
-typedef struct TrainState {
-    int64_t step; // updates done
-    int64_t seed;
-    char roots[MOST_SOURCES][80]; // Merkle roots of the datasets trained on, in the order of `data`
-    int root_count;
-} TrainState;
+typedef struct CheckpointOptions { // all borrowed
+    const char *run;
+    int64_t keep, keep_every; // the newest `keep` stay, and those of steps that keep_every divides; 0: none of these
+    Joint *joint;
+    const Tokenizer *tokenizer; // may be NULL
+    Optimizer *optimizer;
+    Backend *backend;
+    const Mesh *mesh; // NULL: alone
+    Log *log;         // may be NULL
+} CheckpointOptions;
 
-bool checkpoint_save(const char *run, const TrainState *, const Joint *, const Tokenizer *, const Optimizer *, Error *);
-// Reads weights and moments of the checkpoint folder into the model and the optimizer, checksums verified.
-bool checkpoint_load(const char *folder, TrainState *, Joint *, Optimizer *, Error *);
-// Removes all but the newest `keep`, and folders that an interrupted save left aside.
-bool checkpoint_prune(const char *run, int64_t keep, Error *);
+typedef struct Saver Saver;
+
+Saver *saver_new(const CheckpointOptions *); // before it the parameters and the optimizer are complete
+// Waits for what this rank is writing. A save that was not finished stays aside.
+void saver_free(Saver *); // NULL is allowed
+
+// ---- collective: every rank calls them at the same place, and all return the same ----
+
+// Begins to save, after the end of a save under way. Returns when the ranks have exchanged what others write; what a
+// rank copies from itself is copied beside the caller's work: call checkpoint_hold before the next update.
+bool checkpoint_start(Saver *, const TrainState *, Error *);
+// One step on the way to the end of a save: to be called when checkpoint_written is true on all ranks. False where the
+// save failed on any rank: then nothing of it is left, and the checkpoints before it are intact.
+bool checkpoint_commit(Saver *, Error *);
+// Waits until no save is under way.
+bool checkpoint_finish(Saver *, Error *);
+
+// ---- each rank by itself ----
+
+void checkpoint_hold(Saver *);            // waits until parameters and moments may change
+bool checkpoint_under_way(const Saver *); // the same on every rank
+bool checkpoint_written(const Saver *);   // a save is under way, and this rank has done its part of it
+int64_t checkpoint_saved(const Saver *);  // step of the newest checkpoint that is complete; -1: none by this saver
+typedef struct CheckpointTimes {
+    double held, written; // seconds: the caller waited; from the start to the end of the last save
+    double bytes;         // that this rank wrote in it
+} CheckpointTimes;
+CheckpointTimes checkpoint_times(const Saver *);
+
+// Reads weights and moments of the checkpoint folder into the model and the optimizer, checksums verified. Collective
+// where mesh is not NULL.
+bool checkpoint_load(const char *folder, TrainState *, Joint *, Optimizer *, Backend *, const Mesh *mesh, Error *);
+// Removes what is neither among the newest `keep` nor of a step that keep_every divides, and folders that an
+// interrupted save left aside.
+bool checkpoint_prune(const char *run, int64_t keep, int64_t keep_every, Error *);

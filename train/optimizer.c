@@ -78,58 +78,19 @@ void optimizer_step(Optimizer *o, int64_t step, double norm) {
     }
 }
 
-// One entry: `name` with a prefix, a host copy of `count` moments.
-static SafeTensor entry(const Optimizer *o, Arena *memory, const char *prefix, const Parameter *p,
-                        const float *moments) {
-    SafeTensor t = {
-        .name = arena_printf(memory, "%s/%s", prefix, p->tensor.name), .dtype = "F32", .rank = p->tensor.rank};
-    for (int i = 0; i < t.rank; i++) t.shape[i] = p->tensor.shape[i];
-    t.bytes = tensor_count(&p->tensor) * (int64_t)sizeof(float);
-    void *copy = arena_allocate(memory, (size_t)t.bytes);
-    o->backend->download(o->backend, copy, moments, (size_t)t.bytes);
-    t.data = copy;
-    return t;
-}
-
-int optimizer_export(const Optimizer *o, Arena *memory, SafeTensor **out) {
-    int count = 0;
+int optimizer_ranges(const Optimizer *o, Arena *memory, StateRange **out) {
+    int parameters = parameters_count(o->parameters), count = 0;
     int64_t at = 0;
-    SafeTensor *entries = arena_array(memory, SafeTensor, 2 * parameters_count(o->parameters) + 1);
-    for (int i = 0; i < parameters_count(o->parameters); i++) {
+    StateRange *ranges = arena_array(memory, StateRange, STATE_KINDS * parameters + 1);
+    for (int i = 0; i < parameters; i++) {
         const Parameter *p = parameters_at(o->parameters, i);
+        int64_t n = tensor_count(&p->tensor);
+        ranges[count++] = (StateRange){STATE_MASTER, i, 0, n, p->master, true};
         if (p->frozen) continue;
-        entries[count++] = entry(o, memory, "m", p, o->m + at);
-        entries[count++] = entry(o, memory, "v", p, o->v + at);
-        at += tensor_count(&p->tensor);
+        ranges[count++] = (StateRange){STATE_M, i, 0, n, o->m + at, true};
+        ranges[count++] = (StateRange){STATE_V, i, 0, n, o->v + at, true};
+        at += n;
     }
-    *out = entries;
+    *out = ranges;
     return count;
-}
-
-static bool take(Optimizer *o, const SafeTensors *file, const char *path, const char *prefix, const Parameter *p,
-                 float *moments, Error *error) {
-    char name[512];
-    int64_t bytes = tensor_count(&p->tensor) * (int64_t)sizeof(float);
-    snprintf(name, sizeof name, "%s/%s", prefix, p->tensor.name);
-    const SafeTensor *t = safetensors_find(file, name);
-    if (!t)
-        return error_set(error, ERROR_FAILED,
-                         "%s: no tensor %s; the run was saved with another model or other frozen parts", path, name);
-    if (strcmp(t->dtype, "F32") != 0 || t->bytes != bytes)
-        return error_set(error, ERROR_FAILED, "%s: %s has %lld bytes of %s, the model wants %lld of F32", path, name,
-                         (long long)t->bytes, t->dtype, (long long)bytes);
-    o->backend->upload(o->backend, moments, t->data, (size_t)bytes);
-    return true;
-}
-
-bool optimizer_import(Optimizer *o, const SafeTensors *file, const char *path, Error *error) {
-    int64_t at = 0;
-    for (int i = 0; i < parameters_count(o->parameters); i++) {
-        const Parameter *p = parameters_at(o->parameters, i);
-        if (p->frozen) continue;
-        if (!take(o, file, path, "m", p, o->m + at, error) || !take(o, file, path, "v", p, o->v + at, error))
-            return false;
-        at += tensor_count(&p->tensor);
-    }
-    return true;
 }

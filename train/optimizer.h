@@ -16,6 +16,16 @@ double learning_rate_at(const OptimizerConfig *, int64_t step, int64_t total_ste
 double optimizer_gradient_norm(const Optimizer *);
 // Applies update `step`; `norm` is what optimizer_gradient_norm gave, for clipping.
 void optimizer_step(Optimizer *, int64_t step, double norm);
-// Moments as safetensors entries "m/NAME" and "v/NAME" (host copies in `memory`), and back.
-int optimizer_export(const Optimizer *, Arena *memory, SafeTensor **out);
-bool optimizer_import(Optimizer *, const SafeTensors *, const char *path, Error *);
+
+// Training state that a rank holds: elements [first, first + count) of a parameter as the rank has it (its piece where
+// the parameter is split over tensor ranks), together on the device.
+typedef enum StateKind { STATE_MASTER, STATE_M, STATE_V, STATE_KINDS } StateKind;
+typedef struct StateRange {
+    StateKind kind;
+    int parameter; // of parameters_at
+    int64_t first, count;
+    float *data;     // (count) device
+    bool everywhere; // every data rank holds it; false: this one alone
+} StateRange;
+// All that this rank holds: masters, those of frozen parameters too, and moments. The addresses stay for the run.
+int optimizer_ranges(const Optimizer *, Arena *, StateRange **out);

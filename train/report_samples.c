@@ -55,7 +55,7 @@ static char *picture_url(const Image *image, Error *error) {
     return url.data;
 }
 
-static bool open_model(Sampler *s, const char *run, Error *error) {
+static bool open_model(Sampler *s, const char *run, Log *log, Error *error) {
     char path[4096];
     ConfigSchema schema = train_schema(s->memory);
     snprintf(path, sizeof path, "%s/config.yaml", run);
@@ -76,7 +76,7 @@ static bool open_model(Sampler *s, const char *run, Error *error) {
     if (s->asking && !(s->answer = template_parse(s->asking->answer, error))) return false;
     s->backend = cpu_backend_new((int)s->config.threads, NULL, NULL);
     s->tape = tape_new(s->backend, false);
-    return model_load(&s->model, s->backend, run, s->config.precision ? BF16 : F32, error);
+    return model_load(&s->model, s->backend, run, s->config.precision ? BF16 : F32, log, error);
 }
 
 static void close_model(Sampler *s) {
@@ -146,7 +146,7 @@ bool report_samples(const char *run, int most, ReportSample **out, int *count, L
     *out = calloc((size_t)(most > 0 ? most : 1), sizeof **out);
     *count = 0;
     check(*out);
-    bool ok = open_model(&s, run, error);
+    bool ok = open_model(&s, run, log, error);
     int64_t samples = ok && s.dataset ? dataset_samples(s.dataset) : 0;
     for (int64_t i = 0; ok && i < samples && *count < most; i++) {
         Error one = {0};

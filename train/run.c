@@ -26,7 +26,8 @@ typedef struct Run {
     Metrics *metrics;
     Progress *progress;
     TrainState state;
-    int64_t saved; // step of the newest checkpoint; -1: none yet
+    Saver *saver;
+    int64_t saved; // step of the newest checkpoint that was begun; -1: none yet
 } Run;
 
 // ---- opening ----
@@ -43,10 +44,10 @@ static bool write_config(Run *r, Error *error) {
 }
 
 // Finds out whether the run starts or goes on. `found` gets the checkpoint's folder, or "".
-static bool find_start(const TrainOptions *o, char found[1024], Error *error) {
+static bool find_start(const TrainOptions *o, char found[1024], Log *log, Error *error) {
     Error none = {0};
     found[0] = 0;
-    if (!model_find_checkpoint(o->run, found, &none)) found[0] = 0;
+    if (!model_find_checkpoint(o->run, found, log, &none)) found[0] = 0;
     if (found[0] && !o->resume)
         return error_set(error, ERROR_USAGE,
                          "%s already holds a checkpoint (%s); go on with --resume, or give another --run", o->run,
@@ -98,6 +99,18 @@ static bool open_loaders(Run *r, Error *error) {
     return r->validation != NULL;
 }
 
+static Saver *open_saver(Run *r) {
+    CheckpointOptions options = {.run = r->options->run,
+                                 .keep = r->config.checkpoint_keep,
+                                 .keep_every = r->config.checkpoint_keep_every,
+                                 .joint = r->joint,
+                                 .tokenizer = r->tokenizer,
+                                 .optimizer = r->optimizer,
+                                 .backend = r->backend,
+                                 .log = r->log};
+    return saver_new(&options);
+}
+
 static bool open_model(Run *r, Error *error) {
     Dtype compute = r->config.precision ? BF16 : F32;
     r->tokenizer = tokenizer_load(r->config.tokenizer, error);
@@ -112,6 +125,7 @@ static bool open_model(Run *r, Error *error) {
     r->optimizer = optimizer_new(r->backend, joint_parameters(r->joint), &r->config.optimizer, r->config.steps);
     r->tape = tape_new(r->backend, true);
     r->inference = tape_new(r->backend, false);
+    r->saver = open_saver(r);
     return true;
 }
 
@@ -134,7 +148,7 @@ static bool same_data(const Run *r, const TrainState *saved, Error *error) {
 static bool load_checkpoint(Run *r, const char *folder, Error *error) {
     TrainState saved;
     if (!model_check_tokenizer(folder, r->tokenizer, r->config.tokenizer, error) ||
-        !checkpoint_load(folder, &saved, r->joint, r->optimizer, error))
+        !checkpoint_load(folder, &saved, r->joint, r->optimizer, r->backend, NULL, error))
         return false;
     if (!same_data(r, &saved, error)) return false;
     if (saved.seed != r->config.seed)
@@ -149,7 +163,7 @@ static bool open_run(Run *r, Error *error) {
     char found[1024], log_path[4096];
     r->saved = -1;
     r->memory = arena_new(1 << 16);
-    if (!find_start(r->options, found, error) || !read_config(r, error) ||
+    if (!find_start(r->options, found, r->log, error) || !read_config(r, error) ||
         !memory_check(&r->config, memory_available(), error) || !folder_create(r->options->run, error))
         return false;
     snprintf(log_path, sizeof log_path, "%s/log.txt", r->options->run);
@@ -166,6 +180,7 @@ static bool open_run(Run *r, Error *error) {
 
 static void close_run(Run *r) {
     progress_end(r->progress);
+    saver_free(r->saver);
     metrics_close(r->metrics);
     tape_free(r->tape);
     tape_free(r->inference);
@@ -243,6 +258,7 @@ static bool one_step(Run *r, Error *error) {
     if (!isfinite(loss.total)) return explain_not_finite(r, batch, "the loss", error);
     double norm = optimizer_gradient_norm(r->optimizer);
     if (!isfinite(norm)) return explain_not_finite(r, batch, "the gradient's norm", error);
+    checkpoint_hold(r->saver);
     optimizer_step(r->optimizer, r->state.step + 1, norm);
     r->state.step++;
     double seconds = clock_seconds() - start;
@@ -282,9 +298,8 @@ static bool validate(Run *r, Error *error) {
 
 static bool save(Run *r, Error *error) {
     if (r->saved == r->state.step) return true;
-    if (!checkpoint_save(r->options->run, &r->state, r->joint, r->tokenizer, r->optimizer, error)) return false;
     r->saved = r->state.step;
-    return checkpoint_prune(r->options->run, r->config.checkpoint_keep, error);
+    return checkpoint_start(r->saver, &r->state, error);
 }
 
 static bool every(int64_t period, int64_t step) { return period > 0 && step % period == 0; }
@@ -297,9 +312,10 @@ static bool steps(Run *r, Error *error) {
         if (!one_step(r, error)) return false;
         bool last = r->state.step == c->steps;
         if (r->validation && (last || every(c->validation_every, r->state.step)) && !validate(r, error)) return false;
+        if (checkpoint_written(r->saver) && !checkpoint_commit(r->saver, error)) return false;
         if ((last || every(c->checkpoint_every, r->state.step)) && !save(r, error)) return false;
     }
-    return save(r, error);
+    return save(r, error) && checkpoint_finish(r->saver, error);
 }
 
 static void describe_start(const Run *r) {

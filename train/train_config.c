@@ -354,6 +354,14 @@ static const ConfigKey train_keys[] = {
      .least = 1,
      .most = 1e6,
      .help = "newest checkpoints that stay"},
+    {.name = "checkpoint.keep_every",
+     .type = CONFIG_INT,
+     .offset = AT(checkpoint_keep_every),
+     .fallback = "0",
+     .least = 0,
+     .most = 1e12,
+     .unit = "steps",
+     .help = "checkpoints of its multiples stay too; 0: none of these"},
 };
 enum { TRAIN_KEYS = sizeof train_keys / sizeof *train_keys };
 

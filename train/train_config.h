@@ -42,7 +42,7 @@ typedef struct TrainConfig {
     double bad_samples;                                    // per million
     const char *background;                                // "#rrggbb"
     int64_t validation_every, validation_batches;
-    int64_t checkpoint_every, checkpoint_keep;
+    int64_t checkpoint_every, checkpoint_keep, checkpoint_keep_every;
 } TrainConfig;
 
 // The whole table; its keys live in the arena.

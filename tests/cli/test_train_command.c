@@ -139,6 +139,24 @@ static void a_terminated_run_saves_and_resumes_exactly(void **state) {
     assert_same_file("unstopped" LAST, "stopped" LAST);
 }
 
+// A step does not wait for its checkpoint: it may become visible some steps later.
+static void wait_for_a_checkpoint(const char *run) {
+    char name[256];
+    char **names = NULL;
+    Error ignored = {0};
+    snprintf(name, sizeof name, "%s/checkpoints", run);
+    char *folder = temporary_path(project, name);
+    bool found = false;
+    for (int i = 0; i < 30000 && !found; i++) {
+        int count = 0;
+        if (folder_list(folder, &names, &count, &ignored)) found = count && !strncmp(names[count - 1], "step-", 5);
+        names_free(names, count);
+        if (!found) usleep(1000);
+    }
+    assert_true(found);
+    free(folder);
+}
+
 static void a_killed_run_leaves_a_checkpoint_that_loads(void **state) {
     (void)state;
     assert_status(0, project, "train", "config.yaml", "train.steps=10", "checkpoint.every=1", "--run", "unharmed");
@@ -147,6 +165,7 @@ static void a_killed_run_leaves_a_checkpoint_that_loads(void **state) {
                                                    "--resume", "--run", "killed"));
         int before = metrics_lines("killed");
         for (int k = 0; k < 5000 && metrics_lines("killed") < before + 2; k++) usleep(1000);
+        wait_for_a_checkpoint("killed");
         usleep(1700u * (unsigned)i); // at different places of a step
         kill(child, SIGKILL);
         command_end(child);

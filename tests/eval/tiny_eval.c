@@ -115,7 +115,7 @@ void tiny_eval_open(TinyEval *t, int threads, Dtype dtype) {
     save_data(t);
     char *model = temporary_path(t->folder, "model");
     save_model(model, t->backend);
-    assert_done(model_load(&t->model, t->backend, model, dtype, &error), &error);
+    assert_done(model_load(&t->model, t->backend, model, dtype, NULL, &error), &error);
     free(model);
 }
 

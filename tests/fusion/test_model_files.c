@@ -64,7 +64,7 @@ static void forget(Saved *s) {
 static void assert_refused(Saved *s, const char *why) {
     LoadedModel m;
     Error error = {0};
-    assert_false(model_load(&m, s->tiny.backend, s->folder, F32, &error));
+    assert_false(model_load(&m, s->tiny.backend, s->folder, F32, NULL, &error));
     assert_int_equal(error.kind, ERROR_FAILED);
     assert_message_has(&error, why);
     assert_null(m.joint);
@@ -76,7 +76,7 @@ static void a_model_comes_back_as_it_was_saved(void **state) {
     LoadedModel m;
     Error error = {0};
     save(&s);
-    assert_done(model_load(&m, s.tiny.backend, s.folder, F32, &error), &error);
+    assert_done(model_load(&m, s.tiny.backend, s.folder, F32, NULL, &error), &error);
     Parameters *before = joint_parameters(s.tiny.joint), *after = joint_parameters(m.joint);
     assert_int_equal(parameters_count(before), parameters_count(after));
     for (int i = 0; i < parameters_count(before); i++) {
@@ -108,7 +108,7 @@ static void a_run_gives_its_newest_complete_checkpoint(void **state) {
     assert_done(folder_create(newer, &error) && folder_create(half, &error) && folder_create(empty, &error), &error);
     assert_done(model_save(newer, s.tiny.joint, NULL, &error), &error);
     assert_done(model_save(half, s.tiny.joint, NULL, &error), &error);
-    assert_done(model_load(&m, s.tiny.backend, s.run, BF16, &error), &error);
+    assert_done(model_load(&m, s.tiny.backend, s.run, BF16, NULL, &error), &error);
     assert_int_equal(m.step, 100);
     assert_null(m.tokenizer);
     assert_string_equal(m.path, newer);
@@ -123,10 +123,10 @@ static void a_folder_without_a_model_is_refused(void **state) {
     (void)state;
     char *folder = temporary_new(), found[1024], *inside = temporary_path(folder, "checkpoints");
     Error error = {0};
-    assert_false(model_find_checkpoint(folder, found, &error));
+    assert_false(model_find_checkpoint(folder, found, NULL, &error));
     assert_message_has(&error, "neither a model");
     assert_done(folder_create(inside, &error), &error);
-    assert_false(model_find_checkpoint(folder, found, &error));
+    assert_false(model_find_checkpoint(folder, found, NULL, &error));
     assert_message_has(&error, "no complete checkpoint yet");
     free(inside);
     temporary_free(folder);
