@@ -5,6 +5,7 @@
 int data_main(int argc, char **argv);
 int tokenizer_main(int argc, char **argv);
 int train_main(int argc, char **argv);
+int launch_main(int argc, char **argv);
 int eval_main(int argc, char **argv);
 int generate_main(int argc, char **argv);
 int report_main(int argc, char **argv);

@@ -15,6 +15,7 @@ static const Command commands[] = {
     {"data", "synth | build | ls | verify: make and look into datasets", data_main},
     {"tokenizer", "train | encode | decode: SentencePiece models", tokenizer_main},
     {"train", "pretrain a text-image model: CONFIG [section.key=value]... --run DIR", train_main},
+    {"launch", "several processes that train together: -n N train CONFIG ...", launch_main},
     {"eval", "zero-shot benchmarks: MODEL --task NAME,...", eval_main},
     {"generate", "text from a prompt and pictures: MODEL --prompt TEXT [--image FILE]...", generate_main},
     {"report", "one HTML page about a run: RUN", report_main},

@@ -41,12 +41,25 @@ static void refuse_option(int argc, char **argv, const struct option *options, c
     }
 }
 
-int option_next(int argc, char **argv, const struct option *options, const char *command, Error *error) {
-    int c = getopt_long(argc, argv, ":h", options, NULL); // the colon: it prints nothing by itself
+static int next(int argc, char **argv, const char *letters, const struct option *options, const char *command,
+                Error *error) {
+    int c = getopt_long(argc, argv, letters, options, NULL);
     if (c == '?') refuse_option(argc, argv, options, command, error);
     if (c != ':') return c;
     error_set(error, ERROR_USAGE, "%s wants a value; see `bifocal %s --help`", argv[argc - 1], command);
     return '?';
+}
+
+// The colon: getopt prints nothing by itself.
+int option_next(int argc, char **argv, const struct option *options, const char *command, Error *error) {
+    return next(argc, argv, ":h", options, command, error);
+}
+
+int option_leading(int argc, char **argv, const char *letters, const struct option *options, const char *command,
+                   Error *error) {
+    char all[32];
+    snprintf(all, sizeof all, "+:h%s", letters);
+    return next(argc, argv, all, options, command, error);
 }
 
 bool option_number(const char *text, double least, double most, const char *option, double *value, Error *error) {

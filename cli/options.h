@@ -6,6 +6,9 @@
 // The next option's `val` ('h' for -h), -1 behind the last. '?' with the error where it is none of `options` (the
 // nearest is named), could be several, or lacks its value. command: "data build".
 int option_next(int argc, char **argv, const struct option *options, const char *command, Error *error);
+// As option_next, but only what stands before the first word. letters: short options as getopt has them ("n:").
+int option_leading(int argc, char **argv, const char *letters, const struct option *options, const char *command,
+                   Error *error);
 // The error for a word that is none of `names`: "bifocal: no command 'trian', did you mean 'train'?". Returns false.
 bool option_unknown(Error *error, const char *what, const char *word, const char *const *names, int count,
                     const char *help);

@@ -22,6 +22,7 @@ static void catch_signals(void) {
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGUSR1, &action, NULL); // what mpirun and Slurm pass on to ranks
 }
 
 static void usage(FILE *out) {
@@ -32,7 +33,8 @@ static void usage(FILE *out) {
           "  --resume               go on from the newest checkpoint, bit for bit; start where there is none\n"
           "  --allow-changed-data   resume although a dataset is not the one trained on so far\n"
           "  --quiet                warnings and errors alone\n\n"
-          "SIGINT and SIGTERM save and stop (exit status 128 + the signal's number); a second one stops at once.\n",
+          "SIGINT, SIGTERM and SIGUSR1 save and stop (exit status 128 + the signal's number); a second one stops at "
+          "once.\n",
           out);
 }
 
