@@ -1,0 +1,320 @@
+/* Moves the calls of a process on. Started calls are moved by the communication thread, beside the caller's arithmetic;
+ * a thread that waits does the work itself meanwhile, so that a blocking call costs no change of threads. Nobody spins
+ * for long: after some microseconds without anything new whoever looks sleeps between looks. See comm_internal.h. */
+#include "base/clock.h"
+#include "base/trace.h"
+#include "kernels/comm/comm_internal.h"
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/prctl.h>
+#include <time.h>
+
+// Without anything new: how long to look again and again, where the core would do arithmetic or nothing otherwise; and,
+// once the others are known to have come, for the messages of a round as well, at the speed of a slow link.
+#define SPIN_BESIDE  20e-6
+#define SPIN_WAITING 100e-6
+#define SLOW_LINK    1e9 // bytes per second
+// Then sleeps between looks: a quarter of the time without news, within these.
+#define SHORTEST_SLEEP 5e-6
+#define LONGEST_SLEEP  100e-6
+#define SLEEP_IF_WOKEN 0.1
+
+struct Engine {
+    const Transport *transport;
+    void *state;
+    pthread_t thread;
+    pthread_mutex_t drive; // held by the one thread that moves calls on; taken before `lock`
+    pthread_mutex_t lock;  // of all that follows; never held while a transport works
+    pthread_cond_t work;   // for the communication thread: there is something to do, or to end
+    pthread_cond_t news;   // for who sleeps between looks
+    uint64_t events;       // of news
+    bool stopping;
+    int waiting;                       // threads that wait, and so move calls on
+    int64_t unfinished;                // calls started and not done
+    CommRequest *inbox, **inbox_end;   // started, not seen by who moves calls on
+    CommRequest *active, **active_end; // under way, in the order of their start; changed under both locks
+    int next_group;
+    struct Trace *trace;
+    double waited;         // seconds
+    _Atomic int64_t bytes; // sent
+};
+
+static void append(CommRequest ***end, CommRequest *c) {
+    c->next = NULL;
+    **end = c;
+    *end = &c->next;
+}
+
+// ---- moving calls on; under `drive` ----
+
+static void begin_round(Engine *e, CommRequest *c) {
+    c->count = c->complete = 0;
+    if (c->at_round == 0) call_take_work(c);
+    c->round(c, c->at_round);
+    c->round_bytes = 0;
+    for (int i = 0; i < c->count; i++) {
+        const Message *m = &c->messages[i];
+        c->round_bytes += m->bytes;
+        if (m->send) atomic_fetch_add_explicit(&e->bytes, m->bytes, memory_order_relaxed);
+        e->transport->post(e->state, &c->messages[i]);
+    }
+    if (c->compute) c->compute(c, c->at_round);
+}
+
+// Whether anything was new.
+static bool advance(Engine *e, CommRequest *c) {
+    int before = c->complete;
+    while (c->complete < c->count && e->transport->test(e->state, &c->messages[c->complete])) c->complete++;
+    if (c->complete < c->count) return c->complete > before;
+    if (++c->at_round < c->rounds) begin_round(e, c);
+    return true;
+}
+
+static void begin(Engine *e, CommRequest *c) { // under both locks
+    c->since = clock_seconds();
+    c->trace_begin = trace_now();
+    append(&e->active_end, c);
+}
+
+// Takes what was started: what need not wait for others of its group is under way now.
+static void take_inbox(Engine *e) {
+    pthread_mutex_lock(&e->lock);
+    CommRequest *c = e->inbox;
+    e->inbox = NULL;
+    e->inbox_end = &e->inbox;
+    for (CommRequest *next; c; c = next) {
+        next = c->next;
+        Comm *group = c->comm;
+        if (c->in_turn && group->running) {
+            append(&group->queue_end, c);
+            continue;
+        }
+        if (c->in_turn) group->running = c;
+        begin(e, c);
+    }
+    pthread_mutex_unlock(&e->lock);
+}
+
+static void trace_call(const Engine *e, const CommRequest *c) {
+    char name[256];
+    if (!e->trace) return;
+    snprintf(name, sizeof name, "%s %s (%s)", c->call, c->what, c->comm->name);
+    trace_slice(e->trace, "communication", name, c->trace_begin, trace_now());
+}
+
+// Ends the call at *link. It may be freed as soon as it is done.
+static void retire(Engine *e, CommRequest **link) {
+    CommRequest *c = *link;
+    Comm *group = c->comm;
+    pthread_mutex_lock(&e->lock);
+    *link = c->next;
+    if (!*link) e->active_end = link;
+    if (c->in_turn) {
+        CommRequest *following = group->running = group->queue;
+        if (following) {
+            group->queue = following->next;
+            if (!group->queue) group->queue_end = &group->queue;
+            begin(e, following);
+        }
+    }
+    trace_call(e, c);
+    e->unfinished--;
+    e->events++;
+    pthread_cond_broadcast(&e->news);
+    atomic_store_explicit(&c->done, true, memory_order_release);
+    pthread_mutex_unlock(&e->lock);
+}
+
+// Whether anything was new. *patience: seconds in which news may still be expected.
+static bool progress(Engine *e, double *patience) {
+    bool moved = false;
+    *patience = 0;
+    take_inbox(e);
+    for (CommRequest **link = &e->active; *link;) {
+        CommRequest *c = *link;
+        moved |= advance(e, c);
+        if (c->at_round >= c->rounds) {
+            retire(e, link);
+            continue;
+        }
+        bool others_came = c->at_round > 0 || c->complete > 0;
+        double seconds = (double)c->round_bytes / SLOW_LINK;
+        if (others_came && seconds > *patience) *patience = seconds;
+        link = &c->next;
+    }
+    return moved;
+}
+
+static uint64_t events_of(Engine *e) {
+    pthread_mutex_lock(&e->lock);
+    uint64_t events = e->events;
+    pthread_mutex_unlock(&e->lock);
+    return events;
+}
+
+// Until it is worth looking again, `idle` seconds after the last news; events: when they were looked for.
+static void pause_between(Engine *e, uint64_t events, double idle, double spin) {
+    if (!e->transport->wakes && idle < spin) {
+        sched_yield();
+        return;
+    }
+    double seconds = idle / 4 < SHORTEST_SLEEP ? SHORTEST_SLEEP : idle / 4 > LONGEST_SLEEP ? LONGEST_SLEEP : idle / 4;
+    if (e->transport->wakes) seconds = SLEEP_IF_WOKEN;
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_nsec += (long)(seconds * 1e9);
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    pthread_mutex_lock(&e->lock);
+    if (e->events == events) pthread_cond_timedwait(&e->news, &e->lock, &until);
+    pthread_mutex_unlock(&e->lock);
+}
+
+// One look, and a pause where there was nothing. *news: when there was something last.
+static void look(Engine *e, uint64_t events, double spin, double *news) {
+    double patience;
+    pthread_mutex_lock(&e->drive);
+    bool moved = progress(e, &patience);
+    pthread_mutex_unlock(&e->drive);
+    double now = clock_seconds();
+    if (moved)
+        *news = now;
+    else
+        pause_between(e, events, now - *news, spin + patience);
+}
+
+// ---- the communication thread ----
+
+static void *communicate(void *argument) {
+    Engine *e = argument;
+    prctl(PR_SET_TIMERSLACK, 1000UL); // nanoseconds: short sleeps are short
+    double news = clock_seconds();
+    for (;;) {
+        pthread_mutex_lock(&e->lock);
+        while (!e->stopping && (e->unfinished == 0 || e->waiting > 0)) {
+            pthread_cond_wait(&e->work, &e->lock);
+            news = clock_seconds();
+        }
+        bool stopping = e->stopping;
+        uint64_t events = e->events;
+        pthread_mutex_unlock(&e->lock);
+        if (stopping) return NULL;
+        look(e, events, SPIN_BESIDE, &news);
+    }
+}
+
+// ---- the caller's side ----
+
+void engine_start(Engine *e, CommRequest *c, bool wake) {
+    pthread_mutex_lock(&e->lock);
+    c->number = c->in_turn ? ++c->comm->collectives : ++c->comm->messages;
+    append(&e->inbox_end, c);
+    e->unfinished++;
+    if (wake) {
+        e->events++;
+        pthread_cond_broadcast(&e->news);
+        pthread_cond_signal(&e->work);
+    }
+    pthread_mutex_unlock(&e->lock);
+}
+
+void engine_wait(Engine *e, CommRequest *c) {
+    if (atomic_load_explicit(&c->done, memory_order_acquire)) return;
+    double begun = clock_seconds(), news = begun;
+    pthread_mutex_lock(&e->lock);
+    e->waiting++;
+    pthread_mutex_unlock(&e->lock);
+    for (;;) {
+        uint64_t events = events_of(e);
+        if (atomic_load_explicit(&c->done, memory_order_acquire)) break;
+        look(e, events, SPIN_WAITING, &news);
+    }
+    pthread_mutex_lock(&e->lock);
+    e->waited += clock_seconds() - begun;
+    if (--e->waiting == 0 && e->unfinished > 0) pthread_cond_signal(&e->work);
+    pthread_mutex_unlock(&e->lock);
+}
+
+void engine_wake(Engine *e) {
+    pthread_mutex_lock(&e->lock);
+    e->events++;
+    pthread_cond_broadcast(&e->news);
+    pthread_mutex_unlock(&e->lock);
+}
+
+Engine *engine_new(const Transport *transport, void *state) {
+    Engine *e = calloc(1, sizeof *e);
+    pthread_condattr_t attributes;
+    check(e && pthread_condattr_init(&attributes) == 0);
+    check(pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC) == 0);
+    e->transport = transport;
+    e->state = state;
+    e->inbox_end = &e->inbox;
+    e->active_end = &e->active;
+    check(pthread_mutex_init(&e->drive, NULL) == 0 && pthread_mutex_init(&e->lock, NULL) == 0);
+    check(pthread_cond_init(&e->work, NULL) == 0 && pthread_cond_init(&e->news, &attributes) == 0);
+    check(pthread_create(&e->thread, NULL, communicate, e) == 0);
+    pthread_condattr_destroy(&attributes);
+    return e;
+}
+
+void engine_free(Engine *e) {
+    pthread_mutex_lock(&e->lock);
+    check(e->unfinished == 0);
+    e->stopping = true;
+    pthread_cond_signal(&e->work);
+    pthread_mutex_unlock(&e->lock);
+    pthread_join(e->thread, NULL);
+    e->transport->close(e->state);
+    pthread_cond_destroy(&e->news);
+    pthread_cond_destroy(&e->work);
+    pthread_mutex_destroy(&e->lock);
+    pthread_mutex_destroy(&e->drive);
+    free(e);
+}
+
+int engine_next_group(Engine *e, int least_number) {
+    pthread_mutex_lock(&e->lock);
+    if (e->next_group < least_number) e->next_group = least_number;
+    int number = e->next_group;
+    pthread_mutex_unlock(&e->lock);
+    return number;
+}
+
+int engine_tag_limit(const Engine *e) { return e->transport->tag_limit; }
+
+bool engine_bare_all_reduce(Engine *e, float *data, int64_t n) {
+    if (!e->transport->bare_all_reduce) return false;
+    pthread_mutex_lock(&e->drive);
+    e->transport->bare_all_reduce(e->state, data, n);
+    pthread_mutex_unlock(&e->drive);
+    return true;
+}
+
+// ---- for the watchdog and the trace ----
+
+CommStatus engine_status(Engine *e) {
+    CommStatus status = {0};
+    pthread_mutex_lock(&e->lock);
+    for (const CommRequest *c = e->active; c; c = c->next)
+        if (!status.call || c->since < status.since)
+            status = (CommStatus){c->number, c->comm->name, c->call, c->what, c->since, c->comm};
+    pthread_mutex_unlock(&e->lock);
+    return status;
+}
+
+void engine_set_trace(Engine *e, struct Trace *trace) {
+    pthread_mutex_lock(&e->lock);
+    e->trace = trace;
+    pthread_mutex_unlock(&e->lock);
+}
+
+double engine_waited(Engine *e) {
+    pthread_mutex_lock(&e->lock);
+    double waited = e->waited;
+    pthread_mutex_unlock(&e->lock);
+    return waited;
+}
+
+int64_t engine_bytes(const Engine *e) { return atomic_load_explicit(&e->bytes, memory_order_relaxed); }
