@@ -55,7 +55,8 @@ struct Backend {
     void (*dropout)(Backend *, void *y, const void *x, int64_t n, double p, uint64_t seed, uint64_t site, uint64_t first, Dtype t, bool add);
     void (*rope)(Backend *, void *y, const void *x, const int32_t *positions, int64_t rows, int64_t width, int heads, int head_size,
                  double base, bool inverse, Dtype t, bool add);
-    double (*sum_squares)(Backend *, const void *x, int64_t n, Dtype t); // waits; fixed blocks in f64
+    // out[i], host: the sum of squares of x[i * block], ... x[i * block + block - 1]; waits
+    void (*block_squares)(Backend *, double *out, const float *x, int64_t blocks, int64_t block);
     int64_t (*first_nonfinite)(Backend *, const void *x, int64_t n, Dtype t); // index, or -1; waits
     void (*sum_into)(Backend *, float *out, const void *x, int64_t n, double factor, Dtype t); // out[0] = factor * sum
     void (*fill)(Backend *, void *x, const float *value, double factor, int64_t n, Dtype t, bool add); // x[i] (+)= factor * value[0]

@@ -349,6 +349,7 @@ void tape_backward(Tape *t, Tensor *loss, Halves halves) {
 
 void tape_backward_from(Tape *t, Tensor *out, const void *gradient, Halves halves) {
     if (t->error || !out->needs_grad) return;
+    if (t->hooks.backward) t->hooks.backward(t->hooks.context);
     if (halves & INPUT_GRADIENTS) {
         take_gradient(t, out);
         t->backend->upload(t->backend, out->grad, gradient, tensor_bytes(out));

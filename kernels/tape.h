@@ -34,6 +34,7 @@ const char *tape_not_finite(const Tape *); // what was found since it was turned
 // backward pass runs it again counts from the first time on.
 typedef struct TapeHooks {
     void *context;
+    void (*backward)(void *context);                    // a backward pass begins
     void (*use)(void *context, const Node *);           // before a call, or a backward, of a node with parameter inputs
     void (*gradient)(void *context, Tensor *parameter); // before a write into its gradient while grad_written is false
     void (*complete)(void *context, Tensor *parameter); // in a backward pass: no node left on the tape writes it

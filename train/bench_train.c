@@ -217,7 +217,7 @@ static bool step(Bench *b, Dtype compute, int64_t number, float *loss, Error *er
     if (out) tape_backward(b->tape, out, ALL_GRADIENTS);
     if (tape_error(b->tape)) return error_set(error, ERROR_FAILED, "%s", tape_error(b->tape));
     parameters_end_backward(b->parameters);
-    optimizer_step(b->optimizer, number, optimizer_gradient_norm(b->optimizer));
+    optimizer_step(b->optimizer, number, parameters_gradient_norm(b->parameters));
     return isfinite(*loss) || error_set(error, ERROR_FAILED, "the loss of step %lld is not finite", (long long)number);
 }
 

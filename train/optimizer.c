@@ -1,5 +1,6 @@
 /* See optimizer.h. */
 #include "train/optimizer.h"
+#include "kernels/nn/buckets.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,7 +10,7 @@ struct Optimizer {
     Parameters *parameters;
     OptimizerConfig config;
     int64_t total_steps, elements;
-    float *m, *v; // (elements) each, device; trainable parameters one behind the other
+    float *m, *v; // (elements) each, device
 };
 
 static float *moments_new(Backend *b, int64_t elements) {
@@ -24,7 +25,7 @@ Optimizer *optimizer_new(Backend *backend, Parameters *parameters, const Optimiz
     Optimizer *o = calloc(1, sizeof *o);
     check(o);
     *o = (Optimizer){.backend = backend, .parameters = parameters, .config = *config, .total_steps = total_steps};
-    o->elements = parameters_elements(parameters, true);
+    o->elements = parameters_states(parameters);
     o->m = moments_new(backend, o->elements);
     o->v = moments_new(backend, o->elements);
     return o;
@@ -48,49 +49,52 @@ double learning_rate_at(const OptimizerConfig *c, int64_t step, int64_t total_st
     return c->learning_rate * (c->final_ratio + (1 - c->final_ratio) * share);
 }
 
-double optimizer_gradient_norm(const Optimizer *o) {
-    double sum = 0;
-    for (int i = 0; i < parameters_count(o->parameters); i++) {
-        const Parameter *p = parameters_at(o->parameters, i);
-        if (!p->frozen) sum += o->backend->sum_squares(o->backend, p->tensor.grad, tensor_count(&p->tensor), F32);
-    }
-    return sqrt(sum);
+static AdamW update_of(const Optimizer *o, int64_t step, double norm) {
+    const OptimizerConfig *c = &o->config;
+    return (AdamW){.learning_rate = learning_rate_at(c, step, o->total_steps),
+                   .beta1 = c->beta1,
+                   .beta2 = c->beta2,
+                   .epsilon = c->epsilon,
+                   .gradient_scale = c->gradient_clip > 0 && norm > c->gradient_clip ? c->gradient_clip / norm : 1,
+                   .correction1 = 1 - pow(c->beta1, (double)step),
+                   .correction2 = 1 - pow(c->beta2, (double)step)};
+}
+
+static void update_range(const Optimizer *o, const OwnedRange *range, AdamW *update) {
+    update->weight_decay = range->parameter->decay ? o->config.weight_decay : 0;
+    o->backend->adamw(o->backend, range->master, range->shadow, o->m + range->state, o->v + range->state,
+                      range->gradient, range->count, update);
 }
 
 void optimizer_step(Optimizer *o, int64_t step, double norm) {
-    const OptimizerConfig *c = &o->config;
-    AdamW update = {.learning_rate = learning_rate_at(c, step, o->total_steps),
-                    .beta1 = c->beta1,
-                    .beta2 = c->beta2,
-                    .epsilon = c->epsilon,
-                    .gradient_scale = c->gradient_clip > 0 && norm > c->gradient_clip ? c->gradient_clip / norm : 1,
-                    .correction1 = 1 - pow(c->beta1, (double)step),
-                    .correction2 = 1 - pow(c->beta2, (double)step)};
-    int64_t at = 0;
-    for (int i = 0; i < parameters_count(o->parameters); i++) {
-        Parameter *p = parameters_at(o->parameters, i);
-        if (p->frozen) continue;
-        int64_t n = tensor_count(&p->tensor);
-        update.weight_decay = p->decay ? c->weight_decay : 0;
-        o->backend->adamw(o->backend, p->master, p->tensor.dtype == BF16 ? p->tensor.data : NULL, o->m + at, o->v + at,
-                          p->tensor.grad, n, &update);
-        at += n;
+    int count, buckets = buckets_count(o->parameters);
+    const OwnedRange *ranges = parameters_owned(o->parameters, &count);
+    AdamW update = update_of(o, step, norm);
+    CommRequest **gathers = calloc((size_t)buckets + 1, sizeof *gathers);
+    check(gathers);
+    for (int i = 0; i < buckets; i++) {
+        Bucket *b = bucket_at(o->parameters, i);
+        if (b->frozen) continue;
+        for (int k = 0; k < b->ranges; k++) update_range(o, &ranges[b->first_range + k], &update);
+        gathers[i] = bucket_start_gather(o->parameters, b);
     }
+    for (int i = 0; i < buckets; i++) comm_wait(gathers[i]);
+    free(gathers);
 }
 
 int optimizer_ranges(const Optimizer *o, Arena *memory, StateRange **out) {
-    int parameters = parameters_count(o->parameters), count = 0;
-    int64_t at = 0;
-    StateRange *ranges = arena_array(memory, StateRange, STATE_KINDS * parameters + 1);
-    for (int i = 0; i < parameters; i++) {
-        const Parameter *p = parameters_at(o->parameters, i);
-        int64_t n = tensor_count(&p->tensor);
-        ranges[count++] = (StateRange){STATE_MASTER, i, 0, n, p->master, true};
-        if (p->frozen) continue;
-        ranges[count++] = (StateRange){STATE_M, i, 0, n, o->m + at, true};
-        ranges[count++] = (StateRange){STATE_V, i, 0, n, o->v + at, true};
-        at += n;
+    int count = 0, owned;
+    const OwnedRange *ranges = parameters_owned(o->parameters, &owned);
+    StateRange *all = arena_array(memory, StateRange, STATE_KINDS * owned + 1);
+    bool everywhere = parameters_stage(o->parameters) == 0;
+    for (int i = 0; i < owned; i++) {
+        const OwnedRange *r = &ranges[i];
+        int number = r->parameter->number;
+        all[count++] = (StateRange){STATE_MASTER, number, r->first, r->count, r->master, everywhere};
+        if (r->parameter->frozen) continue;
+        all[count++] = (StateRange){STATE_M, number, r->first, r->count, o->m + r->state, everywhere};
+        all[count++] = (StateRange){STATE_V, number, r->first, r->count, o->v + r->state, everywhere};
     }
-    *out = ranges;
+    *out = all;
     return count;
 }

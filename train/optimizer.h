@@ -1,5 +1,6 @@
 /* AdamW over a model's trainable parameters (Loshchilov and Hutter 2019), its learning-rate schedule and clipping by
- * the global norm. Moments are f32, in the order of the parameters. */
+ * the global norm. A rank holds the moments (f32) of what it owns and updates that; then data ranks exchange what
+ * operators read. */
 #pragma once
 #include "kernels/nn/parameters.h"
 #include "train/train_config.h"
@@ -12,9 +13,7 @@ void optimizer_free(Optimizer *); // NULL is allowed
 
 // The learning rate of update `step`, counted from 1: linear warm-up, then the schedule down to final_ratio x peak.
 double learning_rate_at(const OptimizerConfig *, int64_t step, int64_t total_steps);
-// The global norm of the gradient, summed in f64 in a fixed order. Not finite where any element is not.
-double optimizer_gradient_norm(const Optimizer *);
-// Applies update `step`; `norm` is what optimizer_gradient_norm gave, for clipping.
+// Applies update `step`; `norm` is that of the gradients, for clipping. All data ranks call it.
 void optimizer_step(Optimizer *, int64_t step, double norm);
 
 // Training state that a rank holds: elements [first, first + count) of a parameter as the rank has it (its piece where

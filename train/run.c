@@ -256,7 +256,7 @@ static bool one_step(Run *r, Error *error) {
     if (!step_run(r->tape, r->joint, batch, (int)r->config.microbatches, (uint64_t)r->config.seed, &loss, error))
         return false;
     if (!isfinite(loss.total)) return explain_not_finite(r, batch, "the loss", error);
-    double norm = optimizer_gradient_norm(r->optimizer);
+    double norm = parameters_gradient_norm(joint_parameters(r->joint));
     if (!isfinite(norm)) return explain_not_finite(r, batch, "the gradient's norm", error);
     checkpoint_hold(r->saver);
     optimizer_step(r->optimizer, r->state.step + 1, norm);

@@ -1,27 +1,9 @@
-/* See parameters.h. In the flat buffers stand the trained matrices first, then the other trained tensors, then the
- * frozen ones: gradients and optimizer state cover a prefix, and what is decayed is a prefix of that. */
-#include "kernels/nn/parameters.h"
-#include "base/buffer.h"
+/* See parameters.h: declaring, drawing and looking up. Where everything lies is decided in buckets.c. */
 #include "kernels/nn/initial.h"
+#include "kernels/nn/parameters_state.h"
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-enum {
-    ALIGN = 16,     // elements: every parameter starts at a multiple of 64 bytes
-    NAMED_MOST = 5, // names listed in an error of each kind
-};
-
-struct Parameters {
-    Backend *backend;
-    Parallel parallel;
-    Arena *memory;
-    Parameter **items;
-    int count, capacity;
-    bool finished;
-    float *masters, *gradients; // device
-    uint16_t *shadows;          // device; NULL in f32
-    int64_t total, trained;     // elements of the buffers, padding included; `trained` of them have gradients
-};
 
 Parameters *parameters_new(Backend *backend, const Parallel *parallel) {
     Parameters *p = calloc(1, sizeof *p);
@@ -34,10 +16,7 @@ Parameters *parameters_new(Backend *backend, const Parallel *parallel) {
 
 void parameters_free(Parameters *p) {
     if (!p) return;
-    Backend *b = p->backend;
-    if (p->masters) b->release(b, p->masters, (size_t)p->total * sizeof(float));
-    if (p->gradients) b->release(b, p->gradients, (size_t)p->trained * sizeof(float));
-    if (p->shadows) b->release(b, p->shadows, (size_t)p->total * sizeof(uint16_t));
+    parameters_release(p);
     arena_free(p->memory);
     free(p->items);
     free(p);
@@ -52,6 +31,7 @@ static Parameter *add_item(Parameters *p, const char *name) {
     }
     Parameter *item = arena_zeroed(p->memory, sizeof *item);
     item->tensor.name = arena_string(p->memory, name);
+    item->number = p->count;
     return p->items[p->count++] = item;
 }
 
@@ -98,66 +78,19 @@ int parameters_freeze(Parameters *p, const char *prefix) {
     return frozen;
 }
 
-// ---- layout ----
-
-static int group_of(const Parameter *item) { return item->frozen ? 2 : item->decay ? 0 : 1; }
-
-static void lay_out(Parameters *p) {
-    for (int group = 0; group < 3; group++) {
-        if (group == 2) p->trained = p->total;
-        for (int i = 0; i < p->count; i++) {
-            Parameter *item = p->items[i];
-            if (group_of(item) != group) continue;
-            item->offset = p->total;
-            p->total += (tensor_count(&item->tensor) + ALIGN - 1) / ALIGN * ALIGN;
-        }
-    }
-}
-
-// Returns NULL for no bytes, and where there is no memory left (then *ok becomes false).
-static void *reserve(Backend *b, size_t bytes, bool *ok) {
-    if (!bytes || !*ok) return NULL;
-    void *memory = b->allocate(b, bytes);
-    if (memory) b->zero(b, memory, bytes);
-    *ok = memory != NULL;
-    return memory;
-}
-
-static bool allocate(Parameters *p, Dtype compute, Error *error) {
-    bool ok = true;
-    p->masters = reserve(p->backend, (size_t)p->total * sizeof(float), &ok);
-    p->gradients = reserve(p->backend, (size_t)p->trained * sizeof(float), &ok);
-    if (compute == BF16) p->shadows = reserve(p->backend, (size_t)p->total * sizeof(uint16_t), &ok);
-    if (ok) return true;
-    double gib = ((double)p->total * (compute == BF16 ? 6 : 4) + (double)p->trained * 4) / (double)(1 << 30);
-    return error_set(error, ERROR_FAILED,
-                     "no memory for the model: parameters and gradients need %.2f GiB; make the model smaller", gib);
-}
-
-static void place(Parameters *p, Parameter *item) {
-    Tensor *t = &item->tensor;
-    bool shadow = p->shadows && t->rank > 1;
-    item->master = p->masters + item->offset;
-    t->dtype = shadow ? BF16 : F32;
-    t->data = shadow ? (void *)(p->shadows + item->offset) : (void *)item->master;
-    t->grad = item->frozen ? NULL : p->gradients + item->offset;
-}
-
 // ---- initial values ----
 
-static void fill(Parameters *p, uint64_t seed) {
+// Of what this rank owns alone.
+static void draw(Parameters *p, uint64_t seed) {
     int64_t largest = 1;
-    for (int i = 0; i < p->count; i++) {
-        int64_t count = tensor_count(&p->items[i]->tensor);
-        if (count > largest) largest = count;
-    }
+    for (int i = 0; i < p->owned_count; i++)
+        if (p->owned[i].count > largest) largest = p->owned[i].count;
     float *host = malloc((size_t)largest * sizeof *host);
     check(host);
-    for (int i = 0; i < p->count; i++) {
-        Parameter *item = p->items[i];
-        int64_t count = tensor_count(&item->tensor);
-        parameter_initial(item, &p->parallel, seed, 0, count, host);
-        p->backend->upload(p->backend, item->master, host, (size_t)count * sizeof *host);
+    for (int i = 0; i < p->owned_count; i++) {
+        const OwnedRange *range = &p->owned[i];
+        parameter_initial(range->parameter, &p->parallel, seed, range->first, range->count, host);
+        p->backend->upload(p->backend, range->master, host, (size_t)range->count * sizeof *host);
     }
     free(host);
 }
@@ -165,10 +98,9 @@ static void fill(Parameters *p, uint64_t seed) {
 bool parameters_finish(Parameters *p, Dtype compute, uint64_t seed, Error *error) {
     check(!p->finished && (compute == F32 || compute == BF16));
     p->finished = true;
-    lay_out(p);
-    if (!allocate(p, compute, error)) return false;
-    for (int i = 0; i < p->count; i++) place(p, p->items[i]);
-    fill(p, seed);
+    parameters_lay_out(p, compute);
+    if (!parameters_allocate(p, error)) return false;
+    draw(p, seed);
     parameters_refresh(p);
     return true;
 }
@@ -230,94 +162,67 @@ void parameters_end_backward(Parameters *p) {
 }
 
 void parameters_refresh(Parameters *p) {
-    if (p->shadows && p->total) p->backend->convert(p->backend, p->shadows, BF16, p->masters, F32, p->total);
+    for (int i = 0; i < p->bucket_count; i++) {
+        Bucket *b = &p->buckets[i];
+        if (b->dtype == BF16)
+            p->backend->convert(p->backend, b->own_values, BF16, b->masters, F32, b->owned * PARAMETER_BLOCK);
+        comm_wait(bucket_start_gather(p, b));
+    }
 }
 
-// ---- files ----
+// ---- what this rank owns ----
 
-int parameters_export(const Parameters *p, Arena *memory, SafeTensor **out) {
-    *out = arena_array(memory, SafeTensor, p->count);
+const OwnedRange *parameters_owned(const Parameters *p, int *count) {
+    *count = p->owned_count;
+    return p->owned;
+}
+
+int64_t parameters_states(const Parameters *p) { return p->states; }
+
+// The sums of squares of all blocks of trained parameters, on every rank: (blocks), host; the caller frees it.
+static double *block_squares(const Parameters *p) {
+    double *squares = calloc((size_t)p->blocks + 1, sizeof *squares);
+    check(squares);
+    int64_t blocks = 0;
+    for (int i = 0; i < p->bucket_count; i++) {
+        const Bucket *b = &p->buckets[i];
+        if (b->frozen) continue;
+        p->backend->block_squares(p->backend, squares + b->block + b->own, b->sums, b->owned, PARAMETER_BLOCK);
+        blocks = b->block + b->blocks;
+    }
+    if (p->stage) // each block is zero on all ranks but its owner: the order does not matter
+        comm_all_reduce(p->parallel.data, squares, blocks, COMM_F64, COMM_SUM, COMM_FAST, "gradient norm");
+    return squares;
+}
+
+double parameters_gradient_norm(const Parameters *p) {
+    double *squares = block_squares(p), sum[2] = {0}; // of parameters that are whole on every tensor rank, of split ones
     for (int i = 0; i < p->count; i++) {
         const Parameter *item = p->items[i];
-        int64_t bytes = tensor_count(&item->tensor) * (int64_t)sizeof(float);
-        void *host = arena_allocate(memory, (size_t)bytes);
-        p->backend->download(p->backend, host, item->master, (size_t)bytes);
-        SafeTensor *entry = *out + i;
-        *entry = (SafeTensor){item->tensor.name, "F32", item->tensor.rank, {0}, host, bytes};
-        for (int d = 0; d < item->tensor.rank; d++) entry->shape[d] = item->tensor.shape[d];
+        int64_t first = item->offset / PARAMETER_BLOCK;
+        int64_t end = (item->offset + tensor_count(&item->tensor) + PARAMETER_BLOCK - 1) / PARAMETER_BLOCK;
+        for (int64_t b = first; b < end && !item->frozen; b++) sum[item->split.segments > 0] += squares[b];
     }
-    return p->count;
-}
-
-// What an import finds wrong: a count and the first few names for each kind.
-typedef struct Complaint {
-    Buffer names;
-    int count;
-} Complaint;
-
-static void complain(Complaint *c, const char *name) {
-    if (c->count++ < NAMED_MOST) buffer_printf(&c->names, "%s%s", c->names.size ? ", " : "", name);
-}
-
-static void tell(Buffer *out, Complaint *c, const char *what) {
-    if (c->count) {
-        buffer_printf(out, "%s%d %s (%s%s)", out->size ? "; " : "", c->count, what, c->names.data,
-                      c->count > NAMED_MOST ? ", ..." : "");
+    free(squares);
+    Comm *tensor = p->parallel.tensor;
+    if (comm_size(tensor) > 1) {
+        if (comm_rank(tensor)) sum[0] = 0; // one rank's stand for all
+        comm_all_reduce(tensor, sum, 2, COMM_F64, COMM_SUM, COMM_ORDERED, "gradient norm");
     }
-    buffer_free(&c->names);
+    return sqrt(sum[0] + sum[1]);
 }
 
-static bool fits(const Tensor *t, const SafeTensor *entry) {
-    if (entry->rank != t->rank || (strcmp(entry->dtype, "F32") && strcmp(entry->dtype, "BF16"))) return false;
-    for (int d = 0; d < t->rank; d++)
-        if (entry->shape[d] != t->shape[d]) return false;
-    return true;
+// ---- memory ----
+
+ParameterMemory parameters_memory(const Parameters *p) {
+    return (ParameterMemory){.parameters = (double)(p->values.bytes + p->masters.bytes),
+                             .gradients = (double)(p->gradients.bytes + p->sums.bytes)};
 }
 
-static bool compare(Parameters *p, const SafeTensors *file, const char *path, Error *error) {
-    Complaint missing = {0}, mismatched = {0}, unexpected = {0};
-    for (int i = 0; i < p->count; i++) {
-        const Tensor *t = &p->items[i]->tensor;
-        const SafeTensor *entry = safetensors_find(file, t->name);
-        if (!entry)
-            complain(&missing, t->name);
-        else if (!fits(t, entry))
-            complain(&mismatched, t->name);
-    }
-    for (int i = 0; i < file->count; i++)
-        if (!parameters_find(p, file->tensors[i].name)) complain(&unexpected, file->tensors[i].name);
-    Buffer text = {0};
-    tell(&text, &missing, "missing");
-    tell(&text, &mismatched, "of another shape or type");
-    tell(&text, &unexpected, "unexpected");
-    bool ok = text.size == 0;
-    if (!ok)
-        error_set(error, ERROR_FAILED, "%s: its tensors are not those of this model: %s; use the model's own config",
-                  path, text.data);
-    buffer_free(&text);
-    return ok;
-}
-
-static void take(Parameters *p, Parameter *item, const SafeTensor *entry) {
-    int64_t count = tensor_count(&item->tensor);
-    float *host = malloc((size_t)(count ? count : 1) * sizeof *host);
-    check(host);
-    if (!strcmp(entry->dtype, "F32"))
-        memcpy(host, entry->data, (size_t)count * sizeof *host);
-    else
-        for (int64_t i = 0; i < count; i++) {
-            uint16_t h; // the file's data is not aligned
-            memcpy(&h, (const char *)entry->data + 2 * i, sizeof h);
-            host[i] = bf16_to_f32(h);
-        }
-    p->backend->upload(p->backend, item->master, host, (size_t)count * sizeof *host);
-    free(host);
-}
-
-bool parameters_import(Parameters *p, const SafeTensors *file, const char *path, Error *error) {
-    check(p->finished);
-    if (!compare(p, file, path, error)) return false;
-    for (int i = 0; i < p->count; i++) take(p, p->items[i], safetensors_find(file, p->items[i]->tensor.name));
-    parameters_refresh(p);
-    return true;
+ParameterMemory parameters_formula(double elements, double trained, Dtype compute, int stage, int ranks) {
+    double values = stage >= 3 ? 1.0 / ranks : 1, gradients = stage >= 2 ? 1.0 / ranks : 1;
+    double states = stage >= 1 ? 1.0 / ranks : 1;
+    return (ParameterMemory){.parameters = elements * (compute == BF16 ? 2 * values + 4 * states : 4 * values),
+                             .gradients = trained * 4 * gradients,
+                             .states = trained * 8 * states};
 }

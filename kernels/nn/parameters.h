@@ -1,5 +1,7 @@
 /* The parameters of a model in flat buffers: f32 masters, f32 gradients, and in bf16 a shadow copy that the operators
- * read (matrices only: vectors stay f32). A shard of a model is a range of these buffers. */
+ * read (matrices only: vectors stay f32). Parameters stand in blocks of 1024 elements, padded with zeros; consecutive
+ * ones form buckets (buckets.h). With data ranks and Parallel.zero above 0 each bucket's blocks are shared out among
+ * them: a rank owns ranges of parameters, whose masters, moments and summed gradients it alone holds. */
 #pragma once
 #include "base/log.h"
 #include "base/safetensors.h"
@@ -23,12 +25,26 @@ typedef struct Parameter {
     Init init;
     bool decay;     // weight decay applies (matrices; not vectors, embeddings of positions, ...)
     bool frozen;    // no gradient, no optimizer state
-    int64_t offset; // of its first element in the flat buffers
-    float *master;  // (count)
+    int64_t offset; // of its first element in the flat buffers; a multiple of PARAMETER_BLOCK
+    int number;     // of parameters_at
+    int bucket;     // which one it belongs to
+    float *master;  // (count); NULL where ranks share them out
 } Parameter;
 
-Parameters *parameters_new(Backend *,
-                           const Parallel *); // NULL: alone; copied. The backend and the groups are not owned
+enum { PARAMETER_BLOCK = 1024 }; // elements
+
+// A part of a parameter that this data rank owns: alone, or with Parallel.zero 0, all of every parameter.
+typedef struct OwnedRange {
+    Parameter *parameter;
+    int64_t first, count; // of the parameter's local elements
+    int64_t state;        // trained: place of its first element in buffers of parameters_states() elements (moments)
+    float *master;        // (count)
+    uint16_t *shadow;     // (count), in bf16 matrices; else NULL
+    float *gradient;      // (count), trained: summed over pieces and ranks once gradients_norm has returned
+} OwnedRange;
+
+// parallel NULL: alone; copied. The backend and the groups are not owned.
+Parameters *parameters_new(Backend *, const Parallel *);
 const Parallel *parameters_parallel(const Parameters *);
 void parameters_free(Parameters *);
 // Declares one; the pointer stays valid and its tensor is filled by parameters_finish. Names are unique; rank-1 tensors
@@ -50,9 +66,28 @@ Parameter *parameters_find(Parameters *, const char *name); // NULL where absent
 int64_t parameters_elements(const Parameters *, bool trainable_only);
 void parameters_begin_step(Parameters *);   // gradients hold nothing yet: the first writer overwrites
 void parameters_end_backward(Parameters *); // zeroes the gradients nobody wrote
-void parameters_refresh(Parameters *);      // shadows from masters, after masters were set by hand
 
-// Safetensors entries of all masters (host copies in `memory`), and back. Loading checks names and shapes: missing,
-// unexpected and mismatched ones are listed in the error, and then nothing is taken.
+// What this rank owns, in the order of the flat buffers. Device memory; masters and moments may be set by hand, then
+// parameters_refresh makes what operators read of them, on all data ranks: all of them must call it.
+const OwnedRange *parameters_owned(const Parameters *, int *count);
+int64_t parameters_states(const Parameters *); // elements of a buffer that holds a moment of all that is owned
+void parameters_refresh(Parameters *);
+// The global norm of the gradients, over all data and tensor ranks, which all call it: sums of blocks, in f64, in the
+// order of declaration. Not finite where any element is not.
+double parameters_gradient_norm(const Parameters *);
+
+// Bytes of parameters (what operators read, and masters), gradients and moments on this rank.
+typedef struct ParameterMemory {
+    double parameters, gradients, states;
+    double buckets; // beside these, at the most: gathered, or not yet reduced
+} ParameterMemory;
+ParameterMemory parameters_memory(const Parameters *); // really allocated; no moments, which the optimizer holds
+// By the formula of Rajbhandari et al.: per parameter in f32 16, 8 + 8/N, 4 + 12/N, 16/N at the stages 0 to 3 over N
+// ranks, in bf16 18, 6 + 12/N, 2 + 16/N, 18/N; `elements` of which `trained` have gradients and moments.
+ParameterMemory parameters_formula(double elements, double trained, Dtype compute, int stage, int ranks);
+
+// Safetensors entries of all masters (host copies in `memory`; masters must not be shared out), and back. Loading checks
+// names and shapes: missing, unexpected and mismatched ones are listed in the error, and then nothing is taken. A file
+// holds whole tensors; each rank takes what it owns, and all data ranks must load it.
 int parameters_export(const Parameters *, Arena *memory, SafeTensor **out);
 bool parameters_import(Parameters *, const SafeTensors *, const char *path, Error *);

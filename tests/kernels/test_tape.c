@@ -253,7 +253,7 @@ static void an_index_beyond_its_range_stops_the_program(void **state) {
 
 // ---- hooks ----
 
-typedef struct Told { // "u" use, "w"/"b" a first write of weight or bias, "W"/"B" weight or bias is complete
+typedef struct Told { // "<" backward, "u" use, "w"/"b" a first write of weight or bias, "W"/"B" weight or bias is complete
     char text[64];
     int count;
     const Model *model;
@@ -262,6 +262,7 @@ typedef struct Told { // "u" use, "w"/"b" a first write of weight or bias, "W"/"
 static void tell(Told *t, char letter) {
     if (t->count < (int)sizeof t->text - 1) t->text[t->count++] = letter;
 }
+static void told_backward(void *context) { tell(context, '<'); }
 static void told_use(void *context, const Node *n) {
     tell(context, 'u');
     assert_true(n->in[1]->is_parameter);
@@ -279,16 +280,16 @@ static void hooks_hear_of_uses_first_writes_and_the_last(void **state) {
     Model m = model_new();
     Told told = {.model = &m};
     Tensor *x;
-    tape_set_hooks(m.tape, &(TapeHooks){&told, told_use, told_gradient, told_complete});
+    tape_set_hooks(m.tape, &(TapeHooks){&told, told_backward, told_use, told_gradient, told_complete});
     tape_backward(m.tape, forward(&m, &x), ALL_GRADIENTS); // two layers share the weight, the first has a bias
-    assert_string_equal(told.text, "uuuwubWB");
+    assert_string_equal(told.text, "uu<uwubWB");
     told = (Told){.model = &m};
     Tensor *loss = forward(&m, &x);
     assert_int_equal(m.weight->writers, 2);
     tape_backward(m.tape, loss, INPUT_GRADIENTS);
-    assert_string_equal(told.text, "uuuu");
+    assert_string_equal(told.text, "uu<uu");
     tape_backward(m.tape, loss, WEIGHT_GRADIENTS);
-    assert_string_equal(told.text, "uuuuuwubWB");
+    assert_string_equal(told.text, "uu<uu<uwubWB");
     forward(&m, &x);
     tape_reset(m.tape); // what was never run is forgotten
     assert_int_equal(m.weight->writers, 0);

@@ -8,7 +8,6 @@ typedef struct Reduction {
     double *partial; // one for each block
     int64_t block;
     Dtype type;
-    bool squares;
 } Reduction;
 
 typedef float Half __attribute__((vector_size(2 * LANES)));
@@ -39,24 +38,37 @@ static void sum_task(void *context, int64_t first, int64_t end, int worker) {
     (void)worker;
     const Reduction *j = context;
     double *out = j->partial + first / j->block;
-    if (j->type == F32)
-        *out = j->squares ? sum_span(j->x, first, end, F32, true) : sum_span(j->x, first, end, F32, false);
-    else
-        *out = j->squares ? sum_span(j->x, first, end, BF16, true) : sum_span(j->x, first, end, BF16, false);
+    *out = j->type == F32 ? sum_span(j->x, first, end, F32, false) : sum_span(j->x, first, end, BF16, false);
 }
 
-static double total(Backend *b, const void *x, int64_t n, Dtype t, bool squares) {
+static double total(Backend *b, const void *x, int64_t n, Dtype t) {
     int64_t blocks = range_blocks(n, RANGE_ELEMENTS);
     double *partial = cpu_shared_scratch(b, sizeof(double) * (size_t)(blocks + 1)), result = 0;
-    Reduction j = {x, partial, RANGE_ELEMENTS, t, squares};
+    Reduction j = {x, partial, RANGE_ELEMENTS, t};
     cpu_run_ranges(b, n, RANGE_ELEMENTS, sum_task, &j);
     for (int64_t i = 0; i < blocks; i++) result += partial[i];
     return result;
 }
 
-static double sum_squares(Backend *b, const void *x, int64_t n, Dtype t) { return total(b, x, n, t, true); }
 static void sum_into(Backend *b, float *out, const void *x, int64_t n, double factor, Dtype t) {
-    *out = (float)(factor * total(b, x, n, t, false));
+    *out = (float)(factor * total(b, x, n, t));
+}
+
+typedef struct BlockSquares {
+    const float *x;
+    double *out;
+    int64_t block;
+} BlockSquares;
+
+static void squares_task(void *context, int64_t first, int64_t end, int worker) {
+    (void)worker;
+    const BlockSquares *j = context;
+    for (int64_t i = first; i < end; i++) j->out[i] = sum_span(j->x, i * j->block, (i + 1) * j->block, F32, true);
+}
+
+static void block_squares(Backend *b, double *out, const float *x, int64_t blocks, int64_t block) {
+    BlockSquares j = {x, out, block};
+    cpu_run_ranges(b, blocks, range_rows(block, RANGE_ELEMENTS), squares_task, &j);
 }
 
 // ---- the first number that is not finite ----
@@ -148,6 +160,6 @@ static void fold_add(Backend *b, void *db, Dtype tb, const void *dy, Dtype t, in
 }
 
 void SIMD_NAME(install_reductions)(Backend *b) {
-    b->sum_squares = sum_squares, b->sum_into = sum_into;
+    b->sum_into = sum_into, b->block_squares = block_squares;
     b->first_nonfinite = first_nonfinite, b->fold_add = fold_add;
 }

@@ -1,0 +1,36 @@
+/* Buckets: consecutive whole parameters of one type whose gradients are reduced together and whose values are gathered
+ * together, of about Parallel.bucket_bytes of gradients; a larger parameter is alone in one. Each is shared out over
+ * the data ranks by comm_share of its blocks. For those who move them (train/gradients.c); models see parameters.h. */
+#pragma once
+#include "kernels/nn/parameters.h"
+
+typedef struct Bucket {
+    Parameter **items; // (count) in the order of memory; partial ones (Parameter.partial) stand first
+    int count;
+    int64_t block, blocks;  // in the flat buffers
+    int64_t own, owned;     // this rank's blocks [own, own + owned) of it
+    int64_t partial_blocks; // at its start
+    bool frozen;
+    Dtype dtype;            // of what operators read
+    int first_range, ranges; // of parameters_owned
+    void *values;     // (blocks) what operators read; NULL while given back
+    void *own_values; // (owned) this rank's part of it: inside `values` where these are kept
+    float *masters;   // (owned); f32: own_values
+    float *gradients; // (blocks) where operators write; NULL while there are none
+    float *sums;      // (owned) this rank's part of the summed gradients
+} Bucket;
+
+int parameters_stage(const Parameters *); // Parallel.zero; 0 where there is but one data rank
+Backend *parameters_backend(const Parameters *);
+int buckets_count(const Parameters *);
+Bucket *bucket_at(Parameters *, int index);
+static inline size_t bucket_bytes(int64_t blocks, Dtype t) { return (size_t)blocks * PARAMETER_BLOCK * dtype_size(t); }
+
+// Where a bucket's values, gradients and sums lie from now on; its parameters and ranges follow.
+void bucket_set_values(Bucket *, void *values);
+void bucket_set_gradients(Bucket *, float *gradients);
+void bucket_set_sums(Parameters *, Bucket *, float *sums);
+// Zeroes the gradients nobody wrote, and what lies behind each parameter up to its last block's end.
+void bucket_end_backward(const Parameters *, const Bucket *);
+// Sends all data ranks' own values to all of them (stages 1 and 2). Ends with comm_wait; NULL where nothing is sent.
+CommRequest *bucket_start_gather(const Parameters *, Bucket *);

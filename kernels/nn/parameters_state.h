@@ -1,0 +1,29 @@
+/* Inside parameters*.c and buckets.c: what a Parameters is made of. */
+#pragma once
+#include "kernels/nn/buckets.h"
+
+typedef struct Memory { // one allocation of the backend
+    void *data;
+    size_t bytes;
+} Memory;
+
+struct Parameters {
+    Backend *backend;
+    Parallel parallel;
+    int stage;
+    Arena *memory;
+    Parameter **items; // (count) in the order of declaration
+    int count, capacity;
+    bool finished;
+    Bucket *buckets;
+    int bucket_count;
+    OwnedRange *owned;
+    int owned_count;
+    int64_t blocks, states;          // of all buckets; elements of a moment
+    Memory values, masters, gradients, sums; // device; empty where buckets hold theirs otherwise
+};
+
+// Cuts the declared parameters into buckets and shares them out.
+void parameters_lay_out(Parameters *, Dtype compute);
+bool parameters_allocate(Parameters *, Error *);
+void parameters_release(Parameters *);
