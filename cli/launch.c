@@ -112,8 +112,8 @@ static int mpirun_flags(const Launch *l, const char **out) {
 }
 
 // What to run: owned array (its strings are not), or NULL.
-static char **command_line(const Launch *l, bool resume, char program[PATH_MAX], char mpirun[PATH_MAX],
-                           char ranks[16]) {
+static const char **command_line(const Launch *l, bool resume, char program[PATH_MAX], char mpirun[PATH_MAX],
+                                 char ranks[16]) {
     const char *flags[MOST_FLAGS];
     int words = 0, n = 0;
     while (l->words[words]) words++;
@@ -129,7 +129,7 @@ static char **command_line(const Launch *l, bool resume, char program[PATH_MAX],
     line[n++] = l->words[0];
     if (resume) line[n++] = "--resume";
     for (int i = 1; i < words; i++) line[n++] = l->words[i];
-    return (char **)(uintptr_t)line;
+    return line;
 }
 
 static bool prepare(const Launch *l, char program[PATH_MAX], char mpirun[PATH_MAX], char ranks[16], Error *error) {
@@ -166,7 +166,7 @@ int launch_main(int argc, char **argv) {
     }
     processes_prepare();
     for (int restart = 0;; restart++) {
-        char **line = command_line(&l, restart > 0, program, mpirun, ranks);
+        const char **line = command_line(&l, restart > 0, program, mpirun, ranks);
         bool asked = false;
         int status = processes_run(line, &asked, &error);
         free(line);

@@ -28,7 +28,7 @@ void processes_prepare(void) {
     prctl(PR_SET_CHILD_SUBREAPER, 1);
 }
 
-static pid_t start(char **line, Error *error) {
+static pid_t start(const char *const *line, Error *error) {
     pid_t parent = getpid(), child = fork();
     if (child < 0) error_set_errno(error, ERROR_FAILED, "cannot start %s", line[0]);
     if (child) return child;
@@ -38,7 +38,7 @@ static pid_t start(char **line, Error *error) {
     setpgid(0, 0); // ^C on a terminal is for the launcher, which passes it on
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     int nothing = open("/dev/null", O_RDONLY);
-    if (getppid() == parent && nothing >= 0 && dup2(nothing, STDIN_FILENO) >= 0) execv(line[0], line);
+    if (getppid() == parent && nothing >= 0 && dup2(nothing, STDIN_FILENO) >= 0) execv(line[0], (char *const *)line);
     perror(line[0]);
     _exit(127);
 }
@@ -78,7 +78,7 @@ static void end_orphans(void) {
     }
 }
 
-int processes_run(char **line, bool *asked, Error *error) {
+int processes_run(const char *const *line, bool *asked, Error *error) {
     int status = -1, first = 0;
     sigset_t set = passed_on();
     pid_t child = start(line, error);

@@ -9,4 +9,4 @@ void processes_prepare(void);
 // asks it to save and leave; the second ends it. Where this process is killed, it is ended too.
 // Its exit status, or 128 + the signal that ended it; 128 + the signal that was passed on, where it ended as it was
 // asked. *asked: there was such a signal. -1 where it cannot be started.
-int processes_run(char **line, bool *asked, Error *);
+int processes_run(const char *const *line, bool *asked, Error *);

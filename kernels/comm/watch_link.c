@@ -153,7 +153,7 @@ int watch_connect(const WatchAddress *address, int rank, double until, Error *er
 
 void watch_send(WatchLink *link, WatchKind kind, int status, const void *payload, size_t bytes) {
     WatchMessage head = {.kind = kind, .status = status, .bytes = (uint32_t)bytes};
-    struct iovec parts[] = {{&head, sizeof head}, {(void *)(uintptr_t)payload, bytes}};
+    struct iovec parts[] = {{&head, sizeof head}, {(void *)payload, bytes}};
     struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
     int waiting = 0;
     if (link->socket < 0 || bytes > MOST_WAITING) return;
