@@ -9,12 +9,13 @@
 
 static volatile sig_atomic_t stop_signal; // the one global: a signal handler can reach nothing else
 
+// A second SIGINT is a user who does not want to wait; other signals come from programs, which repeat them.
 static void on_signal(int number) {
-    if (stop_signal) { // a second time: the user does not want to wait
+    if (stop_signal && number == SIGINT) {
         signal(number, SIG_DFL);
         raise(number);
     }
-    stop_signal = number;
+    if (!stop_signal) stop_signal = number;
 }
 
 static void catch_signals(void) {
@@ -33,7 +34,7 @@ static void usage(FILE *out) {
           "  --resume               go on from the newest checkpoint, bit for bit; start where there is none\n"
           "  --allow-changed-data   resume although a dataset is not the one trained on so far\n"
           "  --quiet                warnings and errors alone\n\n"
-          "SIGINT, SIGTERM and SIGUSR1 save and stop (exit status 128 + the signal's number); a second one stops at "
+          "SIGINT, SIGTERM and SIGUSR1 save and stop (exit status 128 + the signal's number); another SIGINT stops at\n"
           "once.\n",
           out);
 }
