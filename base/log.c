@@ -11,8 +11,9 @@
 
 struct Log {
     pthread_mutex_t lock;
-    LogLevel least;
-    FILE *stream; // not owned
+    LogLevel least, least_stream;
+    char prefix[32]; // of lines on the stream
+    FILE *stream;    // not owned
     FILE *file;   // owned; NULL where there is none
     bool terminal;
     Buffer status; // what stands on the terminal's last line
@@ -21,7 +22,7 @@ struct Log {
 Log *log_new(LogLevel least, FILE *stream) {
     Log *log = calloc(1, sizeof *log);
     check(log && pthread_mutex_init(&log->lock, NULL) == 0);
-    log->least = least;
+    log->least = log->least_stream = least;
     log->stream = stream;
     log->terminal = isatty(fileno(stream));
     return log;
@@ -35,6 +36,14 @@ bool log_open_file(Log *log, const char *path, Error *error) {
     log->file = file;
     pthread_mutex_unlock(&log->lock);
     return true;
+}
+
+void log_set_stream(Log *log, LogLevel least, const char *prefix) {
+    if (!log) return;
+    pthread_mutex_lock(&log->lock);
+    log->least_stream = least > log->least ? least : log->least;
+    snprintf(log->prefix, sizeof log->prefix, "%s", prefix);
+    pthread_mutex_unlock(&log->lock);
 }
 
 void log_free(Log *log) {
@@ -91,11 +100,13 @@ void log_write(Log *log, LogLevel level, const char *format, ...) {
     check(size >= 0);
     clock_date(date);
     pthread_mutex_lock(&log->lock);
-    erase_status(log);
-    bool plain = level < LOG_WARNING;
-    fprintf(log->stream, "%s%s%s\n", plain ? "" : levels[level], plain ? "" : ": ", text);
-    fflush(log->stream);
-    draw_status(log);
+    if (level >= log->least_stream) {
+        erase_status(log);
+        bool plain = level < LOG_WARNING;
+        fprintf(log->stream, "%s%s%s%s\n", log->prefix, plain ? "" : levels[level], plain ? "" : ": ", text);
+        fflush(log->stream);
+        draw_status(log);
+    }
     if (log->file) {
         fprintf(log->file, "%s %s %s\n", date, levels[level], text);
         fflush(log->file);

@@ -8,6 +8,8 @@ typedef struct Log Log;
 
 Log *log_new(LogLevel least, FILE *stream);                    // stream: usually stderr; not owned
 bool log_open_file(Log *, const char *path, Error *);          // appends every line there too
+// From here on the stream gets only lines of `least` or above, with `prefix` in front; a file gets all as before. Copied.
+void log_set_stream(Log *, LogLevel least, const char *prefix);
 void log_free(Log *);                                          // NULL is allowed
 void log_write(Log *, LogLevel, const char *format, ...) PRINTF_LIKE(3, 4); // a NULL log is silent
 #define log_info(log, ...)    log_write((log), LOG_INFO, __VA_ARGS__)

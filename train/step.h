@@ -1,5 +1,6 @@
-/* One training step: the batch in microbatches, forward and backward, with divisors that are exact over the whole step,
- * and a contrastive loss over the whole batch however it is cut. */
+/* One training step over all data ranks: the batch in pieces, forward and backward, with divisors that are exact over
+ * the whole step, and a contrastive loss over the whole batch however it is cut. Every rank gets the same losses, to the
+ * bit: those of the pieces are added in their order. */
 #pragma once
 #include "fusion/joint.h"
 
@@ -9,6 +10,14 @@ typedef struct StepLoss {
     int64_t count[OBJECTIVES]; // target tokens, pairs, masked patches
 } StepLoss;
 
-// Runs a batch in `parts` pieces. A recording tape leaves the gradients in the model's parameters; a tape that does not
-// record computes the losses alone (parts must be 1). False with the tape's message where something is wrong.
-bool step_run(Tape *, Joint *, const Batch *, int parts, uint64_t seed, StepLoss *, Error *);
+typedef struct StepSetup { // what stays from step to step; all borrowed
+    Tape *tape;            // recording: gradients are left in the model's parameters; else losses alone
+    Joint *joint;
+    Comm *data;             // the ranks that share out the pieces; NULL: alone
+    int pieces, first, end; // of a step, over all data ranks; this rank's own: [first, end)
+    uint64_t seed;
+} StepSetup;
+
+// Collective over `data`. The batch is the part of the step that this rank's pieces lie in. False on every data rank
+// where something is wrong on one of them, with the tape's message there.
+bool step_run(const StepSetup *, const Batch *, StepLoss *, Error *);

@@ -4,6 +4,7 @@
 #include "data/build.h"
 #include "data/synth.h"
 #include "tokenizers/tokenizer.h"
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -82,20 +83,66 @@ static const char CONFIG[] =
     "checkpoint: {every: 3, keep: 10}\n"
     "threads: 2\n";
 
-bool tiny_train(const TinyRun *r, const char *name, const char *const *settings, bool resume,
-                const volatile sig_atomic_t *stop, TrainResult *result, Error *error) {
-    char yaml[4096], *config = temporary_path(r->folder, "config.yaml"), *run = temporary_path(r->folder, name);
-    int n = snprintf(yaml, sizeof yaml, CONFIG, r->folder, r->folder, r->folder, r->folder);
-    Error written = {0};
-    assert_done(file_write(config, yaml, (size_t)n, &written), &written);
-    TrainOptions options = {.config = config, .overrides = settings, .run = run, .resume = resume, .stop = stop};
-    while (settings && settings[options.n_overrides]) options.n_overrides++;
+typedef struct Rank { // of a run, on a thread of its own
+    TrainOptions options;
+    TrainResult result;
+    Error error;
+    bool ok;
+} Rank;
+
+static void *run_rank(void *context) {
+    Rank *rank = context;
     Log *log = log_new(LOG_ERROR, stderr);
-    bool ok = train_run(&options, result, log, error);
+    rank->ok = train_run(&rank->options, &rank->result, log, &rank->error);
     log_free(log);
+    return NULL;
+}
+
+static void write_config(const TinyRun *r, const char *path) {
+    char yaml[4096];
+    Error error = {0};
+    int n = snprintf(yaml, sizeof yaml, CONFIG, r->folder, r->folder, r->folder, r->folder);
+    assert_done(file_write(path, yaml, (size_t)n, &error), &error);
+}
+
+bool tiny_train_ranks(const TinyRun *r, const char *name, const char *const *settings, bool resume, int ranks,
+                      const volatile sig_atomic_t *const *stop, TrainResult *result, Error *error) {
+    enum { MOST = 16 };
+    Rank rank[MOST] = {0};
+    Comm *ends[MOST] = {NULL};
+    pthread_t threads[MOST];
+    char *config = temporary_path(r->folder, "config.yaml"), *run = temporary_path(r->folder, name);
+    assert_in_range(ranks, 1, MOST);
+    write_config(r, config);
+    if (ranks > 1) comm_threads_new(ranks, ends);
+    for (int i = 0; i < ranks; i++) {
+        rank[i].options = (TrainOptions){.config = config,
+                                         .overrides = settings,
+                                         .run = run,
+                                         .resume = resume,
+                                         .stop = stop ? stop[i] : NULL,
+                                         .world = ends[i]};
+        while (settings && settings[rank[i].options.n_overrides]) rank[i].options.n_overrides++;
+        assert_int_equal(pthread_create(&threads[i], NULL, run_rank, &rank[i]), 0);
+    }
+    for (int i = 0; i < ranks; i++) pthread_join(threads[i], NULL);
+    for (int i = 0; i < ranks; i++) {
+        comm_free(ends[i]);
+        assert_string_equal(rank[i].error.message, rank[0].error.message);
+        assert_int_equal(rank[i].ok, rank[0].ok);
+        assert_int_equal(rank[i].result.step, rank[0].result.step);
+        assert_int_equal(rank[i].result.interrupted, rank[0].result.interrupted);
+    }
     free(config);
     free(run);
-    return ok;
+    *result = rank[0].result;
+    *error = rank[0].error;
+    return rank[0].ok;
+}
+
+bool tiny_train(const TinyRun *r, const char *name, const char *const *settings, bool resume,
+                const volatile sig_atomic_t *stop, TrainResult *result, Error *error) {
+    return tiny_train_ranks(r, name, settings, resume, 1, &stop, result, error);
 }
 
 char *tiny_run_path(const TinyRun *r, const char *name, const char *file) {

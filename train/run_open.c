@@ -1,0 +1,318 @@
+/* Opening and closing a run. After each stage the ranks agree whether all of them could do it, so that what is wrong on
+ * one ends all of them with one message, before the first step. */
+#include "base/clock.h"
+#include "base/files.h"
+#include "base/philox.h"
+#include "base/threads.h"
+#include "data/image.h"
+#include "kernels/comm/watch.h"
+#include "kernels/cpu/cpu.h"
+#include "train/agree.h"
+#include "train/memory.h"
+#include "train/run_state.h"
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+// ---- what is written once, or by every rank for itself ----
+
+static Buffer config_text(Run *r) {
+    Buffer yaml = {0};
+    ConfigSchema schema = train_schema(r->memory);
+    config_write(&schema, &r->config, &yaml);
+    return yaml;
+}
+
+static bool write_config(Run *r, Error *error) {
+    char path[4096];
+    Buffer yaml = config_text(r);
+    snprintf(path, sizeof path, "%s/config.yaml", r->options->run);
+    bool ok = file_write(path, yaml.data, yaml.size, error);
+    buffer_free(&yaml);
+    return ok;
+}
+
+// Rank 0's log is the run's; every other rank keeps one of its own, and shows its warnings.
+static bool open_log(Run *r, Error *error) {
+    char path[4096], prefix[32];
+    int rank = comm_rank(r->options->world);
+    if (!folder_create(r->options->run, error)) return false;
+    snprintf(path, sizeof path, "%s/log.txt", r->options->run);
+    if (r->leads) return log_open_file(r->log, path, error);
+    snprintf(path, sizeof path, "%s/logs", r->options->run);
+    if (!folder_create(path, error)) return false;
+    snprintf(path, sizeof path, "%s/logs/rank-%05d.txt", r->options->run, rank);
+    snprintf(prefix, sizeof prefix, "rank %d: ", rank);
+    log_set_stream(r->log, LOG_WARNING, prefix);
+    return log_open_file(r->log, path, error);
+}
+
+// ---- what the run is ----
+
+// Finds out whether the run starts or goes on. `found` gets the checkpoint's folder, or "".
+static bool find_start(const TrainOptions *o, char found[1024], Log *log, Error *error) {
+    Error none = {0};
+    found[0] = 0;
+    if (!model_find_checkpoint(o->run, found, log, &none)) found[0] = 0;
+    if (found[0] && !o->resume)
+        return error_set(error, ERROR_USAGE,
+                         "%s already holds a checkpoint (%s); go on with --resume, or give another --run", o->run,
+                         found);
+    return true;
+}
+
+static bool read_config(Run *r, Error *error) {
+    const TrainOptions *o = r->options;
+    char own[4096];
+    snprintf(own, sizeof own, "%s/config.yaml", o->run);
+    if (!o->config && o->resume && !file_exists(own))
+        return error_set(error, ERROR_USAGE, "%s: no such file: there is no run to resume; give its CONFIG", own);
+    const char *path = o->config ? o->config : o->resume ? arena_string(r->memory, own) : NULL;
+    return train_config_read(&r->config, path, o->overrides, o->n_overrides, r->memory, error);
+}
+
+// What all ranks must have in common: false on those whose `hash` is not rank 0's.
+static bool same_as_first(const Run *r, uint64_t hash, const char *what, Error *error) {
+    uint64_t first = hash;
+    comm_broadcast(r->options->world, &first, sizeof first, 0, what);
+    return first == hash || error_set(error, ERROR_USAGE, "%s here is not the same as on rank 0", what);
+}
+
+static bool open_config(Run *r, char found[1024], Error *error) {
+    Comm *world = r->options->world;
+    bool ok = find_start(r->options, found, r->log, error) && read_config(r, error) &&
+              layout_resolve(&r->config, comm_size(world), &r->layout, error) &&
+              memory_check(&r->config, memory_available(), error);
+    if (!agree(world, ok, error)) return false;
+    Buffer yaml = config_text(r);
+    ok = same_as_first(r, hash_u64(yaml.data, yaml.size), "the configuration", error);
+    buffer_free(&yaml);
+    if (!agree(world, ok, error) || !agree(world, open_log(r, error), error)) return false;
+    comm_broadcast(world, found, 1024, 0, "the checkpoint to go on from");
+    r->state.seed = r->config.seed;
+    return true;
+}
+
+// ---- how it is spread ----
+
+// Processors for this process: those it may run on, shared with the other ranks that may.
+static int fair_threads(Comm *world) {
+    typedef struct Seat {
+        char host[64];
+        cpu_set_t processors;
+    } Seat;
+    int ranks = comm_size(world);
+    double share = 0;
+    Seat own = {0}, *all = calloc((size_t)ranks, sizeof *all);
+    check(all);
+    gethostname(own.host, sizeof own.host - 1);
+    if (sched_getaffinity(0, sizeof own.processors, &own.processors)) CPU_ZERO(&own.processors);
+    comm_all_gather(world, all, &own, ranks, sizeof own, "processors");
+    for (int c = 0; c < CPU_SETSIZE; c++) {
+        int users = 0;
+        for (int r = 0; r < ranks; r++) users += !strcmp(all[r].host, own.host) && CPU_ISSET(c, &all[r].processors);
+        if (CPU_ISSET(c, &own.processors)) share += 1.0 / users;
+    }
+    free(all);
+    return share < 1 ? 1 : (int)(share + 1e-9);
+}
+
+static bool open_layout(Run *r, Error *error) {
+    Comm *world = r->options->world;
+    const ParallelConfig *c = &r->config.parallel;
+    if (!mesh_open(&r->mesh, world, r->layout.size, error)) return false;
+    if (!r->config.threads) r->config.threads = comm_size(world) > 1 ? fair_threads(world) : 0;
+    const int *size = r->layout.size;
+    r->parallel = (Parallel){.tensor = size[MESH_TENSOR] > 1 ? r->mesh.axis[MESH_TENSOR] : NULL,
+                             .sequence = c->sequence,
+                             .data = size[MESH_DATA] > 1 ? r->mesh.axis[MESH_DATA] : NULL,
+                             .zero = (int)c->zero,
+                             .bucket_bytes = c->bucket,
+                             .ordered = r->config.reproducible == REPRODUCIBLE_LAYOUT};
+    return true;
+}
+
+// ---- data and model ----
+
+static LoaderConfig loader_config(const Run *r, bool validation) {
+    const TrainConfig *c = &r->config;
+    LoaderConfig l = {.sources = c->data.items,
+                      .source_count = c->data.count,
+                      .validation = validation,
+                      .side = c->model.has_vision ? (int)c->model.vision.image_size : 0,
+                      .image_tokens = c->model.has_vision ? joint_image_tokens(&c->model) : 0,
+                      .text_length = c->lm_length,
+                      .caption_length = c->caption_length,
+                      .contrastive_length = c->contrastive_length,
+                      .seed = (uint64_t)c->seed,
+                      .part = r->mesh.place[MESH_DATA],
+                      .parts = r->layout.size[MESH_DATA],
+                      .threads = (int)c->loader_threads,
+                      .ahead = (int)c->loader_ahead,
+                      .cache_bytes = c->loader_cache,
+                      .bad_samples_per_million = c->bad_samples};
+    check(image_colour(c->background, l.background)); // train_config_read saw to it
+    return l;
+}
+
+static bool open_loaders(Run *r, Error *error) {
+    LoaderConfig training = loader_config(r, false);
+    bool any = false;
+    r->loader = loader_open(&training, r->tokenizer, r->log, error);
+    if (!r->loader) return false;
+    for (int i = 0; i < training.source_count; i++) {
+        any |= *training.sources[i].validation != 0;
+        snprintf(r->state.roots[i], sizeof r->state.roots[i], "%s", loader_root(r->loader, i));
+    }
+    r->state.root_count = training.source_count;
+    if (!any || !r->config.validation_every) return true;
+    LoaderConfig validation = loader_config(r, true);
+    r->validation = loader_open(&validation, r->tokenizer, r->log, error);
+    return r->validation != NULL;
+}
+
+static Saver *open_saver(Run *r) {
+    CheckpointOptions options = {.run = r->options->run,
+                                 .keep = r->config.checkpoint_keep,
+                                 .keep_every = r->config.checkpoint_keep_every,
+                                 .joint = r->joint,
+                                 .tokenizer = r->tokenizer,
+                                 .optimizer = r->optimizer,
+                                 .backend = r->backend,
+                                 .log = r->log};
+    return r->leads ? saver_new(&options) : NULL; // what every rank holds whole, one writes
+}
+
+static bool open_model(Run *r, Error *error) {
+    Dtype compute = r->config.precision ? BF16 : F32;
+    r->tokenizer = tokenizer_load(r->config.tokenizer, error);
+    if (!r->tokenizer) return false;
+    if (tokenizer_vocabulary(r->tokenizer) > r->config.model.text.vocabulary)
+        return error_set(
+            error, ERROR_USAGE, "model.text.vocabulary is %lld, but %s has %d pieces; leave it out to take theirs",
+            (long long)r->config.model.text.vocabulary, r->config.tokenizer, tokenizer_vocabulary(r->tokenizer));
+    r->backend = cpu_backend_new((int)r->config.threads, NULL, r->log);
+    r->joint = joint_new(r->backend, &r->config.model, &r->parallel, compute, (uint64_t)r->config.seed, error);
+    if (!r->joint) return false;
+    r->optimizer = optimizer_new(r->backend, joint_parameters(r->joint), &r->config.optimizer, r->config.steps);
+    r->tape = tape_new(r->backend, true);
+    r->inference = tape_new(r->backend, false);
+    r->saver = open_saver(r);
+    return true;
+}
+
+static bool same_data(const Run *r, const TrainState *saved, Error *error) {
+    static const char remedy[] = "restore what it was, or go on all the same with --allow-changed-data";
+    if (r->options->allow_changed_data) return true;
+    if (saved->root_count != r->state.root_count)
+        return error_set(error, ERROR_FAILED, "the run was trained on %d datasets, the config names %d; %s",
+                         saved->root_count, r->state.root_count, remedy);
+    for (int i = 0; i < saved->root_count; i++)
+        if (strcmp(saved->roots[i], r->state.roots[i]) != 0)
+            return error_set(error, ERROR_FAILED,
+                             "data.%d.path: %s is not the dataset this run was trained on (its root is %.16s, was "
+                             "%.16s); %s",
+                             i, ((const SourceConfig *)r->config.data.items)[i].path, r->state.roots[i],
+                             saved->roots[i], remedy);
+    return true;
+}
+
+static bool load_checkpoint(Run *r, const char *folder, Error *error) {
+    TrainState saved;
+    if (!model_check_tokenizer(folder, r->tokenizer, r->config.tokenizer, error) ||
+        !checkpoint_load(folder, &saved, r->joint, r->optimizer, r->backend, NULL, error))
+        return false;
+    if (!same_data(r, &saved, error)) return false;
+    if (saved.seed != r->config.seed)
+        log_warning(r->log, "the run was started with seed %lld, goes on with %lld", (long long)saved.seed,
+                    (long long)r->config.seed);
+    r->state.step = r->saved = saved.step;
+    log_info(r->log, "resuming after step %lld from %s", (long long)saved.step, folder);
+    return true;
+}
+
+// ---- all of it ----
+
+static bool open_files(Run *r, Error *error) {
+    if (!r->leads) return true;
+    return write_config(r, error) && (r->metrics = metrics_open(r->options->run, r->state.step, error));
+}
+
+static bool open_stages(Run *r, Error *error) {
+    Comm *world = r->options->world;
+    char found[1024];
+    if (!open_config(r, found, error) || !agree(world, open_layout(r, error), error)) return false;
+    if (!agree(world, open_model(r, error) && open_loaders(r, error), error)) return false;
+    uint64_t roots = hash_u64(r->state.roots, sizeof r->state.roots);
+    if (!agree(world, same_as_first(r, roots, "a dataset (or its place in `data`)", error), error)) return false;
+    if (!agree(world, !found[0] || load_checkpoint(r, found, error), error)) return false;
+    if (r->options->resume && !found[0] && r->leads)
+        log_warning(r->log, "%s holds no checkpoint yet: starting from the beginning", r->options->run);
+    return agree(world, open_files(r, error), error);
+}
+
+static void describe_start(const Run *r) {
+    const JointConfig *m = &r->config.model;
+    Buffer text = {0};
+    log_info(r->log, "%.2f M parameters (%.2f M trained), vocabulary %lld, %s on %s (%s), %d threads",
+             (double)parameters_elements(joint_parameters(r->joint), false) / 1e6,
+             (double)parameters_elements(joint_parameters(r->joint), true) / 1e6, (long long)m->text.vocabulary,
+             r->config.precision ? "bf16" : "f32", r->backend->name, r->backend->isa,
+             threads_count(cpu_threads(r->backend)));
+    if (r->layout.ranks == 1) return;
+    layout_describe(&r->config, &r->layout, &text);
+    log_info(r->log, "%s", text.data);
+    buffer_free(&text);
+    int idle = layout_idle(&r->config, &r->layout);
+    if (idle && r->leads)
+        log_warning(r->log, "%d of %d data ranks get no sample of any step: raise data.*.batch, or lower parallel.data",
+                    idle, r->layout.size[MESH_DATA]);
+}
+
+// Which rank stands where, on which machine.
+static void describe_mesh(const Run *r) {
+    Comm *world = r->options->world;
+    int ranks = comm_size(world);
+    char host[64] = "", *all = calloc((size_t)ranks, sizeof host);
+    const char **hosts = calloc((size_t)ranks, sizeof *hosts);
+    Buffer table = {0};
+    check(all && hosts);
+    gethostname(host, sizeof host - 1);
+    comm_all_gather(world, all, host, ranks, sizeof host, "hosts");
+    for (int i = 0; i < ranks; i++) hosts[i] = all + (size_t)i * sizeof host;
+    mesh_describe(r->layout.size, hosts, &table);
+    if (ranks > 1) log_info(r->log, "%s", table.data);
+    buffer_free(&table);
+    free(hosts);
+    free(all);
+}
+
+bool run_open(Run *r, const TrainOptions *options, Log *log, Error *error) {
+    *r = (Run){.options = options, .log = log, .saved = -1, .leads = comm_rank(options->world) == 0};
+    r->memory = arena_new(1 << 16);
+    if (!open_stages(r, error)) return false;
+    describe_start(r);
+    describe_mesh(r);
+    watch_limit(options->watch, r->config.parallel.watchdog);
+    if (!r->leads) return true;
+    r->progress = progress_start(log, "training", "steps", r->config.steps);
+    progress_resume(r->progress, r->state.step);
+    return true;
+}
+
+void run_close(Run *r) {
+    progress_end(r->progress);
+    saver_free(r->saver);
+    metrics_close(r->metrics);
+    tape_free(r->tape);
+    tape_free(r->inference);
+    loader_close(r->loader);
+    loader_close(r->validation);
+    optimizer_free(r->optimizer);
+    joint_free(r->joint);
+    backend_free(r->backend);
+    tokenizer_free(r->tokenizer);
+    mesh_close(&r->mesh);
+    arena_free(r->memory);
+}

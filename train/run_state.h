@@ -1,0 +1,35 @@
+/* The inside of a run, shared by the files that make it up: run_open.c builds it up and takes it down, run.c works. */
+#pragma once
+#include "base/progress.h"
+#include "train/checkpoint.h"
+#include "train/layout.h"
+#include "train/metrics.h"
+#include "train/run.h"
+#include "train/step.h"
+
+typedef struct Run {
+    const TrainOptions *options;
+    Log *log;
+    Arena *memory; // strings of the config
+    TrainConfig config;
+    Layout layout;
+    Mesh mesh;
+    Parallel parallel;
+    bool leads; // rank 0 of the world: writes what a run has once
+    Tokenizer *tokenizer;
+    Backend *backend;
+    Joint *joint;
+    Optimizer *optimizer;
+    Loader *loader, *validation; // validation: NULL where no source has any
+    Tape *tape, *inference;
+    Metrics *metrics;   // NULL where another rank leads
+    Progress *progress; // likewise
+    Error unwritten;    // a record that could not be written here: the next vote ends the run
+    TrainState state;
+    Saver *saver;  // NULL where another rank leads
+    int64_t saved; // step of the newest checkpoint that was begun; -1: none yet
+} Run;
+
+// Both collective over the options' world; an error is the same on every rank.
+bool run_open(Run *, const TrainOptions *, Log *, Error *);
+void run_close(Run *);
