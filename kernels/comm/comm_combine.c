@@ -43,7 +43,7 @@ void combine(void *into, const void *from, int64_t n, CommType type, CommReducti
         combine_f64(into, from, n, reduction);
         break;
     case COMM_BF16:
-        check(!"bf16 is combined in f32");
+        check(type != COMM_BF16); // is combined in f32
     }
 }
 

@@ -136,3 +136,5 @@ bool engine_bare_all_reduce(Engine *, float *data, int64_t n); // false where th
 
 // The group of all ranks of an engine, which the group owns.
 Comm *comm_world_of(Engine *, int rank, int size, const char *name);
+// The processes that MPI connects; `expected` were started together.
+Comm *comm_mpi_new(int expected, Log *, Error *);

@@ -1,4 +1,5 @@
-/* Finds out from the environment how this process was started: alone, by mpirun or by srun. See comm.h. */
+/* Finds out from the environment how this process was started: alone, by mpirun (OMPI_*, PMI_*), or by srun, with or
+ * without something that MPI can use to find the others (PMIX_*, PMI_*). See comm.h. */
 #include "kernels/comm/comm_internal.h"
 #include <stdlib.h>
 
@@ -7,23 +8,26 @@ static int number_in(const char *variable) {
     return text ? (int)strtol(text, NULL, 10) : 0;
 }
 
-// The variable by which a launcher that MPI knows says who this process is; NULL: there is none.
-static const char *launcher(void) {
-    static const char *const variables[] = {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE",
-                                            "MPI_LOCALNRANKS"};
+// Processes that were started together; 0: nobody says so.
+static int processes(void) {
+    static const char *const variables[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"};
     for (size_t i = 0; i < sizeof variables / sizeof *variables; i++)
-        if (getenv(variables[i])) return variables[i];
-    return NULL;
+        if (number_in(variables[i]) > 0) return number_in(variables[i]);
+    return 0;
+}
+
+// Whether there is something from which MPI learns of the other processes. Without, it would end us with a long text.
+static bool has_rendezvous(void) {
+    return getenv("OMPI_COMM_WORLD_SIZE") || getenv("PMIX_RANK") || getenv("PMI_RANK") || getenv("PMI_SIZE");
 }
 
 Comm *comm_world_new(Log *log, Error *error) {
-    (void)log;
-    int tasks = number_in("SLURM_STEP_NUM_TASKS");
-    const char *variable = launcher();
-    if (!variable && tasks <= 1) return comm_self_new();
+    int expected = processes();
+    if (expected <= 1) return comm_self_new();
+    if (has_rendezvous()) return comm_mpi_new(expected, log, error);
     error_set(error, ERROR_USAGE,
-              "this program was built without MPI, but %s says that several processes were started together; install "
-              "libopenmpi-dev and openmpi-bin and build again",
-              variable ? variable : "SLURM_STEP_NUM_TASKS");
+              "srun has started %d processes without telling MPI how they find one another; use `srun --mpi=pmix`, or "
+              "mpirun inside the allocation",
+              expected);
     return NULL;
 }
