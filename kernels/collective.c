@@ -9,6 +9,8 @@ static CommType type_of(const Node *n) {
 
 static size_t row_bytes(const Node *n) { return (size_t)tensor_width(n->in[0]) * dtype_size(n->in[0]->dtype); }
 
+bool collective_alone(const Node *n) { return comm_size(n->attributes.comm) == 1; }
+
 int64_t collective_first(const Comm *c, int64_t rows) { return comm_share(rows, comm_rank(c), comm_size(c)); }
 
 int64_t collective_own(const Comm *c, int64_t rows) {

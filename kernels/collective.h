@@ -3,6 +3,7 @@
 #pragma once
 #include "kernels/tape.h"
 
+bool collective_alone(const Node *);                  // a group of one: the output is a view of the input
 int64_t collective_first(const Comm *, int64_t rows); // this rank's first row
 int64_t collective_own(const Comm *, int64_t rows);   // how many it has
 // In the group of node n, between tensors of its input's type and width; `rows` of all ranks together:

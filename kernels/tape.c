@@ -289,9 +289,7 @@ static void give_back(Tape *t, Tensor *x) {
 }
 
 void tape_drop(Tape *t, Tensor *x) {
-    if (!x || x->is_parameter) return;
-    give_back(t, x);
-    x->borrowed = true; // given back once
+    if (x && !x->is_parameter) give_back(t, x);
 }
 
 // The node is done: its gradient has been consumed and, in a whole pass, everybody who reads its output has run.

@@ -24,14 +24,3 @@ void split_run(const Split *s, const Comm *tensor, int64_t index, int64_t *globa
     }
     check_failed("an index of this rank's piece", __FILE__, __LINE__);
 }
-
-// Until the communication is linked in, everybody is alone.
-__attribute__((weak)) int comm_rank(const Comm *c) { return (void)c, 0; }
-__attribute__((weak)) int comm_size(const Comm *c) { return (void)c, 1; }
-#pragma GCC diagnostic ignored "-Wunused-parameter"
-__attribute__((weak)) void comm_all_reduce(Comm *c, void *data, int64_t n, CommType t, CommReduction r, CommOrder o,
-                                           const char *what) {}
-__attribute__((weak)) void comm_reduce_scatter(Comm *c, void *out, const void *in, int64_t rows, int64_t width,
-                                               CommType t, CommOrder o, const char *what) {}
-__attribute__((weak)) void comm_all_gather(Comm *c, void *out, const void *in, int64_t rows, int64_t row_bytes,
-                                           const char *what) {}

@@ -11,7 +11,7 @@ static const char *sequence_collect_infer(Node *n) {
     if (x->dtype != F32 && x->dtype != BF16) return "sequence_collect: x must be F32 or BF16";
     if (x->rank < 1 || tensor_rows(x) != collective_own(a->comm, shape[0] * shape[1]))
         return "sequence_collect: x must be this rank's rows of (B, T, C)";
-    if (comm_size(a->comm) == 1)
+    if (collective_alone(n))
         tape_view(n, 3, shape);
     else
         tape_output(n, x->dtype, 3, shape);
@@ -20,12 +20,12 @@ static const char *sequence_collect_infer(Node *n) {
 
 static void sequence_collect_forward(Node *n) {
     Destination y = {n->out->data, n->out->dtype, false};
-    if (!n->out->borrowed) collective_gather(n, y, n->in[0]->data, tensor_rows(n->out));
+    if (!collective_alone(n)) collective_gather(n, y, n->in[0]->data, tensor_rows(n->out));
 }
 
 static void sequence_collect_backward(Node *n, unsigned wanted) {
     if (!WANTS(wanted, 0)) return;
-    if (n->out->borrowed)
+    if (collective_alone(n))
         grad_pass(n, 0, true);
     else
         collective_take(n, grad_of(n, 0), n->out->grad, tensor_rows(n->out));
@@ -53,6 +53,7 @@ const Operator op_sequence_collect = {
     .forward = sequence_collect_forward,
     .backward = sequence_collect_backward,
     .cost = sequence_collect_cost,
+    .reads = reads_nothing,
     .example = sequence_collect_example,
 };
 

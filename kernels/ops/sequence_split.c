@@ -7,7 +7,7 @@ static const char *sequence_split_infer(Node *n) {
     if (x->dtype != F32 && x->dtype != BF16) return "sequence_split: x must be F32 or BF16";
     if (x->rank < 1) return "sequence_split: x must have rows, (.., C)";
     int64_t own[3] = {1, collective_own(n->attributes.comm, tensor_rows(x)), tensor_width(x)};
-    if (comm_size(n->attributes.comm) == 1)
+    if (collective_alone(n))
         tape_view(n, 3, own);
     else
         tape_output(n, x->dtype, 3, own);
@@ -16,12 +16,12 @@ static const char *sequence_split_infer(Node *n) {
 
 static void sequence_split_forward(Node *n) {
     Destination y = {n->out->data, n->out->dtype, false};
-    if (!n->out->borrowed) collective_take(n, y, n->in[0]->data, tensor_rows(n->in[0]));
+    if (!collective_alone(n)) collective_take(n, y, n->in[0]->data, tensor_rows(n->in[0]));
 }
 
 static void sequence_split_backward(Node *n, unsigned wanted) {
     if (!WANTS(wanted, 0)) return;
-    if (n->out->borrowed)
+    if (collective_alone(n))
         grad_pass(n, 0, true);
     else
         collective_gather(n, grad_of(n, 0), n->out->grad, tensor_rows(n->in[0]));
@@ -48,6 +48,7 @@ const Operator op_sequence_split = {
     .forward = sequence_split_forward,
     .backward = sequence_split_backward,
     .cost = sequence_split_cost,
+    .reads = reads_nothing,
     .example = sequence_split_example,
 };
 

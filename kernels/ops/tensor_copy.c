@@ -36,6 +36,7 @@ const Operator op_tensor_copy = {
     .forward = tensor_copy_forward,
     .backward = tensor_copy_backward,
     .cost = tensor_copy_cost,
+    .reads = reads_nothing,
     .example = tensor_copy_example,
 };
 

@@ -5,7 +5,7 @@
 static const char *tensor_reduce_infer(Node *n) {
     Tensor *x = n->in[0];
     if (x->dtype != F32 && x->dtype != BF16) return "tensor_reduce: x must be F32 or BF16";
-    if (comm_size(n->attributes.comm) == 1)
+    if (collective_alone(n))
         tape_view(n, x->rank, x->shape);
     else
         tape_output(n, x->dtype, x->rank, x->shape);
@@ -14,7 +14,7 @@ static const char *tensor_reduce_infer(Node *n) {
 
 static void tensor_reduce_forward(Node *n) {
     Backend *b = tape_backend(n->tape);
-    if (n->out->borrowed) return;
+    if (collective_alone(n)) return;
     b->copy(b, n->out->data, n->in[0]->data, tensor_bytes(n->out));
     collective_sum(n, n->out->data, tensor_count(n->out));
 }
@@ -41,6 +41,7 @@ const Operator op_tensor_reduce = {
     .forward = tensor_reduce_forward,
     .backward = tensor_reduce_backward,
     .cost = tensor_reduce_cost,
+    .reads = reads_nothing,
     .example = tensor_reduce_example,
 };
 
