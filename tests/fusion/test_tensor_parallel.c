@@ -10,6 +10,9 @@
 
 enum { MOST_RANKS = 4 };
 
+// f32: relative to a loss, and to the largest element of a parameter's gradient: four times what was measured.
+static const double LOSS_BOUND = 1e-6, GRADIENT_BOUND = 5e-6;
+
 typedef struct Layout {
     int ranks;
     bool sequence;
@@ -23,15 +26,13 @@ typedef struct World { // one step of a model over ranks
     Layout layout;
     Dtype dtype;
     const Batch *batch;
-    Comm *ends[MOST_RANKS];
     float mean[MOST_RANKS][OBJECTIVES];
     int count;               // parameters
-    const char **names;      // (count), of rank 0
+    char **names;            // (count)
     float **gradient;        // (count), each the whole tensor
     int64_t *elements;       // (count) of the whole
     int differing;           // elements of what is held alike that are not the same on another rank
     size_t peak[MOST_RANKS]; // bytes of the tape
-    Tiny rank[MOST_RANKS];
 } World;
 
 static int64_t whole_count(const Parameter *p) {
@@ -40,43 +41,56 @@ static int64_t whole_count(const Parameter *p) {
     return n;
 }
 
-static void open_rank(World *w, int r) {
+static Tiny open_rank(const World *w, Comm *tensor) {
     Error error = {0};
-    Tiny *m = &w->rank[r];
-    Parallel parallel = {.tensor = w->ends[r], .sequence = w->layout.sequence};
-    *m = (Tiny){.backend = cpu_backend_new(1, NULL, NULL)};
-    m->joint = joint_new(m->backend, &w->config, &parallel, w->dtype, 7, &error);
-    if (!m->joint) check_failed(error.message, __FILE__, __LINE__);
-    m->tape = tape_new(m->backend, true);
+    Parallel parallel = {.tensor = tensor, .sequence = w->layout.sequence};
+    Tiny m = {.backend = cpu_backend_new(1, NULL, NULL)};
+    m.joint = joint_new(m.backend, &w->config, &parallel, w->dtype, 7, &error);
+    if (!m.joint) check_failed(error.message, __FILE__, __LINE__);
+    m.tape = tape_new(m.backend, true);
+    return m;
 }
 
 // Sums over ranks what each has a part of.
-static void complete(const World *w, int r, Parameter *p) {
+static void complete(Comm *tensor, Parameter *p) {
     if (p->partial && !p->frozen)
-        comm_all_reduce(w->ends[r], p->tensor.grad, tensor_count(&p->tensor), COMM_F32, COMM_SUM, COMM_ORDERED,
-                        "parts");
+        comm_all_reduce(tensor, p->tensor.grad, tensor_count(&p->tensor), COMM_F32, COMM_SUM, COMM_ORDERED, "parts");
 }
 
-static void run_rank(void *context, int r) {
-    World *w = context;
-    open_rank(w, r);
-    Tiny *m = &w->rank[r];
+static void step(World *w, Tiny *m, Comm *tensor) {
     Parameters *p = joint_parameters(m->joint);
     JointPass pass = {.seed = 5, .training = true};
+    int rank = comm_rank(tensor);
     parameters_begin_step(p);
     JointLoss loss = joint_loss(m->tape, m->joint, w->batch, &pass);
     if (tape_error(m->tape)) check_failed(tape_error(m->tape), __FILE__, __LINE__);
     for (int o = 0; o < OBJECTIVES; o++)
-        if (loss.mean[o]) tape_read(m->tape, loss.mean[o], &w->mean[r][o]);
+        if (loss.mean[o]) tape_read(m->tape, loss.mean[o], &w->mean[rank][o]);
     tape_backward(m->tape, loss.total, ALL_GRADIENTS);
     parameters_end_backward(p);
-    for (int i = 0; i < parameters_count(p); i++) complete(w, r, parameters_at(p, i));
-    w->peak[r] = tape_peak(m->tape);
+    for (int i = 0; i < parameters_count(p); i++) complete(tensor, parameters_at(p, i));
+    w->peak[rank] = tape_peak(m->tape);
 }
 
-// A rank's gradients to their places in the whole; what is there already must be the same.
-static void bring_together(World *w, int r) {
-    Parameters *p = joint_parameters(w->rank[r].joint);
+// Room for the gradients of all ranks, NAN until one brings them.
+static void make_room(World *w, Parameters *p) {
+    w->count = parameters_count(p);
+    w->names = calloc((size_t)w->count, sizeof *w->names);
+    w->gradient = calloc((size_t)w->count, sizeof *w->gradient);
+    w->elements = calloc((size_t)w->count, sizeof *w->elements);
+    check(w->names && w->gradient && w->elements);
+    for (int i = 0; i < w->count; i++) {
+        const Parameter *item = parameters_at(p, i);
+        w->names[i] = strdup(item->tensor.name);
+        w->elements[i] = whole_count(item);
+        w->gradient[i] = calloc((size_t)w->elements[i], sizeof(float));
+        check(w->names[i] && w->gradient[i]);
+        for (int64_t k = 0; k < w->elements[i] && !item->frozen; k++) w->gradient[i][k] = NAN;
+    }
+}
+
+// A rank's gradients to their places in the whole; what ranks hold alike must be there already, bit for bit.
+static void bring_together(World *w, Parameters *p, int rank) {
     for (int i = 0; i < w->count; i++) {
         const Parameter *item = parameters_at(p, i);
         const float *own = item->tensor.grad;
@@ -84,40 +98,40 @@ static void bring_together(World *w, int r) {
         for (int64_t at = 0; own && at < local; at += run) {
             parameter_run(item, parameters_parallel(p), at, &global, &run);
             float *to = w->gradient[i] + global;
-            if (r && !item->split.segments) w->differing += memcmp(to, own + at, (size_t)run * sizeof *to) != 0;
-            memcpy(to, own + at, (size_t)run * sizeof *to);
+            size_t bytes = (size_t)run * sizeof *to;
+            if (rank && !item->split.segments) w->differing += memcmp(to, own + at, bytes) != 0;
+            memcpy(to, own + at, bytes);
         }
     }
+}
+
+static void run_rank(int rank, Comm *tensor, void *context) {
+    World *w = context;
+    Tiny m = open_rank(w, tensor);
+    Parameters *p = joint_parameters(m.joint);
+    step(w, &m, tensor);
+    if (rank == 0) make_room(w, p);
+    for (int turn = 0; turn < w->layout.ranks; turn++) {
+        comm_barrier(tensor, "turn");
+        if (turn == rank) bring_together(w, p, rank);
+    }
+    tape_free(m.tape);
+    joint_free(m.joint);
+    backend_free(m.backend);
 }
 
 static World *world_run(const JointConfig *config, Layout layout, Dtype dtype, const Batch *batch) {
     World *w = calloc(1, sizeof *w);
     assert_non_null(w);
     w->config = *config, w->layout = layout, w->dtype = dtype, w->batch = batch;
-    comm_threads_new(layout.ranks, w->ends);
     ranks_run(layout.ranks, run_rank, w);
-    Parameters *p = joint_parameters(w->rank[0].joint);
-    w->count = parameters_count(p);
-    w->names = calloc((size_t)w->count, sizeof *w->names);
-    w->gradient = calloc((size_t)w->count, sizeof *w->gradient);
-    w->elements = calloc((size_t)w->count, sizeof *w->elements);
-    for (int i = 0; i < w->count; i++) {
-        w->names[i] = parameters_at(p, i)->tensor.name;
-        w->elements[i] = whole_count(parameters_at(p, i));
-        w->gradient[i] = calloc((size_t)w->elements[i], sizeof(float));
-        for (int64_t k = 0; k < w->elements[i] && !parameters_at(p, i)->frozen; k++) w->gradient[i][k] = NAN;
-    }
-    for (int r = 0; r < layout.ranks; r++) bring_together(w, r);
     return w;
 }
 
 static void world_free(World *w) {
-    for (int i = 0; i < w->count; i++) free(w->gradient[i]);
-    for (int r = 0; r < w->layout.ranks; r++) {
-        tape_free(w->rank[r].tape);
-        joint_free(w->rank[r].joint);
-        backend_free(w->rank[r].backend);
-        comm_free(w->ends[r]);
+    for (int i = 0; i < w->count; i++) {
+        free(w->gradient[i]);
+        free(w->names[i]);
     }
     free(w->gradient);
     free(w->elements);
@@ -177,16 +191,12 @@ static void expect_close(const World *got, const World *want, double loss_bound,
         if (!(fabs(a - b) <= loss_bound * fabs(b))) fail_msg("%s: %.9g, not %.9g", objective_names[o], a, b);
     }
     assert_int_equal(got->count, want->count);
-    double worst = 0;
     for (int i = 0; i < got->count; i++) {
         double d = distance(got->gradient[i], want->gradient[i], want->elements[i]);
-        worst = d > worst ? d : worst;
         if (!(d <= gradient_bound))
             fail_msg("%s over %d ranks%s: off by %g of its largest element", got->names[i], got->layout.ranks,
                      got->layout.sequence ? " with rows shared out" : "", d);
     }
-    if (getenv("BIFOCAL_TEST_FIGURES"))
-        print_message("%d ranks, sequence %d: %g\n", got->layout.ranks, got->layout.sequence, worst);
 }
 
 static void check_layouts(const JointConfig *config, Dtype dtype, const Batch *batch, double loss_bound,
@@ -206,8 +216,8 @@ static void losses_and_gradients_do_not_depend_on_the_layout(void **state) {
     Arena *memory = arena_new(1 << 16);
     Batch batch = tiny_batch(memory);
     JointConfig gpt2 = like_gpt2(), llama = like_llama();
-    check_layouts(&gpt2, F32, &batch, 1e-6, 1e-5);
-    check_layouts(&llama, F32, &batch, 1e-6, 1e-5);
+    check_layouts(&gpt2, F32, &batch, LOSS_BOUND, GRADIENT_BOUND);
+    check_layouts(&llama, F32, &batch, LOSS_BOUND, GRADIENT_BOUND);
     arena_free(memory);
 }
 
@@ -216,7 +226,7 @@ static void a_rank_may_have_no_rows(void **state) {
     Arena *memory = arena_new(1 << 16);
     Batch batch = {.lm = tiny_rows(memory, 1, 3, 1)};
     JointConfig gpt2 = like_gpt2();
-    check_layouts(&gpt2, F32, &batch, 1e-6, 1e-5);
+    check_layouts(&gpt2, F32, &batch, LOSS_BOUND, GRADIENT_BOUND);
     arena_free(memory);
 }
 
@@ -225,7 +235,7 @@ static void bf16_stays_near(void **state) {
     Arena *memory = arena_new(1 << 16);
     Batch batch = tiny_batch(memory);
     JointConfig gpt2 = like_gpt2();
-    check_layouts(&gpt2, BF16, &batch, 0.02, 0.25);
+    check_layouts(&gpt2, BF16, &batch, 0.005, 0.14);
     arena_free(memory);
 }
 

@@ -42,7 +42,6 @@ typedef struct World { // one check; the arrays are what all ranks hold together
     Shape shape;
     Dtype dtype;
     bool before; // the input has a gradient already
-    Comm *ends[MOST_RANKS];
     float in[MOST_RANKS * MOST], cotangent[MOST_RANKS * MOST], old[MOST_RANKS * MOST];
     double part[MOST_RANKS][MOST_RANKS * MOST + 1]; // of the function, by each rank: at the start, then one element up
     float gradient[MOST_RANKS][MOST_RANKS * MOST];  // as each rank sees it
@@ -109,12 +108,12 @@ static void preset(const World *w, Tape *t, Tensor *x, int rank) {
     x->grad_written = true;
 }
 
-static void run_rank(void *context, int rank) {
+static void run_rank(int rank, Comm *tensor, void *context) {
     World *w = context;
     Backend *b = cpu_backend_new(1, NULL, NULL);
     Tape *t = tape_new(b, true);
     float cotangent[MOST], in[MOST_RANKS * MOST];
-    Tensor *x = input(t, w, w->in, rank), *y = CASES[w->number].call(t, x, w->shape, w->ends[rank]);
+    Tensor *x = input(t, w, w->in, rank), *y = CASES[w->number].call(t, x, w->shape, tensor);
     check(y);
     decode(w->dtype, w->out[rank], y->data, tensor_count(y));
     w->part[rank][0] = part_of(w, y, rank);
@@ -128,7 +127,7 @@ static void run_rank(void *context, int rank) {
         memcpy(in, w->in, sizeof in);
         in[i] += 1;
         tape_reset(t);
-        y = CASES[w->number].call(t, input(t, w, in, rank), w->shape, w->ends[rank]);
+        y = CASES[w->number].call(t, input(t, w, in, rank), w->shape, tensor);
         w->part[rank][i + 1] = part_of(w, y, rank);
     }
     tape_free(t);
@@ -150,9 +149,7 @@ static void check_case(World *w) {
     draw(w->in, MOST_RANKS * MOST, 1);
     draw(w->cotangent, MOST_RANKS * MOST, 2);
     draw(w->old, MOST_RANKS * MOST, 3);
-    comm_threads_new(w->ranks, w->ends);
     ranks_run(w->ranks, run_rank, w);
-    for (int r = 0; r < w->ranks; r++) comm_free(w->ends[r]);
     for (int r = 0; r < w->ranks; r++) {
         Piece p = piece_of(w, CASES[w->number].in, r);
         for (int64_t i = p.first; i < p.first + p.count; i++) {
@@ -198,7 +195,6 @@ enum { ROWS = 13, WIDTH = 6, WORDS = 11 };
 typedef struct Words { // the whole, and what each rank made of its share
     int ranks;
     Dtype dtype;
-    Comm *ends[MOST_RANKS];
     int32_t ids[ROWS];
     float table[WORDS * WIDTH], x[ROWS * WIDTH], weight[ROWS], cotangent[ROWS * WIDTH];
     float embedded[MOST_RANKS][ROWS * WIDTH], loss[MOST_RANKS][ROWS], dx[MOST_RANKS][ROWS * WIDTH];
@@ -216,39 +212,42 @@ static Tensor *words_of(Tape *t, const Words *w, float *gradient, int rank) {
     return table;
 }
 
-static void run_embedding(Words *w, Tape *t, int rank) {
+static void run_embedding(Words *w, Tape *t, Comm *tensor) {
+    int rank = comm_rank(tensor);
     float cotangent[ROWS * WIDTH];
     Tensor *ids = tape_constant(t, I32, SHAPE(ROWS), w->ids), *table = words_of(t, w, w->d_embedding, rank);
     Tensor *y = split_embedding(t, ids, table, comm_share(WORDS, rank, w->ranks), WORDS);
-    y = tensor_reduce(t, y, w->ends[rank]);
+    y = tensor_reduce(t, y, tensor);
     check(y);
     decode(w->dtype, w->embedded[rank], y->data, ROWS * WIDTH);
     encode(w->dtype, cotangent, w->cotangent, ROWS * WIDTH);
     tape_backward_from(t, y, cotangent, ALL_GRADIENTS);
 }
 
-static void run_loss(Words *w, Tape *t, int rank) {
+static void run_loss(Words *w, Tape *t, Comm *tensor) {
+    int rank = comm_rank(tensor);
     float host[ROWS * WIDTH];
     encode(w->dtype, host, w->x, ROWS * WIDTH);
     Tensor *x = tape_constant(t, w->dtype, SHAPE(ROWS, WIDTH), host);
     x->needs_grad = true;
     Tensor *targets = tape_constant(t, I32, SHAPE(ROWS), w->ids),
            *weight = tape_constant(t, F32, SHAPE(ROWS), w->weight);
-    Tensor *y = split_cross_entropy(t, tensor_copy(t, x, w->ends[rank]), words_of(t, w, w->d_head, rank), targets,
-                                    weight, WORDS, w->ends[rank]);
+    Tensor *y = split_cross_entropy(t, tensor_copy(t, x, tensor), words_of(t, w, w->d_head, rank), targets, weight,
+                                    WORDS, tensor);
     check(y);
     tape_read(t, y, w->loss[rank]);
     tape_backward_from(t, y, w->cotangent, ALL_GRADIENTS);
     decode(w->dtype, w->dx[rank], x->grad, ROWS * WIDTH);
 }
 
-static void run_words(void *context, int rank) {
+static void run_words(int rank, Comm *tensor, void *context) {
+    (void)rank;
     Words *w = context;
     Backend *b = cpu_backend_new(1, NULL, NULL);
     Tape *t = tape_new(b, true);
-    run_embedding(w, t, rank);
+    run_embedding(w, t, tensor);
     tape_reset(t);
-    run_loss(w, t, rank);
+    run_loss(w, t, tensor);
     tape_free(t);
     backend_free(b);
 }
@@ -268,9 +267,7 @@ static Words *words_new(int ranks, Dtype dtype) {
         w->x[i] = (float)rng_normal(&rng);
         w->cotangent[i] = (float)rng_normal(&rng);
     }
-    comm_threads_new(ranks, w->ends);
     ranks_run(ranks, run_words, w);
-    for (int r = 0; r < ranks; r++) comm_free(w->ends[r]);
     return w;
 }
 
