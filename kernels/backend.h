@@ -13,10 +13,6 @@ typedef struct AdamW { // one fused update; Loshchilov and Hutter 2019
     double correction1, correction2; // 1 - beta^step
 } AdamW;
 
-typedef struct Vocabulary { // words [first, first + held) of `all` have their rows in a table on this rank
-    int64_t first, held, all;
-} Vocabulary;
-
 typedef struct AttentionShape {
     int64_t batch, queries, keys; // B, T, S
     int     heads, kv_heads, head_size;
@@ -24,6 +20,16 @@ typedef struct AttentionShape {
     bool    causal;
     const int32_t *range; // (B, T, 2) or NULL
 } AttentionShape;
+
+typedef struct PairTile { // a tile of a contrastive loss: products z = a b^T of M images' and N texts' features
+    float  *z;                     // (M, stride)
+    int64_t rows, columns, stride; // M, N; stride is a multiple of 16, at least N
+    int64_t offset, first, end;    // row r and column r + offset are a pair where the latter lies in [first, end)
+    bool    add_rows, add_columns; // sums over earlier tiles of these rows, these columns are there already
+} PairTile;
+typedef struct PairSums {
+    float *most, *sum; // of exp(s - most)
+} PairSums;
 
 struct Backend {
     const char *name; // "cpu", "cuda"
@@ -80,8 +86,6 @@ struct Backend {
     void (*embedding_forward)(Backend *, void *y, const int32_t *ids, const void *table, int64_t n, int64_t width, int64_t vocab, Dtype t);
     // dtable is f32 (V, C); rows of one id add in the order of n
     void (*embedding_backward)(Backend *, float *dtable, const void *dy, const int32_t *ids, int64_t n, int64_t width, int64_t vocab, Dtype t, bool add);
-    // local[i] = ids[i] - v.first, or -1 where the table does not hold the word; negative ids stay so
-    void (*local_ids)(Backend *, int32_t *local, const int32_t *ids, int64_t n, Vocabulary v);
     // y[m] (+)= x[rows[m]], x (count, width)
     void (*gather_rows)(Backend *, void *y, const void *x, const int32_t *rows, int64_t m, int64_t width, int64_t count, Dtype t, bool add);
     // y[rows[m]] (+)= x[m], in the order of m for a repeated row; only the named rows are touched (zero y first if need be)
@@ -116,23 +120,23 @@ struct Backend {
     void (*attention_backward)(Backend *, void *dq, void *dk, void *dv, const void *d_o, const void *o, const float *lse, const void *q,
                                const void *k, const void *v, const AttentionShape *, Dtype t, bool add);
 
-    // losses. Of the words held: lse (N), picked (N) the target's logit, 0 where it is not held; both 0 without a target
-    void (*cross_entropy_forward)(Backend *, float *lse, float *picked, const void *x, const void *w, const int32_t *targets, int64_t n,
-                                  int64_t width, Vocabulary v, Dtype t);
-    // From the tables of all ranks, parts (ranks, 2, N) of lse and picked: loss (N), and lse (N) over all words
-    void (*cross_entropy_combine)(Backend *, float *loss, float *lse, const float *parts, const int32_t *targets, const float *weight,
-                                  int ranks, int64_t n);
-    // Backward: d_loss (N) f32; lse (N) over all words; dx (N, C) or NULL: its part by the words held; dw (held, C) f32 or NULL
+    // losses. lse (N). Backward: d_loss (N) f32; dx (N, C) or NULL; dw (V, C) f32 or NULL
+    void (*cross_entropy_forward)(Backend *, float *loss, float *lse, const void *x, const void *w, const int32_t *targets, const float *weight,
+                                  int64_t n, int64_t width, int64_t vocab, Dtype t);
     void (*cross_entropy_backward)(Backend *, void *dx, bool add_x, float *dw, bool add_w, const float *d_loss, const float *lse, const void *x,
-                                   const void *w, const int32_t *targets, const float *weight, int64_t n, int64_t width, Vocabulary v, Dtype t);
-    // rows (B), columns (B): logsumexp both ways. Backward: factor[0] is the gradient of the loss
-    void (*clip_forward)(Backend *, float *out, float *rows, float *columns, const float *a, const float *b, const float *log_scale,
-                         int64_t n, int64_t width);
-    void (*clip_backward)(Backend *, float *da, bool add_a, float *db, bool add_b, float *dscale, bool add_scale, const float *factor,
-                          const float *rows, const float *columns, const float *a, const float *b, const float *log_scale, int64_t n, int64_t width);
-    void (*siglip_forward)(Backend *, float *out, const float *a, const float *b, const float *log_scale, const float *bias, int64_t n, int64_t width);
-    void (*siglip_backward)(Backend *, float *da, bool add_a, float *db, bool add_b, float *dscale, bool add_scale, float *dbias, bool add_bias,
-                            const float *factor, const float *a, const float *b, const float *log_scale, const float *bias, int64_t n, int64_t width);
+                                   const void *w, const int32_t *targets, const float *weight, int64_t n, int64_t width, int64_t vocab, Dtype t);
+    // contrastive losses, on one tile of products; rows' and columns' arrays begin at those of the tile. Softmax: the
+    // running sums of exp of both, and the logit of each row's own pair where it is in the tile
+    void (*clip_sums)(Backend *, PairSums rows, PairSums columns, float *own, const PairTile *, const float *log_scale);
+    void (*clip_logsumexp)(Backend *, float *lse, PairSums sums, int64_t n);
+    void (*clip_losses)(Backend *, double *loss, const float *row_lse, const float *column_lse, const float *own, int64_t n); // of each pair
+    // z becomes the gradient of factor[0] x loss by z; d_scale (M): each row's part of that by log_scale
+    void (*clip_gradient)(Backend *, double *d_scale, const PairTile *, const float *row_lse, const float *column_lse,
+                          const float *log_scale, const float *factor);
+    void (*siglip_sums)(Backend *, double *loss, const PairTile *, const float *log_scale, const float *bias); // loss (M)
+    void (*siglip_gradient)(Backend *, double *d_scale, double *d_bias, const PairTile *, const float *log_scale, const float *bias,
+                            const float *factor);
+    void (*sum_rows)(Backend *, float *out, bool add, const double *x, int64_t n); // out[0] (+)= sum of x
 
     // optimizer; shadow: bf16 copy or NULL
     void (*adamw)(Backend *, float *parameter, uint16_t *shadow, float *m, float *v, const float *gradient, int64_t n, const AdamW *);

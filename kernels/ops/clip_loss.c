@@ -3,6 +3,7 @@
  * B pairs, D feature width. */
 #include "kernels/example.h"
 #include "kernels/ops.h"
+#include "kernels/pair_tiles.h"
 
 enum { A, B, LOG_SCALE }; // inputs
 enum { ROWS, COLUMNS };   // saved: (B) F32 each
@@ -19,23 +20,56 @@ static const char *clip_loss_infer(Node *n) {
     return NULL;
 }
 
+typedef struct Walk { // over the tiles, forward or backward
+    Node *node;
+    PairSums rows, columns;      // (B)
+    float *own;                  // (B)
+    float *row_lse, *column_lse; // (B)
+    double *d_scale;             // (B)
+} Walk;
+
+static void sum_tile(void *context, const PairTile *t, int64_t row, int64_t column) {
+    Walk *w = context;
+    Backend *be = tape_backend(w->node->tape);
+    be->clip_sums(be, (PairSums){w->rows.most + row, w->rows.sum + row},
+                  (PairSums){w->columns.most + column, w->columns.sum + column}, w->own + row, t,
+                  w->node->in[LOG_SCALE]->data);
+}
+
 static void clip_loss_forward(Node *n) {
     Backend *be = tape_backend(n->tape);
-    Tensor *a = n->in[A];
-    be->clip_forward(be, n->out->data, n->saved[ROWS]->data, n->saved[COLUMNS]->data, a->data, n->in[B]->data,
-                     n->in[LOG_SCALE]->data, a->shape[0], a->shape[1]);
+    PairSquare square = pair_square_of(n, n->in[A], n->in[B]);
+    size_t bytes = (size_t)square.pairs * sizeof(float);
+    Walk w = {.node = n, .own = tape_scratch(n, bytes)};
+    w.rows = (PairSums){tape_scratch(n, bytes), tape_scratch(n, bytes)};
+    w.columns = (PairSums){tape_scratch(n, bytes), tape_scratch(n, bytes)};
+    pair_square(&square, sum_tile, &w, (Destination){0}, (Destination){0});
+    double *loss = tape_scratch(n, 2 * bytes);
+    be->clip_logsumexp(be, n->saved[ROWS]->data, w.rows, square.pairs);
+    be->clip_logsumexp(be, n->saved[COLUMNS]->data, w.columns, square.pairs);
+    be->clip_losses(be, loss, n->saved[ROWS]->data, n->saved[COLUMNS]->data, w.own, square.pairs);
+    be->sum_rows(be, n->out->data, false, loss, square.pairs);
+}
+
+static void differentiate_tile(void *context, const PairTile *t, int64_t row, int64_t column) {
+    Walk *w = context;
+    Backend *be = tape_backend(w->node->tape);
+    be->clip_gradient(be, w->d_scale + row, t, w->row_lse + row, w->column_lse + column, w->node->in[LOG_SCALE]->data,
+                      w->node->out->grad);
 }
 
 static void clip_loss_backward(Node *n, unsigned wanted) {
+    if (!wanted) return;
     Backend *be = tape_backend(n->tape);
-    Tensor *a = n->in[A];
+    PairSquare square = pair_square_of(n, n->in[A], n->in[B]);
+    Walk w = {.node = n, .row_lse = n->saved[ROWS]->data, .column_lse = n->saved[COLUMNS]->data};
+    w.d_scale = tape_scratch(n, (size_t)square.pairs * sizeof *w.d_scale);
     Destination da = WANTS(wanted, A) ? grad_of(n, A) : (Destination){0};
     Destination db = WANTS(wanted, B) ? grad_of(n, B) : (Destination){0};
-    Destination ds = WANTS(wanted, LOG_SCALE) ? grad_of(n, LOG_SCALE) : (Destination){0};
-    if (!da.data && !db.data && !ds.data) return;
-    be->clip_backward(be, da.data, da.add, db.data, db.add, ds.data, ds.add, n->out->grad, n->saved[ROWS]->data,
-                      n->saved[COLUMNS]->data, a->data, n->in[B]->data, n->in[LOG_SCALE]->data, a->shape[0],
-                      a->shape[1]);
+    pair_square(&square, differentiate_tile, &w, da, db);
+    if (!WANTS(wanted, LOG_SCALE)) return;
+    Destination ds = grad_of(n, LOG_SCALE);
+    be->sum_rows(be, ds.data, ds.add, w.d_scale, square.pairs);
 }
 
 static Cost clip_loss_cost(const Node *n) {

@@ -3,6 +3,7 @@
  * B pairs, D feature width. */
 #include "kernels/example.h"
 #include "kernels/ops.h"
+#include "kernels/pair_tiles.h"
 
 enum { A, B, LOG_SCALE, BIAS }; // inputs
 
@@ -17,27 +18,46 @@ static const char *siglip_loss_infer(Node *n) {
     return NULL;
 }
 
+typedef struct Walk { // over the tiles, forward or backward
+    Node *node;
+    double *loss, *d_scale, *d_bias; // (B)
+} Walk;
+
+static void sum_tile(void *context, const PairTile *t, int64_t row, int64_t column) {
+    (void)column;
+    Walk *w = context;
+    Backend *be = tape_backend(w->node->tape);
+    be->siglip_sums(be, w->loss + row, t, w->node->in[LOG_SCALE]->data, w->node->in[BIAS]->data);
+}
+
 static void siglip_loss_forward(Node *n) {
     Backend *be = tape_backend(n->tape);
-    Tensor *a = n->in[A];
-    be->siglip_forward(be, n->out->data, a->data, n->in[B]->data, n->in[LOG_SCALE]->data, n->in[BIAS]->data,
-                       a->shape[0], a->shape[1]);
+    PairSquare square = pair_square_of(n, n->in[A], n->in[B]);
+    Walk w = {.node = n, .loss = tape_scratch(n, (size_t)square.pairs * sizeof(double))};
+    pair_square(&square, sum_tile, &w, (Destination){0}, (Destination){0});
+    be->sum_rows(be, n->out->data, false, w.loss, square.pairs);
+}
+
+static void differentiate_tile(void *context, const PairTile *t, int64_t row, int64_t column) {
+    (void)column;
+    Walk *w = context;
+    Backend *be = tape_backend(w->node->tape);
+    be->siglip_gradient(be, w->d_scale + row, w->d_bias + row, t, w->node->in[LOG_SCALE]->data, w->node->in[BIAS]->data,
+                        w->node->out->grad);
 }
 
 static void siglip_loss_backward(Node *n, unsigned wanted) {
+    if (!wanted) return;
     Backend *be = tape_backend(n->tape);
-    Tensor *a = n->in[A];
+    PairSquare square = pair_square_of(n, n->in[A], n->in[B]);
+    size_t bytes = (size_t)square.pairs * sizeof(double);
+    Walk w = {.node = n, .d_scale = tape_scratch(n, bytes), .d_bias = tape_scratch(n, bytes)};
     Destination to[4] = {{0}};
-    bool any = false;
     for (int i = 0; i < 4; i++)
-        if (WANTS(wanted, i)) {
-            to[i] = grad_of(n, i);
-            any = true;
-        }
-    if (!any) return;
-    be->siglip_backward(be, to[A].data, to[A].add, to[B].data, to[B].add, to[LOG_SCALE].data, to[LOG_SCALE].add,
-                        to[BIAS].data, to[BIAS].add, n->out->grad, a->data, n->in[B]->data, n->in[LOG_SCALE]->data,
-                        n->in[BIAS]->data, a->shape[0], a->shape[1]);
+        if (WANTS(wanted, i)) to[i] = grad_of(n, i);
+    pair_square(&square, differentiate_tile, &w, to[A], to[B]);
+    if (to[LOG_SCALE].data) be->sum_rows(be, to[LOG_SCALE].data, to[LOG_SCALE].add, w.d_scale, square.pairs);
+    if (to[BIAS].data) be->sum_rows(be, to[BIAS].data, to[BIAS].add, w.d_bias, square.pairs);
 }
 
 static Cost siglip_loss_cost(const Node *n) {
