@@ -4,6 +4,7 @@
 #pragma once
 #include "base/config.h"
 #include "data/batch.h"
+#include "fusion/pair_ring.h"
 #include "text/transformer.h"
 #include "vision/mae.h"
 #include "vision/vit.h"
@@ -38,8 +39,6 @@ int joint_image_tokens(const JointConfig *); // K: slots of an image in a sequen
 // Whether the parts of an objective were declared: its weight is above 0.
 bool joint_has(const Joint *, Objective);
 const char *joint_check(const JointConfig *, Arena *); // NULL, or what does not fit and what would
-// The same for its layers over `tensor` ranks.
-const char *joint_check_parallel(const JointConfig *, int tensor, Arena *);
 
 typedef struct JointLoss {
     Tensor *total;             // (1) F32: what to run backwards from
@@ -52,9 +51,11 @@ typedef struct JointPass {
     const int64_t *
         global_count; // (OBJECTIVES) divisors over the whole step (all microbatches, all ranks); NULL: this batch's own
     // A contrastive loss over more pairs than this batch holds is formed elsewhere (joint_pair_features of all, then
-    // joint_pair_loss; Gao et al. 2021) and played back here: gradients of the features of this batch's pairs, (R, E)
-    // on the host, weight and divisor included. NULL: the loss is over the batch's own pairs.
+    // pair_ring; Gao et al. 2021) and played back here: gradients of the features of this batch's pairs, (R, E) on the
+    // host, and its part of those of the logits' scale and bias, weight and divisor included. NULL: the loss is over
+    // the batch's own pairs.
     const float *image_gradient, *text_gradient;
+    float scale_gradient, bias_gradient;
 } JointPass;
 JointLoss joint_loss(Tape *, Joint *, const Batch *, const JointPass *);
 void joint_counts(const JointConfig *, const Batch *, int64_t count[OBJECTIVES]);
@@ -75,7 +76,8 @@ double joint_weights(const JointConfig *); // how many weights it has at the lea
 // Features of the pairs of a batch, as joint_loss would compute them: (R, E) F32 each, normalised.
 void joint_pair_features(Tape *, Joint *, const Batch *, const JointPass *, Tensor **image_features,
                          Tensor **text_features);
-Tensor *joint_pair_loss(Tape *, Joint *, Tensor *image_features, Tensor *text_features); // (R, E) (R, E) -> (1): a sum
+// What the loss over pairs takes from the model: backend, kind, width, weight, scale and bias. Not on a recording tape.
+void joint_pair_ring(Tape *, Joint *, PairRing *);
 
 // For evaluation and generation (tapes that do not record).
 Tensor *joint_image_features(Tape *, Joint *, Tensor *images);       // (B, 3, S, S) -> (B, E) F32, normalised

@@ -161,25 +161,44 @@ static void pair_features(Step *s, Tensor **image_features, Tensor **text_featur
     *text_features = joint_project_text(t, j, rows, joint_hidden(t, j, rows, NULL, &context));
 }
 
-Tensor *joint_pair_loss(Tape *t, Joint *j, Tensor *a, Tensor *b) {
-    return j->bias ? siglip_loss(t, a, b, j->log_scale, j->bias) : clip_loss(t, a, b, j->log_scale);
-}
-
 static Tensor *contrastive_loss(Step *s) {
     Tensor *a, *b;
+    Joint *j = s->joint;
     pair_features(s, &a, &b);
-    return joint_pair_loss(s->tape, s->joint, a, b);
+    return j->bias ? siglip_loss(s->tape, a, b, j->log_scale, j->bias) : clip_loss(s->tape, a, b, j->log_scale);
 }
 
-// Where the loss of all pairs was formed elsewhere: features . their gradients, which has those gradients.
+// Where the loss of all pairs was formed elsewhere: features . their gradients, which has those gradients; the scale
+// and the bias likewise.
 static Tensor *replayed_pairs(Step *s) {
     Tape *t = s->tape;
+    Joint *j = s->joint;
     Tensor *a, *b;
     pair_features(s, &a, &b);
     if (!a || !b) return NULL;
     Tensor *da = tape_constant(t, F32, a->rank, a->shape, s->pass->image_gradient);
     Tensor *db = tape_constant(t, F32, b->rank, b->shape, s->pass->text_gradient);
-    return add(t, sum(t, mul(t, a, da), 1), sum(t, mul(t, b, db), 1));
+    Tensor *features = add(t, sum(t, mul(t, a, da), 1), sum(t, mul(t, b, db), 1));
+    Tensor *whole = add(t, features, sum(t, j->log_scale, s->pass->scale_gradient));
+    return j->bias ? add(t, whole, sum(t, j->bias, s->pass->bias_gradient)) : whole;
+}
+
+// A parameter's value, read by an operator: it may have to be fetched first.
+static float value_of(Tape *t, Tensor *parameter) {
+    float value = 0;
+    Tensor *copy = parameter ? scale(t, parameter, 1) : NULL;
+    if (copy) tape_read(t, copy, &value);
+    return value;
+}
+
+void joint_pair_ring(Tape *t, Joint *j, PairRing *ring) {
+    check(!tape_recording(t));
+    ring->backend = j->backend;
+    ring->sigmoid = j->bias != NULL;
+    ring->width = j->config.embedding;
+    ring->weight = j->config.weight[OBJECTIVE_CONTRASTIVE];
+    ring->log_scale = value_of(t, j->log_scale);
+    ring->bias = value_of(t, j->bias);
 }
 
 static Tensor *masked_loss(Step *s) {

@@ -1,27 +1,30 @@
-/* The contrastive loss over the pairs of all data ranks, without ever holding the B x B matrix: features travel around
- * the ring tile by tile, each rank forms the rows of its own pairs (its images against all texts, its texts against all
- * images), twice: once for the sums of the softmax (Radford et al. 2021; sigmoid: Zhai et al. 2023), once for the
- * gradients. Tiles combine in the order of the global pieces, so the bits do not depend on the number of ranks. */
+/* The contrastive loss over the pairs of all data ranks, without ever holding the B x B matrix: text features are
+ * gathered tile by tile, each rank holds its images against them, twice: once for the sums of the softmax (Radford et
+ * al. 2021; sigmoid: Zhai et al. 2023), once for the gradients, which go back to the owners of the texts. A tile is
+ * made of a few rows of every piece of the step, and what pieces bring to it adds up along a binary tree over the
+ * pieces: where ranks and pieces are powers of two, the bits do not depend on the number of ranks. */
 #pragma once
 #include "base/arena.h"
 #include "kernels/backend.h"
 #include "kernels/comm/comm.h"
 
 typedef struct PairRing {
-    Backend *backend;
-    Comm *data; // NULL: alone
+    Backend *backend; // one that computes on host memory
+    Comm *data;       // NULL: alone
     bool sigmoid;
-    int64_t width;                 // E
-    const int64_t *rows;           // (pieces) pairs of each global piece of the step; some may be 0
-    int pieces, first, end;        // this rank's own: [first, end); the ranks' own lie in rank order
-    double weight;                 // of the objective: gradients are of weight x sum / all pairs
-    const float *log_scale, *bias; // device, (1) each; bias: sigmoid alone
-    Arena *memory;                 // host; work space, freed by the caller
+    int64_t width;         // E
+    const int64_t *rows;   // (pieces) pairs of each global piece of the step; some may be 0
+    int pieces;            // a multiple of the ranks; rank d of D has [pieces d / D, pieces (d + 1) / D)
+    double weight;         // of the objective: gradients are of weight x sum / all pairs
+    float log_scale, bias; // bias: sigmoid alone
+    Arena *memory;         // host; work space, freed by the caller
 } PairRing;
 
 // images, texts: host, (own pairs, E) f32 normalised, of the own pieces in order; they become their gradients.
 // loss[i] (own pieces): the piece's part of the sum over pairs; d_scale[i], d_bias[i] (own pieces; d_bias may be NULL):
-// its part of the gradients of log_scale and bias, weight and divisor included.
+// its part of the gradients of log_scale and bias, weight and divisor included. Collective over `data`.
+// d_scale NULL on every rank: the losses alone, and the features stay.
 void pair_ring(const PairRing *, float *images, float *texts, double *loss, float *d_scale, float *d_bias);
-// Bytes of work space a rank takes for the loss at the most, features not counted.
+// Bytes of work space a rank takes for the loss at the most, features not counted, where pieces are of like size. The
+// largest part is one matrix (own pairs, E): gradients of images grow there while all texts still need the images.
 int64_t pair_ring_bytes(int64_t own_pairs, int64_t all_pairs, int pieces, int64_t width);

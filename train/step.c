@@ -17,9 +17,10 @@ typedef struct Step {
     const StepSetup *setup;
     const Batch *batch;
     JointPass pass;
-    PieceLoss *pieces;     // (setup->pieces)
-    Arena *memory;         // host
-    float *images, *texts; // (own pairs, E) features of the own pairs, later their gradients
+    PieceLoss *pieces;                       // (setup->pieces)
+    Arena *memory;                           // host
+    float *images, *texts;                   // (own pairs, E) features of the own pairs, later their gradients
+    float *scale_gradients, *bias_gradients; // (own pieces) of the logits' scale and bias
     StepLoss *loss;
     Error *error; // the first on this rank
 } Step;
@@ -71,8 +72,8 @@ static void cache_features(Step *s) {
     bool recording = tape_recording(t);
     int64_t width = joint_config(s->setup->joint)->embedding;
     size_t bytes = (size_t)(s->batch->contrastive.rows * width) * sizeof(float);
-    s->images = arena_allocate(s->memory, bytes + 1);
-    s->texts = arena_allocate(s->memory, bytes + 1);
+    s->images = arena_zeroed(s->memory, bytes); // a rank that fails has something to bring all the same
+    s->texts = arena_zeroed(s->memory, bytes);
     tape_set_recording(t, false);
     for (int i = s->setup->first; i < s->setup->end && !failed(s); i++) {
         ArenaMark mark = arena_mark(s->memory);
@@ -92,30 +93,25 @@ static void cache_features(Step *s) {
 
 // The loss over the pairs of all ranks; features of the own pairs become their gradients.
 static void pair_gradients(Step *s) {
-    Tape *t = s->setup->tape;
-    Joint *j = s->setup->joint;
-    Comm *data = s->setup->data;
-    const JointConfig *c = joint_config(j);
-    int64_t rows = s->loss->count[OBJECTIVE_CONTRASTIVE], own = s->batch->contrastive.rows,
-            row = (int64_t)sizeof(float);
-    float *images = arena_allocate(s->memory, (size_t)(rows * c->embedding * row));
-    float *texts = arena_allocate(s->memory, (size_t)(rows * c->embedding * row));
-    comm_all_gather(data, images, s->images, rows, c->embedding * row, "image features");
-    comm_all_gather(data, texts, s->texts, rows, c->embedding * row, "text features");
+    const StepSetup *setup = s->setup;
+    Tape *t = setup->tape;
+    bool recording = tape_recording(t);
+    int64_t all = s->loss->count[OBJECTIVE_CONTRASTIVE], *rows = arena_array(s->memory, int64_t, setup->pieces);
+    for (int i = 0; i < setup->pieces; i++)
+        rows[i] = batch_share(all, i + 1, setup->pieces) - batch_share(all, i, setup->pieces);
+    int own = setup->end - setup->first;
+    s->scale_gradients = arena_array(s->memory, float, own);
+    s->bias_gradients = arena_array(s->memory, float, own);
+    double *loss = arena_array(s->memory, double, own);
+    PairRing ring = {.data = setup->data, .rows = rows, .pieces = setup->pieces, .memory = s->memory};
     tape_reset(t);
-    Tensor *a = tape_constant(t, F32, SHAPE(rows, c->embedding), images);
-    Tensor *b = tape_constant(t, F32, SHAPE(rows, c->embedding), texts);
-    a->needs_grad = b->needs_grad = true;
-    Tensor *mean = sum(t, joint_pair_loss(t, j, a, b), 1.0 / (double)rows);
-    Tensor *weighted = scale(t, mean, c->weight[OBJECTIVE_CONTRASTIVE]);
-    if (failed(s)) return;
-    s->pieces[s->setup->first].mean[OBJECTIVE_CONTRASTIVE] = s->setup->first ? 0 : read_scalar(t, mean);
-    if (!tape_recording(t)) return;
-    tape_backward(t, weighted, ALL_GRADIENTS);
-    if (s->setup->first) parameters_begin_step(joint_parameters(j));
-    int64_t skip = comm_share(rows, comm_rank(data), comm_size(data)) * c->embedding;
-    memcpy(s->images, (float *)a->grad + skip, (size_t)(own * c->embedding * row));
-    memcpy(s->texts, (float *)b->grad + skip, (size_t)(own * c->embedding * row));
+    tape_set_recording(t, false);
+    joint_pair_ring(t, setup->joint, &ring);
+    tape_set_recording(t, recording);
+    ArenaMark mark = arena_mark(s->memory);
+    pair_ring(&ring, s->images, s->texts, loss, recording ? s->scale_gradients : NULL, s->bias_gradients);
+    arena_rewind(s->memory, mark);
+    for (int i = 0; i < own; i++) s->pieces[setup->first + i].mean[OBJECTIVE_CONTRASTIVE] = loss[i] / (double)all;
 }
 
 static void run_pieces(Step *s) {
@@ -133,6 +129,8 @@ static void run_pieces(Step *s) {
         if (pairs && tape_recording(setup->tape)) {
             pass.image_gradient = s->images + first_pair(s, i) * width;
             pass.text_gradient = s->texts + first_pair(s, i) * width;
+            pass.scale_gradient = s->scale_gradients[i - setup->first];
+            pass.bias_gradient = s->bias_gradients[i - setup->first];
         } else if (pairs)
             piece.contrastive.rows = 0; // without gradients there is nothing to play back
         if (!failed(s)) run_piece(s, i, &piece, &pass);
