@@ -84,7 +84,7 @@ typedef struct CommStatus { // of the call that has waited longest for other ran
     double since;                    // clock_seconds() when it began to run
     const Comm *comm;                // that group: whom it waits for; lives until it is freed
 } CommStatus;
-CommStatus comm_status(const Comm *world); // any thread
+CommStatus comm_status(const Comm *world);  // any thread
 double comm_waited(const Comm *world);      // seconds that threads of this process have spent in comm_wait
 int64_t comm_sent_bytes(const Comm *world); // by this process
 struct Trace;

@@ -15,9 +15,9 @@
 #define SPIN_BESIDE  20e-6
 #define SPIN_WAITING 100e-6
 #define SLOW_LINK    1e9 // bytes per second
-// Then sleeps between looks: a quarter of the time without news, within these.
+// Then sleeps between looks: an eighth of the time without news, within these.
 #define SHORTEST_SLEEP 5e-6
-#define LONGEST_SLEEP  100e-6
+#define LONGEST_SLEEP  500e-6
 #define SLEEP_IF_WOKEN 0.1
 
 struct Engine {
@@ -159,7 +159,9 @@ static void pause_between(Engine *e, uint64_t events, double idle, double spin) 
         sched_yield();
         return;
     }
-    double seconds = idle / 4 < SHORTEST_SLEEP ? SHORTEST_SLEEP : idle / 4 > LONGEST_SLEEP ? LONGEST_SLEEP : idle / 4;
+    double seconds = idle / 8;
+    if (seconds < SHORTEST_SLEEP) seconds = SHORTEST_SLEEP;
+    if (seconds > LONGEST_SLEEP) seconds = LONGEST_SLEEP;
     if (e->transport->wakes) seconds = SLEEP_IF_WOKEN;
     struct timespec until;
     clock_gettime(CLOCK_MONOTONIC, &until);
