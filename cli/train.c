@@ -1,6 +1,7 @@
 /* bifocal train and bifocal config. */
 #include "cli/commands.h"
 #include "cli/options.h"
+#include "kernels/comm/watch.h"
 #include "train/run.h"
 #include "train/train_config.h"
 #include <signal.h>
@@ -98,25 +99,45 @@ static void parse(Arguments *a, int argc, char **argv) {
     if (a->status < 0 && !a->options.config && !a->options.resume) a->status = wrong("CONFIG is missing", "");
 }
 
+// One rank speaks for all of them; the others' logs hold it too.
+static void say_end(const Arguments *a, Log *log, bool ok, const TrainResult *result, const Error *error) {
+    bool leads = comm_rank(a->options.world) == 0;
+    if (!ok)
+        log_write(log, leads ? LOG_ERROR : LOG_INFO, "%s", error->message);
+    else if (result->interrupted)
+        log_write(log, leads ? LOG_WARNING : LOG_INFO,
+                  "stopped after step %lld, saved; go on with: bifocal train --run %s --resume", result->step,
+                  a->options.run);
+    else
+        log_info(log, "done: %lld steps, %.1f s in this call; `bifocal report %s` draws it", result->step,
+                 result->seconds, a->options.run);
+}
+
+// Over all ranks that were started together.
+static int train_together(Arguments *a, Log *log) {
+    TrainResult result = {0};
+    Error error = {0};
+    if (!(a->options.world = comm_world_new(log, &error))) {
+        log_error(log, "%s", error.message);
+        return (int)error.kind;
+    }
+    bool ok =
+        watch_open(&a->options.watch, a->options.world, log, &error) && train_run(&a->options, &result, log, &error);
+    say_end(a, log, ok, &result, &error);
+    watch_close(a->options.watch);
+    comm_free(a->options.world);
+    return !ok ? (int)error.kind : result.interrupted ? 128 + result.interrupted : 0;
+}
+
 int train_main(int argc, char **argv) {
     Arguments a;
-    TrainResult result;
-    Error error = {0};
     parse(&a, argc, argv);
     if (a.status >= 0) return a.status;
     catch_signals();
     Log *log = log_new(a.level, stderr);
-    bool ok = train_run(&a.options, &result, log, &error);
-    if (!ok)
-        log_error(log, "%s", error.message);
-    else if (result.interrupted)
-        log_warning(log, "stopped after step %lld, saved; go on with: bifocal train --run %s --resume", result.step,
-                    a.options.run);
-    else
-        log_info(log, "done: %lld steps, %.1f s in this call; `bifocal report %s` draws it", result.step,
-                 result.seconds, a.options.run);
+    int status = train_together(&a, log);
     log_free(log);
-    return !ok ? (int)error.kind : result.interrupted ? 128 + stop_signal : 0;
+    return status;
 }
 
 static bool print_resolved(const char *path, char **overrides, int count, Error *error) {

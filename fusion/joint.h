@@ -39,6 +39,8 @@ int joint_image_tokens(const JointConfig *); // K: slots of an image in a sequen
 // Whether the parts of an objective were declared: its weight is above 0.
 bool joint_has(const Joint *, Objective);
 const char *joint_check(const JointConfig *, Arena *); // NULL, or what does not fit and what would
+// The same for its layers over `tensor` ranks.
+const char *joint_check_parallel(const JointConfig *, int tensor, Arena *);
 
 typedef struct JointLoss {
     Tensor *total;             // (1) F32: what to run backwards from

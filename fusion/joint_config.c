@@ -1,5 +1,6 @@
 /* The keys of a joint model's config, and what of them does not fit together. */
 #include "fusion/joint_parts.h"
+#include "kernels/nn/tensor_parallel.h"
 
 enum { MOST = 1 << 20, DEEPEST = 2048 }; // of any width, count or length; blocks: far above what fits into memory
 
@@ -153,4 +154,27 @@ const char *joint_check(const JointConfig *c, Arena *memory) {
     if (c->weight[OBJECTIVE_MAE] > 0 && (wrong = mae_check(&c->mae, &c->vision, memory)))
         return arena_printf(memory, "model.mae: %s", wrong);
     return check_room_for_images(c, memory);
+}
+
+// Words and rows may be shared out unevenly; heads and the MLP's width may not.
+const char *joint_check_parallel(const JointConfig *c, int tensor, Arena *memory) {
+    bool seen = c->has_vision, text = joint_needs_text(c), mae = seen && c->weight[OBJECTIVE_MAE] > 0;
+    const struct {
+        const char *what;
+        int64_t common; // 0: not used
+    } part[] = {
+        {"model.vision (heads, mlp_width)", seen ? vit_common(&c->vision) : 0},
+        {"model.text (heads, kv_heads, mlp_width)", text ? text_common(&c->text) : 0},
+        {"model.mae (decoder_heads)", mae ? mae_common(&c->mae, &c->vision) : 0},
+    };
+    int64_t common = 0;
+    for (int i = 0; i < 3; i++) common = parallel_common(common, part[i].common);
+    for (int i = 0; i < 3; i++)
+        if (tensor > 1 && part[i].common % tensor)
+            return arena_printf(memory, "%s does not divide over %d tensor ranks; %s would do for this model",
+                                part[i].what, tensor, parallel_degrees(common, memory));
+    if (text && tensor > 1 && c->text.vocabulary && c->text.vocabulary < tensor)
+        return arena_printf(memory, "model.text.vocabulary %lld has fewer words than there are tensor ranks, %d",
+                            (long long)c->text.vocabulary, tensor);
+    return NULL;
 }

@@ -80,11 +80,11 @@ Tensor *joint_text_features(Tape *t, Joint *j, const Sequences *s) {
 
 Tensor *joint_score(Tape *t, Joint *j, const Sequences *s, Tensor *hidden) {
     Tensor *targets = tape_constant(t, I32, SHAPE((int64_t)s->rows * s->length), s->targets);
-    return linear_cross_entropy(t, hidden, j->text.head, targets, NULL);
+    return text_score(t, &j->text, hidden, targets);
 }
 
 Tensor *joint_token_losses(Tape *t, Joint *j, const Sequences *s, Tensor *image_tokens) {
     return joint_score(t, j, s, joint_hidden(t, j, s, image_tokens, NULL));
 }
 
-Tensor *joint_logits(Tape *t, Joint *j, Tensor *hidden) { return linear(t, hidden, j->text.head, NULL); }
+Tensor *joint_logits(Tape *t, Joint *j, Tensor *hidden) { return text_logits(t, &j->text, hidden); }

@@ -13,6 +13,10 @@ typedef struct AdamW { // one fused update; Loshchilov and Hutter 2019
     double correction1, correction2; // 1 - beta^step
 } AdamW;
 
+typedef struct Vocabulary { // words [first, first + held) of `all` have their rows in a table on this rank
+    int64_t first, held, all;
+} Vocabulary;
+
 typedef struct AttentionShape {
     int64_t batch, queries, keys; // B, T, S
     int     heads, kv_heads, head_size;
@@ -86,6 +90,8 @@ struct Backend {
     void (*embedding_forward)(Backend *, void *y, const int32_t *ids, const void *table, int64_t n, int64_t width, int64_t vocab, Dtype t);
     // dtable is f32 (V, C); rows of one id add in the order of n
     void (*embedding_backward)(Backend *, float *dtable, const void *dy, const int32_t *ids, int64_t n, int64_t width, int64_t vocab, Dtype t, bool add);
+    // local[i] = ids[i] - v.first, or -1 where the table does not hold the word; negative ids stay so
+    void (*local_ids)(Backend *, int32_t *local, const int32_t *ids, int64_t n, Vocabulary v);
     // y[m] (+)= x[rows[m]], x (count, width)
     void (*gather_rows)(Backend *, void *y, const void *x, const int32_t *rows, int64_t m, int64_t width, int64_t count, Dtype t, bool add);
     // y[rows[m]] (+)= x[m], in the order of m for a repeated row; only the named rows are touched (zero y first if need be)
@@ -120,11 +126,15 @@ struct Backend {
     void (*attention_backward)(Backend *, void *dq, void *dk, void *dv, const void *d_o, const void *o, const float *lse, const void *q,
                                const void *k, const void *v, const AttentionShape *, Dtype t, bool add);
 
-    // losses. lse (N). Backward: d_loss (N) f32; dx (N, C) or NULL; dw (V, C) f32 or NULL
-    void (*cross_entropy_forward)(Backend *, float *loss, float *lse, const void *x, const void *w, const int32_t *targets, const float *weight,
-                                  int64_t n, int64_t width, int64_t vocab, Dtype t);
+    // losses. Of the words held: lse (N), picked (N) the target's logit, 0 where it is not held; both 0 without a target
+    void (*cross_entropy_forward)(Backend *, float *lse, float *picked, const void *x, const void *w, const int32_t *targets, int64_t n,
+                                  int64_t width, Vocabulary v, Dtype t);
+    // From the tables of all ranks, parts (ranks, 2, N) of lse and picked: loss (N), and lse (N) over all words
+    void (*cross_entropy_combine)(Backend *, float *loss, float *lse, const float *parts, const int32_t *targets, const float *weight,
+                                  int ranks, int64_t n);
+    // Backward: d_loss (N) f32; lse (N) over all words; dx (N, C) or NULL: its part by the words held; dw (held, C) f32 or NULL
     void (*cross_entropy_backward)(Backend *, void *dx, bool add_x, float *dw, bool add_w, const float *d_loss, const float *lse, const void *x,
-                                   const void *w, const int32_t *targets, const float *weight, int64_t n, int64_t width, int64_t vocab, Dtype t);
+                                   const void *w, const int32_t *targets, const float *weight, int64_t n, int64_t width, Vocabulary v, Dtype t);
     // contrastive losses, on one tile of products; rows' and columns' arrays begin at those of the tile. Softmax: the
     // running sums of exp of both, and the logit of each row's own pair where it is in the tile
     void (*clip_sums)(Backend *, PairSums rows, PairSums columns, float *own, const PairTile *, const float *log_scale);

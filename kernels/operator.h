@@ -5,6 +5,7 @@
  * the formula in ops.h, the kernels in backend.h and cpu/. Tests find it through the list. */
 #pragma once
 #include "kernels/backend.h"
+#include "kernels/comm/comm.h"
 #include "kernels/tensor.h"
 #include "base/arena.h"
 #include "base/philox.h"
@@ -24,6 +25,7 @@ typedef struct Attributes { // what an operator is told beside its inputs; each 
     int64_t  i[6];
     double   f[3];
     uint64_t key[2];
+    Comm    *comm; // of collectives: the group; NULL: alone
 } Attributes;
 
 typedef struct Example Example; // a random valid case for tests and benches: see kernels/example.h
@@ -82,6 +84,12 @@ struct Node {
     X(l2_normalize)         \
     X(sum)                  \
     X(linear_cross_entropy) \
+    X(tensor_copy)          \
+    X(tensor_reduce)        \
+    X(sequence_split)       \
+    X(sequence_collect)     \
+    X(sequence_gather)      \
+    X(sequence_scatter)     \
     X(clip_loss)            \
     X(siglip_loss)          \
     X(masked_patch_mse)

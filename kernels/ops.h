@@ -13,6 +13,9 @@ Tensor *batched_matmul(Tape *, Tensor *a, Tensor *b, bool transpose_b); // (B, M
 
 // y[n] = table[ids[n]];  dtable[v] = sum over n with ids[n] = v of dy[n], in the order of n. Negative ids give zeros.
 Tensor *embedding(Tape *, Tensor *ids, Tensor *table); // (..) I32, (V, C) -> (.., C)
+// The table holds words [first, first + rows of the table) of a vocabulary; the others give zeros: summed over ranks
+// that hold one part each, the whole embedding.
+Tensor *split_embedding(Tape *, Tensor *ids, Tensor *table, int64_t first, int64_t vocabulary);
 
 // y = (x - mean) / sqrt(var + eps) * scale + shift, over the last dimension (Ba et al. 2016)
 Tensor *layernorm(Tape *, Tensor *x, Tensor *scale, Tensor *shift, double eps); // (.., C) (C) (C) -> (.., C)
@@ -84,6 +87,9 @@ Tensor *sum(Tape *, Tensor *x, double factor); // any -> (1) F32
 // loss[n] = weight[n] (logsumexp_v(x[n] . W[v]) - x[n] . W[target[n]]) in tiles: logits are never stored whole, and the
 // backward pass computes them again. Targets < 0 give 0. weight: (N) F32, no gradient, or NULL for ones.
 Tensor *linear_cross_entropy(Tape *, Tensor *x, Tensor *w, Tensor *targets, Tensor *weight); // (.., C) (V, C) (N) -> (N) F32
+// The same with the vocabulary shared out over a group: w holds rows [comm_share(V, r), comm_share(V, r + 1)). Every
+// rank gets the loss; dx is a part of the sum over ranks (x comes through tensor_copy), dw whole.
+Tensor *split_cross_entropy(Tape *, Tensor *x, Tensor *w, Tensor *targets, Tensor *weight, int64_t vocabulary, Comm *);
 
 // Symmetric InfoNCE (Radford et al. 2021): s = exp(min(log_scale, ln 100)) a b^T;
 // y = 1/2 sum over i of [logsumexp(s[i, :]) + logsumexp(s[:, i]) - 2 s[i, i]]; in tiles.
@@ -95,3 +101,19 @@ Tensor *siglip_loss(Tape *, Tensor *a, Tensor *b, Tensor *log_scale, Tensor *bia
 // (y, x, c) as in MAE (He et al. 2021), normalised by its own mean and variance (unbiased, + 1e-6) where asked.
 Tensor *masked_patch_mse(Tape *, Tensor *x, Tensor *images, Tensor *patches, int patch, bool normalize);
 // (M, P P 3), (B, 3, H, W), (M) I32 into B (H/P) (W/P) -> (1) F32
+
+// ---- between the ranks of a group, which call the same in the same order; alone (or comm NULL) x passes through ----
+// Rows of a (B, T, C) tensor are shared out: rank r has rows [comm_share(B T, r), comm_share(B T, r + 1)), as (1, N, C).
+
+// y = x;  dx = sum over ranks of dy. All hold x alike; each computes a part with it (columns of a linear map).
+Tensor *tensor_copy(Tape *, Tensor *x, Comm *);
+// y = sum over ranks of x;  dx = dy. All hold y and its gradient alike.
+Tensor *tensor_reduce(Tape *, Tensor *x, Comm *);
+// y = own rows of x, which all hold alike;  dx = all ranks' dy
+Tensor *sequence_split(Tape *, Tensor *x, Comm *); // (B, T, C) -> (1, N, C)
+// y = all ranks' x;  dx = own rows of dy, which all hold alike
+Tensor *sequence_collect(Tape *, Tensor *x, int64_t batch, int64_t length, Comm *); // (1, N, C) -> (B, T, C)
+// y = all ranks' x;  dx = own rows of the sum over ranks of dy: each computes a part with y
+Tensor *sequence_gather(Tape *, Tensor *x, int64_t batch, int64_t length, Comm *); // (1, N, C) -> (B, T, C)
+// y = own rows of the sum over ranks of x;  dx = all ranks' dy
+Tensor *sequence_scatter(Tape *, Tensor *x, Comm *); // (B, T, C) -> (1, N, C)

@@ -119,6 +119,14 @@ Tensor *tape_output(Node *n, Dtype dtype, int rank, const int64_t *shape) {
     return n->out;
 }
 
+Tensor *tape_view(Node *n, int rank, const int64_t *shape) {
+    const Tensor *x = n->in[0];
+    Tensor *y = arena_zeroed(n->tape->host, sizeof *y);
+    *y = (Tensor){.data = x->data, .rank = rank, .dtype = x->dtype, .borrowed = true, .name = n->op->name};
+    for (int i = 0; i < rank; i++) y->shape[i] = shape[i];
+    return n->out = y;
+}
+
 Tensor *tape_keep(Node *n, int slot, Dtype dtype, int rank, const int64_t *shape) {
     check(slot >= 0 && slot < MAX_SAVED);
     return n->saved[slot] = tape_tensor(n->tape, dtype, rank, shape);
@@ -280,6 +288,10 @@ static void give_back(Tape *t, Tensor *x) {
     if (x && tensor_bytes(x) >= KEPT_BELOW) tape_give_back(t, x);
 }
 
+void tape_drop(Tape *t, Tensor *x) {
+    if (x && !x->is_parameter) give_back(t, x);
+}
+
 // The node is done: its gradient has been consumed and, in a whole pass, everybody who reads its output has run.
 static void release(Tape *t, Node *n, Halves halves) {
     if (n->out->grad) pool_give(t->pool, n->out->grad, tensor_bytes(n->out));
@@ -361,13 +373,8 @@ void tape_backward_from(Tape *t, Tensor *out, const void *gradient, Halves halve
 // ---- a view: an operator without work ----
 
 static const char *reshape_infer(Node *n) {
-    Tensor *x = n->in[0], *y = arena_zeroed(n->tape->host, sizeof *y);
-    int64_t count = 1;
-    *y = (Tensor){
-        .data = x->data, .rank = (int)n->attributes.i[4], .dtype = x->dtype, .borrowed = true, .name = n->op->name};
-    for (int i = 0; i < y->rank; i++) count *= y->shape[i] = n->attributes.i[i];
-    n->out = y;
-    return count == tensor_count(x) ? NULL : "reshape: the new shape has another number of elements";
+    Tensor *y = tape_view(n, (int)n->attributes.i[4], n->attributes.i);
+    return tensor_count(y) == tensor_count(n->in[0]) ? NULL : "reshape: the new shape has another number of elements";
 }
 static void reshape_forward(Node *n) { (void)n; }
 static void reshape_backward(Node *n, unsigned wanted) {

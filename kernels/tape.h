@@ -54,12 +54,16 @@ Tensor *tape_tensor(Tape *, Dtype, int rank, const int64_t *shape);
 Tensor *tape_constant(Tape *, Dtype, int rank, const int64_t *shape, const void *host);
 // The same data under another shape of equal count; gradients flow through. (An operator without work.)
 Tensor *tape_reshape(Tape *, Tensor *, int rank, const int64_t *shape);
+// Nobody reads x's elements any more, no gradient does either: its memory is used again at once. What it was made from
+// still gets its gradient. For a large output whose only reader has run (a product before it is summed over ranks).
+void    tape_drop(Tape *, Tensor *x); // NULL is allowed
 void    tape_read(Tape *, const Tensor *, void *host); // waits for the device; copies tensor_bytes()
 
 #define SHAPE(...) (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), ((int64_t[]){__VA_ARGS__})
 
 // ---- for operator files ----
 Tensor *tape_output(Node *, Dtype, int rank, const int64_t *shape); // sets and returns n->out
+Tensor *tape_view(Node *, int rank, const int64_t *shape); // sets and returns n->out: in[0]'s data, without a copy
 Tensor *tape_keep(Node *, int slot, Dtype, int rank, const int64_t *shape); // sets saved[slot]
 // Runs one operator: infer, forward, record. inputs beyond those given are NULL. Returns the output, or NULL on error.
 Tensor *tape_apply(Tape *, const Operator *, const Attributes *, int n_in, Tensor *const *in);

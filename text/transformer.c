@@ -1,6 +1,7 @@
 /* See transformer.h. Parameters: tokens, positions (learned), blocks.N.*, norm.*, head (untied). */
 #include "text/transformer.h"
 #include "base/error.h"
+#include "kernels/nn/tensor_parallel.h"
 #include <math.h>
 #include <stdio.h>
 
@@ -52,7 +53,19 @@ const char *text_check(const TextConfig *c, Arena *memory) {
     return NULL;
 }
 
+int64_t text_common(const TextConfig *c) {
+    BlockConfig block = block_config(c);
+    return block_common(&block);
+}
+
 // ---- parameters ----
+
+// (V, C), of which each tensor rank holds its share of the words
+static Tensor *declare_words(Parameters *p, const char *name, const TextConfig *c) {
+    Init normal = {.kind = INIT_NORMAL, .value = EMBEDDING_STD};
+    Split words = {.dimension = 0, .segments = 1, .size = {c->vocabulary}};
+    return parameters_add_split(p, name, SHAPE(c->vocabulary, c->width), normal, true, words);
+}
 
 bool text_declare(Text *m, Parameters *p, Arena *memory, const char *prefix, const TextConfig *c, Error *error) {
     const char *wrong = text_check(c, memory);
@@ -61,33 +74,51 @@ bool text_declare(Text *m, Parameters *p, Arena *memory, const char *prefix, con
         return error_set(error, ERROR_USAGE, "%s: the vocabulary is empty; give a tokenizer", prefix);
     BlockConfig block = block_config(c);
     Init normal = {.kind = INIT_NORMAL, .value = EMBEDDING_STD};
-    *m = (Text){.config = *c};
-    m->tokens =
-        parameters_add(p, arena_printf(memory, "%s.tokens", prefix), SHAPE(c->vocabulary, c->width), normal, true);
+    *m = (Text){.config = *c, .parallel = parameters_parallel(p)};
+    m->tokens = declare_words(p, arena_printf(memory, "%s.tokens", prefix), c);
     if (!c->rope)
         m->positions =
             parameters_add(p, arena_printf(memory, "%s.positions", prefix), SHAPE(c->context, c->width), normal, false);
     m->blocks = arena_array(memory, Block, c->layers);
     for (int i = 0; i < c->layers; i++)
         m->blocks[i] = block_declare(p, arena_printf(memory, "%s.blocks.%d", prefix, i), &block, i);
-    m->norm = norm_declare(p, arena_printf(memory, "%s.norm", prefix), c->width, c->norm, c->norm_epsilon);
-    m->head = c->tied ? m->tokens
-                      : parameters_add(p, arena_printf(memory, "%s.head", prefix), SHAPE(c->vocabulary, c->width),
-                                       normal, true);
+    m->norm = stack_norm_declare(p, arena_printf(memory, "%s.norm", prefix), c->width, c->norm, c->norm_epsilon);
+    m->head = c->tied ? m->tokens : declare_words(p, arena_printf(memory, "%s.head", prefix), c);
     return true;
 }
 
 // ---- passes ----
 
-Tensor *text_embed(Tape *t, const Text *m, Tensor *ids) { return embedding(t, ids, m->tokens); }
+Tensor *text_embed(Tape *t, const Text *m, Tensor *ids) {
+    Comm *tensor = m->parallel->tensor;
+    int64_t words = m->config.vocabulary;
+    if (parallel_ranks(m->parallel) == 1) return embedding(t, ids, m->tokens);
+    Tensor *part = split_embedding(t, ids, m->tokens, comm_share(words, comm_rank(tensor), comm_size(tensor)), words);
+    Tensor *x = tensor_reduce(t, part, tensor);
+    tape_drop(t, part);
+    return x;
+}
 
-Tensor *text_forward(Tape *t, const Text *m, Tensor *x, const BlockContext *context) {
+Tensor *text_forward(Tape *t, const Text *m, Tensor *x, const BlockContext *given) {
     const TextConfig *c = &m->config;
-    if (m->positions) x = add(t, x, embedding(t, context->positions, m->positions));
-    x = residual_dropout(t, x, c->dropout, 2 * (uint64_t)c->layers, context);
-    for (int i = 0; i < c->layers; i++) x = block_forward(t, &m->blocks[i], x, context);
-    if (context->cache && x) context->cache->used += x->shape[1];
-    return norm_forward(t, &m->norm, x);
+    BlockContext context = *given;
+    if (m->positions) x = add(t, x, embedding(t, context.positions, m->positions));
+    x = stack_enter(t, m->parallel, x, &context);
+    x = residual_dropout(t, x, c->dropout, 2 * (uint64_t)c->layers, &context);
+    for (int i = 0; i < c->layers; i++) x = block_forward(t, &m->blocks[i], x, &context);
+    if (context.cache && x) context.cache->used += x->shape[1];
+    return stack_leave(t, m->parallel, norm_forward(t, &m->norm, x), &context);
+}
+
+Tensor *text_score(Tape *t, const Text *m, Tensor *hidden, Tensor *targets) {
+    Comm *tensor = m->parallel->tensor;
+    if (parallel_ranks(m->parallel) == 1) return linear_cross_entropy(t, hidden, m->head, targets, NULL);
+    return split_cross_entropy(t, tensor_copy(t, hidden, tensor), m->head, targets, NULL, m->config.vocabulary, tensor);
+}
+
+Tensor *text_logits(Tape *t, const Text *m, Tensor *hidden) {
+    check(parallel_ranks(m->parallel) == 1);
+    return linear(t, hidden, m->head, NULL);
 }
 
 KvCache *text_cache_new(Backend *backend, const Text *m, int64_t batch, int64_t capacity) {

@@ -18,17 +18,22 @@ typedef struct Text {
     Tensor *positions; // (context, C) or NULL
     Block *blocks;
     Norm norm;
-    Tensor *head; // (V, C); == tokens where tied
+    Tensor *head;             // (V, C); == tokens where tied
+    const Parallel *parallel; // tokens and head hold this rank's share of V
 } Text;
 
 const char *text_check(const TextConfig *, Arena *); // NULL, or what does not fit and what would
+int64_t text_common(const TextConfig *);             // its layers divide over as many tensor ranks as divide this
 bool text_declare(Text *, Parameters *, Arena *, const char *prefix, const TextConfig *, Error *);
 Tensor *text_embed(Tape *, const Text *,
                    Tensor *ids); // (R, T) I32 -> (R, T, C); ids < 0 give zeros, to be filled by image tokens
 // Positions (context.positions, rope or learned), blocks and norm. With a cache: fills slots [used, used + T), then
 // advances `used`.
 Tensor *text_forward(Tape *, const Text *, Tensor *embedded, const BlockContext *); // (R, T, C) -> (R, T, C)
-KvCache *text_cache_new(Backend *, const Text *, int64_t batch, int64_t capacity);  // kv_cache_free
+// -log p of each target, 0 where it is negative: (R, T, C), (R T) I32 -> (R T) F32
+Tensor *text_score(Tape *, const Text *, Tensor *hidden, Tensor *targets);
+Tensor *text_logits(Tape *, const Text *, Tensor *hidden); // (N, C) -> (N, V); where the vocabulary is not shared out
+KvCache *text_cache_new(Backend *, const Text *, int64_t batch, int64_t capacity); // kv_cache_free
 double text_flop(const TextConfig *, double tokens,
                  double pairs); // of forward; pairs: (query, key) that attention computes
 // Elements, for an estimate of memory: of the matrices, and of what a forward pass leaves on the tape.

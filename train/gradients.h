@@ -1,25 +1,29 @@
-/* From the pieces of a step to updated parameters, over the data ranks: gradients are summed over pieces and ranks
- * bucket by bucket as backward passes complete them, the norm is taken, AdamW runs on this rank's shard, and parameters
- * are gathered again. Stages 0 to 3 after Rajbhandari et al. 2020 ("ZeRO").
+/* From the pieces of a step to summed gradients and updated parameters, over the data ranks: gradients are summed over
+ * pieces and ranks bucket by bucket as backward passes complete them, the norm is taken, AdamW runs on what this rank
+ * owns, and parameters are gathered again. Stages 0 to 3 after Rajbhandari et al. 2020 ("ZeRO").
  *
  * Ordered (Parallel.ordered): the pieces of all ranks are summed along one binary tree over the global pieces, whatever
- * the ranks, and the norm over fixed blocks: the same bits for every number of ranks, stage and share of pieces. */
+ * the ranks, and the norm over fixed blocks: the same bits for every number of ranks, stage and share of pieces. The
+ * sums of the tree that wait for their other half are whole gradients, at every stage: up to log2(pieces) of them. */
 #pragma once
 #include "base/trace.h"
 #include "kernels/nn/parameters.h"
-#include "train/optimizer.h"
 
 typedef struct Gradients Gradients;
 
-// Installs its hooks on the tape. Everything is borrowed; trace may be NULL.
+// Installs its hooks on the tape. Everything is borrowed; trace may be NULL, then nothing is drawn.
 Gradients *gradients_new(Parameters *, Tape *, Trace *);
-void gradients_free(Gradients *);
+void gradients_free(Gradients *); // takes its hooks off the tape; NULL is allowed
 
 // A step of `pieces` pieces on this rank (the same number on every data rank; a power of two when ordered).
 void gradients_begin_step(Gradients *, int pieces);
-// Around each piece's forward and backward pass, in order. In the last one reductions start as gradients complete. A
-// piece may hold nothing at all: then begin and end alone.
+// Around each piece's forward and its one backward pass, in order. In the last one (stages 2 and 3, not ordered: in
+// each) reductions start as gradients complete. A piece may hold nothing at all: then begin and end alone.
 void gradients_begin_piece(Gradients *, int piece);
 void gradients_end_piece(Gradients *);
+// Adds to a parameter's gradient what no tape writes: values (count), host. Within a piece, before its backward pass.
+void gradients_add(Gradients *, Tensor *parameter, const float *values);
 // Waits for all reductions; the global norm over every rank's part. Not finite where any element is not.
 double gradients_norm(Gradients *);
+// Really allocated for parameters and gradients, and beside that for buckets on their way.
+ParameterMemory gradients_memory(const Gradients *);

@@ -2,6 +2,7 @@
 #include "vision/mae.h"
 #include "base/error.h"
 #include "base/philox.h"
+#include "kernels/nn/tensor_parallel.h"
 #include <stdlib.h>
 
 // ---- config ----
@@ -41,6 +42,11 @@ const char *mae_check(const MaeConfig *c, const VitConfig *vit, Arena *memory) {
     return NULL;
 }
 
+int64_t mae_common(const MaeConfig *c, const VitConfig *vit) {
+    BlockConfig block = block_config(c, vit);
+    return block_common(&block);
+}
+
 // The patches whose place in the random order is below `kept` are seen; both lists are ascending.
 void mae_mask(uint64_t seed, uint64_t image_key, int64_t patches, int64_t kept, int32_t *keep, int32_t *masked) {
     for (int64_t i = 0; i < patches; i++) {
@@ -72,7 +78,7 @@ bool mae_declare(Mae *m, Parameters *p, Arena *memory, const char *prefix, const
     if (wrong) return error_set(error, ERROR_USAGE, "%s: %s", prefix, wrong);
     BlockConfig block = block_config(c, vit);
     int64_t width = c->decoder_width;
-    *m = (Mae){.config = *c};
+    *m = (Mae){.config = *c, .parallel = parameters_parallel(p)};
     m->embed = linear_declare(p, arena_printf(memory, "%s.embed", prefix), width, vit->width, true, 0);
     m->mask_token = parameters_add(p, arena_printf(memory, "%s.mask_token", prefix), SHAPE(width),
                                    (Init){.kind = INIT_NORMAL, .value = 0.02}, false);
@@ -117,10 +123,13 @@ static Tensor *unshuffle(Tape *t, const Mae *m, const VitConfig *vit, Tensor *se
 Tensor *mae_predict(Tape *t, const Mae *m, const Vit *trunk, Tensor *images, const int32_t *keep, const int32_t *masked,
                     const BlockContext *context) {
     const VitConfig *vit = &trunk->config;
+    BlockContext inside = *context; // the decoder's stack
     int64_t kept = mae_kept(&m->config, vit), patches = vit_patches(vit);
     Tensor *x = vit_forward(t, trunk, images, keep, kept, context);
     x = add(t, unshuffle(t, m, vit, x, keep), m->positions);
-    for (int i = 0; i < m->config.decoder_layers; i++) x = block_forward(t, &m->blocks[i], x, context);
+    x = stack_enter(t, m->parallel, x, &inside);
+    for (int i = 0; i < m->config.decoder_layers; i++) x = block_forward(t, &m->blocks[i], x, &inside);
+    x = stack_leave(t, m->parallel, x, &inside);
     if (!x) return NULL;
     x = gather_rows(t, x, rows_of(t, masked, x->shape[0], patches - kept, vit->class_token, x->shape[1], false));
     return linear_layer(t, &m->pixels, norm_forward(t, &m->norm, x));

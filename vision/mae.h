@@ -17,12 +17,15 @@ typedef struct Mae {
     Block *blocks;
     Norm norm;
     Linear pixels; // (3 P P, Cd)
+    const Parallel *parallel;
 } Mae;
 
 int64_t mae_kept(const MaeConfig *, const VitConfig *); // patches that the trunk sees: floor(N (1 - ratio))
 // The first `kept` of a random order are seen: drawn from (seed, image_key) alone. keep (kept), masked (N - kept).
 void mae_mask(uint64_t seed, uint64_t image_key, int64_t patches, int64_t kept, int32_t *keep, int32_t *masked);
 const char *mae_check(const MaeConfig *, const VitConfig *, Arena *); // NULL, or what does not fit and what would
+// The decoder's layers divide over as many tensor ranks as divide this.
+int64_t mae_common(const MaeConfig *, const VitConfig *);
 bool mae_declare(Mae *, Parameters *, Arena *, const char *prefix, const MaeConfig *, const VitConfig *, Error *);
 // images (B, 3, S, S); keep (B, kept), masked (B, N - kept) host indices. Returns the sum over masked patches, (1) F32.
 Tensor *mae_loss(Tape *, const Mae *, const Vit *, Tensor *images, const int32_t *keep, const int32_t *masked,

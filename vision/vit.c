@@ -1,6 +1,7 @@
 /* See vit.h. Parameters: patches.*, class_token, positions, pre_norm.*, blocks.N.*, norm.*, pool.*. */
 #include "vision/vit.h"
 #include "base/error.h"
+#include "kernels/nn/tensor_parallel.h"
 #include <math.h>
 #include <stdlib.h>
 
@@ -26,6 +27,11 @@ static BlockConfig block_config(const VitConfig *c) {
         .dropout = c->dropout,
         .residual_init_scale = 1,
     };
+}
+
+int64_t vit_common(const VitConfig *c) {
+    BlockConfig block = block_config(c);
+    return block_common(&block);
 }
 
 const char *vit_check(const VitConfig *c, Arena *memory) {
@@ -101,7 +107,7 @@ bool vit_declare(Vit *m, Parameters *p, Arena *memory, const char *prefix, const
     const char *wrong = vit_check(c, memory);
     if (wrong) return error_set(error, ERROR_USAGE, "%s: %s", prefix, wrong);
     BlockConfig block = block_config(c);
-    *m = (Vit){.config = *c};
+    *m = (Vit){.config = *c, .parallel = parameters_parallel(p)};
     m->patches = linear_declare(p, arena_printf(memory, "%s.patches", prefix), c->width, 3 * c->patch * c->patch,
                                 c->patch_bias, 0);
     if (c->class_token)
@@ -110,11 +116,11 @@ bool vit_declare(Vit *m, Parameters *p, Arena *memory, const char *prefix, const
     m->positions = declare_positions(p, memory, prefix, c);
     if (c->pre_norm)
         m->pre_norm =
-            norm_declare(p, arena_printf(memory, "%s.pre_norm", prefix), c->width, NORM_LAYER, c->norm_epsilon);
+            stack_norm_declare(p, arena_printf(memory, "%s.pre_norm", prefix), c->width, NORM_LAYER, c->norm_epsilon);
     m->blocks = arena_array(memory, Block, c->layers);
     for (int i = 0; i < c->layers; i++)
         m->blocks[i] = block_declare(p, arena_printf(memory, "%s.blocks.%d", prefix, i), &block, i);
-    m->norm = norm_declare(p, arena_printf(memory, "%s.norm", prefix), c->width, NORM_LAYER, c->norm_epsilon);
+    m->norm = stack_norm_declare(p, arena_printf(memory, "%s.norm", prefix), c->width, NORM_LAYER, c->norm_epsilon);
     if (c->pooling == POOL_ATTENTION) m->pool = declare_pool(p, memory, arena_printf(memory, "%s.pool", prefix), c);
     return true;
 }
@@ -136,18 +142,20 @@ static Tensor *kept_positions(Tape *t, const Vit *m, const int32_t *keep, int64_
 }
 
 Tensor *vit_forward(Tape *t, const Vit *m, Tensor *images, const int32_t *keep, int64_t kept,
-                    const BlockContext *context) {
+                    const BlockContext *given) {
     const VitConfig *c = &m->config;
+    BlockContext context = *given;
     if (!images) return NULL;
     int64_t batch = images->shape[0];
     Tensor *index = keep ? tape_constant(t, I32, SHAPE(batch, kept), keep) : NULL;
     Tensor *x = patch_embedding(t, images, m->patches.weight, m->patches.bias, index, (int)c->patch); // (B, N, C)
     if (m->class_token) x = concat_rows(t, m->class_token, x);
     x = add(t, x, keep ? kept_positions(t, m, keep, batch, kept) : m->positions);
-    x = residual_dropout(t, x, c->dropout, 2 * (uint64_t)c->layers, context);
+    x = stack_enter(t, m->parallel, x, &context);
+    x = residual_dropout(t, x, c->dropout, 2 * (uint64_t)c->layers, &context);
     if (c->pre_norm) x = norm_forward(t, &m->pre_norm, x);
-    for (int i = 0; i < c->layers; i++) x = block_forward(t, &m->blocks[i], x, context);
-    return norm_forward(t, &m->norm, x);
+    for (int i = 0; i < c->layers; i++) x = block_forward(t, &m->blocks[i], x, &context);
+    return stack_leave(t, m->parallel, norm_forward(t, &m->norm, x), &context);
 }
 
 // (1, C) -> (B, 1, C)

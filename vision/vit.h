@@ -33,9 +33,11 @@ typedef struct Vit {
     Norm pre_norm, norm;
     Block *blocks;
     AttentionPool pool; // POOL_ATTENTION
+    const Parallel *parallel;
 } Vit;
 
 const char *vit_check(const VitConfig *, Arena *); // NULL, or what does not fit and what would
+int64_t vit_common(const VitConfig *);             // its layers divide over as many tensor ranks as divide this
 int64_t vit_patches(const VitConfig *);            // (S / P)^2
 int64_t vit_tokens(const VitConfig *);             // with the class token
 bool vit_declare(Vit *, Parameters *, Arena *, const char *prefix, const VitConfig *, Error *);

@@ -1,7 +1,7 @@
 /* See block.h. The cached path of attention runs the same weights in two pieces, queries apart from keys and values:
  * a view of the rows of the packed matrix, so that new keys and values land in the cache with one copy. */
-#include "kernels/nn/block.h"
 #include "base/error.h"
+#include "kernels/nn/tensor_parallel.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -42,8 +42,9 @@ Tensor *linear_layer(Tape *t, const Linear *l, Tensor *x) { return linear(t, x, 
 
 Tensor *residual_dropout(Tape *t, Tensor *x, double p, uint64_t site, const BlockContext *context) {
     if (!x || !context->training || p <= 0) return x;
-    uint64_t row = (uint64_t)(x->shape[1] * x->shape[2]); // elements
-    return dropout(t, x, p, context->dropout_seed, site, context->first_row * row);
+    int64_t length = context->batch ? context->length : x->shape[1];
+    uint64_t position = context->first_row * (uint64_t)length + (uint64_t)context->first; // of x's first row
+    return dropout(t, x, p, context->dropout_seed, site, position * (uint64_t)x->shape[2]);
 }
 
 // ---- the block ----
@@ -57,20 +58,26 @@ static double projection_std(const BlockConfig *c, int64_t out, int64_t in) {
     return std * c->residual_init_scale;
 }
 
+int64_t block_common(const BlockConfig *c) {
+    return parallel_common(parallel_common(c->heads, c->kv_heads), c->mlp_width);
+}
+
 Block block_declare(Parameters *p, const char *name, const BlockConfig *c, int site) {
     check(c->heads > 0 && c->kv_heads > 0 && c->width % c->heads == 0 && c->heads % c->kv_heads == 0);
     check(c->residual_init_scale > 0);
     char full[NAME_MOST];
-    int64_t qkv = (c->heads + 2 * c->kv_heads) * head_size(c), up = c->mlp_width * (c->mlp == MLP_SWIGLU ? 2 : 1);
-    Block b = {.config = *c, .site = site};
-    b.norm1 = norm_declare(p, join(full, name, "norm1"), c->width, c->norm, c->norm_epsilon);
-    b.qkv = linear_declare(p, join(full, name, "qkv"), qkv, c->width, c->bias, c->init_std);
-    b.projection = linear_declare(p, join(full, name, "projection"), c->width, c->width, c->bias,
-                                  projection_std(c, c->width, c->width));
-    b.norm2 = norm_declare(p, join(full, name, "norm2"), c->width, c->norm, c->norm_epsilon);
-    b.up = linear_declare(p, join(full, name, "up"), up, c->width, c->bias, c->init_std);
-    b.down = linear_declare(p, join(full, name, "down"), c->width, c->mlp_width, c->bias,
-                            projection_std(c, c->width, c->mlp_width));
+    int64_t keys = c->kv_heads * head_size(c), qkv[] = {c->heads * head_size(c), keys, keys};
+    int64_t up[] = {c->mlp_width, c->mlp_width}; // gate | up, or up alone
+    Block b = {.config = *c, .site = site, .parallel = parameters_parallel(p)};
+    check(block_common(c) % parallel_ranks(b.parallel) == 0);
+    b.norm1 = stack_norm_declare(p, join(full, name, "norm1"), c->width, c->norm, c->norm_epsilon);
+    b.qkv = column_declare(p, join(full, name, "qkv"), 3, qkv, c->width, c->bias, c->init_std);
+    b.projection = row_declare(p, join(full, name, "projection"), c->width, c->width, c->bias,
+                               projection_std(c, c->width, c->width));
+    b.norm2 = stack_norm_declare(p, join(full, name, "norm2"), c->width, c->norm, c->norm_epsilon);
+    b.up = column_declare(p, join(full, name, "up"), c->mlp == MLP_SWIGLU ? 2 : 1, up, c->width, c->bias, c->init_std);
+    b.down = row_declare(p, join(full, name, "down"), c->width, c->mlp_width, c->bias,
+                         projection_std(c, c->width, c->mlp_width));
     return b;
 }
 
@@ -102,7 +109,7 @@ static void cache_write(KvCache *cache, int layer, const Tensor *kv) {
 static Tensor *attend_cached(Tape *t, const Block *b, Tensor *x, const BlockContext *context) {
     const BlockConfig *c = &b->config;
     int64_t d = head_size(c), queries = c->heads * d, kv_width = 2 * c->kv_heads * d;
-    check(!tape_recording(t) && context->range);
+    check(!tape_recording(t) && context->range && parallel_ranks(b->parallel) == 1);
     Tensor *q = linear_rows(t, &b->qkv, x, 0, queries);
     Tensor *kv = linear_rows(t, &b->qkv, x, queries, kv_width);
     if (c->rope) {
@@ -114,13 +121,14 @@ static Tensor *attend_cached(Tape *t, const Block *b, Tensor *x, const BlockCont
     return attention(t, q, &context->cache->kv[b->site], context->range, (Heads){c->heads, c->kv_heads, false});
 }
 
-// (B, T, C) -> (B, T, H D)
+// (B, T, C) -> (B, T, H D); H and K: the heads of this rank
 static Tensor *attend(Tape *t, const Block *b, Tensor *x, const BlockContext *context) {
     const BlockConfig *c = &b->config;
+    int heads = c->heads / parallel_ranks(b->parallel), kv_heads = c->kv_heads / parallel_ranks(b->parallel);
     if (context->cache) return attend_cached(t, b, x, context);
     Tensor *qkv = linear_layer(t, &b->qkv, x); // (B, T, (H + 2 K) D)
-    if (c->rope) qkv = rope(t, qkv, context->positions, c->heads + c->kv_heads, (int)head_size(c), c->rope_base);
-    return attention(t, qkv, NULL, context->range, (Heads){c->heads, c->kv_heads, context->causal});
+    if (c->rope) qkv = rope(t, qkv, context->positions, heads + kv_heads, (int)head_size(c), c->rope_base);
+    return attention(t, qkv, NULL, context->range, (Heads){heads, kv_heads, context->causal});
 }
 
 static Tensor *activate(Tape *t, MlpKind kind, Tensor *x) {
@@ -146,10 +154,11 @@ Tensor *mlp_forward(Tape *t, const Linear *up, const Linear *down, MlpKind kind,
 Tensor *block_forward(Tape *t, const Block *b, Tensor *x, const BlockContext *context) {
     const BlockConfig *c = &b->config;
     uint64_t site = 2 * (uint64_t)b->site;
-    Tensor *h = attend(t, b, norm_forward(t, &b->norm1, x), context);
-    h = linear_layer(t, &b->projection, h);
+    Tensor *h = column_input(t, b->parallel, norm_forward(t, &b->norm1, x), context);
+    h = row_linear(t, b->parallel, &b->projection, attend(t, b, h, context));
     x = add(t, x, residual_dropout(t, h, c->dropout, site, context));
-    h = mlp_forward(t, &b->up, &b->down, c->mlp, norm_forward(t, &b->norm2, x));
+    h = column_input(t, b->parallel, norm_forward(t, &b->norm2, x), context);
+    h = row_linear(t, b->parallel, &b->down, activate(t, c->mlp, linear_layer(t, &b->up, h)));
     return add(t, x, residual_dropout(t, h, c->dropout, site + 1, context));
 }
 

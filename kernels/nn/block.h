@@ -33,9 +33,10 @@ typedef struct Linear {
 typedef struct Block {
     BlockConfig config;
     Norm norm1, norm2;
-    Linear qkv, projection; // ((H + 2 K) D, C), (C, H D)
-    Linear up, down;        // (F, C) or (2 F, C) as [gate | up]; (C, F)
-    int site;               // number of the block in its stack: keys its dropout, names its cache
+    Linear qkv, projection;   // ((H + 2 K) D, C), (C, H D)
+    Linear up, down;          // (F, C) or (2 F, C) as [gate | up]; (C, F)
+    int site;                 // number of the block in its stack: keys its dropout, names its cache
+    const Parallel *parallel; // how its maps are split: qkv and up by columns, projection and down by rows
 } Block;
 
 /* Keys and values of all blocks of a stack, for generation. All rows of a batch write the same slots at the same time:
@@ -56,7 +57,10 @@ typedef struct BlockContext {
     uint64_t dropout_seed; // of this step and this pass
     uint64_t first_row;    // global number of the pass's first row, so that no layout changes the draws
     bool training;         // dropout on
-    KvCache *cache;        // generation (tapes that do not record); NULL in training
+    // Where rows are shared out (sequence parallel; set by stack_enter): B and T of the pass, and the first of its B T
+    // positions that lies here
+    int64_t batch, length, first;
+    KvCache *cache; // generation (tapes that do not record); NULL in training
 } BlockContext;
 
 Norm norm_declare(Parameters *, const char *name, int64_t width, NormKind, double epsilon);
@@ -64,9 +68,12 @@ Tensor *norm_forward(Tape *, const Norm *, Tensor *x);
 Linear linear_declare(Parameters *, const char *name, int64_t out, int64_t in, bool bias, double std);
 Tensor *linear_layer(Tape *, const Linear *, Tensor *x);
 // Residual dropout of a pass: p of x's elements become 0. site: unique among the dropouts of the pass.
-Tensor *residual_dropout(Tape *, Tensor *x, double p, uint64_t site, const BlockContext *); // (B, T, C)
+Tensor *residual_dropout(Tape *, Tensor *x, double p, uint64_t site,
+                         const BlockContext *); // (B, T, C), or (1, N, C) where rows are shared out
 Block block_declare(Parameters *, const char *name, const BlockConfig *, int site);
-Tensor *block_forward(Tape *, const Block *, Tensor *x, const BlockContext *); // (B, T, C) -> (B, T, C)
+// (B, T, C) -> (B, T, C), or (1, N, C) -> (1, N, C) where rows are shared out
+Tensor *block_forward(Tape *, const Block *, Tensor *x, const BlockContext *);
+int64_t block_common(const BlockConfig *); // its layers divide over as many tensor ranks as divide this
 // up, activation, down: (.., C) -> (.., C)
 Tensor *mlp_forward(Tape *, const Linear *up, const Linear *down, MlpKind, Tensor *x);
 // Of forward. tokens: rows that pass; pairs: (query, key) pairs that attention computes.

@@ -24,7 +24,3 @@ void split_run(const Split *s, const Comm *tensor, int64_t index, int64_t *globa
     }
     check_failed("an index of this rank's piece", __FILE__, __LINE__);
 }
-
-// Until the communication is linked in, everybody is alone.
-__attribute__((weak)) int comm_rank(const Comm *c) { return (void)c, 0; }
-__attribute__((weak)) int comm_size(const Comm *c) { return (void)c, 1; }

@@ -1,11 +1,13 @@
 /* Cross-entropy with the output projection folded in: the logits exist only a tile at a time, and backward computes
- * each tile again from the logsumexp that forward kept. Rows without a target cost nothing.
- * N rows, C width, V vocabulary. */
+ * each tile again from the logsumexp that forward kept. Rows without a target cost nothing. Where the vocabulary is
+ * shared out over ranks, two numbers a row travel: each rank's logsumexp and the target's logit, 0 where it is
+ * another's. N rows, C width, V vocabulary, of which this rank holds its share. */
+#include "kernels/collective.h"
 #include "kernels/example.h"
-#include "kernels/ops.h"
 
 enum { X, W, TARGETS, WEIGHT }; // inputs
 enum { LSE };                   // saved: (N) F32
+enum { A_VOCABULARY };          // attribute i: V
 
 static const char *linear_cross_entropy_infer(Node *n) {
     Tensor *x = n->in[X], *w = n->in[W], *targets = n->in[TARGETS], *weight = n->in[WEIGHT];
@@ -18,6 +20,8 @@ static const char *linear_cross_entropy_infer(Node *n) {
         return "linear_cross_entropy: one I32 target for each row";
     if (weight && (weight->dtype != F32 || tensor_count(weight) != rows))
         return "linear_cross_entropy: weight must be F32, one for each row";
+    if (w->shape[0] != collective_own(n->attributes.comm, n->attributes.i[A_VOCABULARY]))
+        return "linear_cross_entropy: w must hold this rank's share of the vocabulary";
     if (w->needs_grad && !w->is_parameter && w->dtype != F32)
         return "linear_cross_entropy: w in BF16 must be a parameter (its gradient is F32)";
     tape_output(n, F32, SHAPE(rows));
@@ -27,11 +31,23 @@ static const char *linear_cross_entropy_infer(Node *n) {
 
 static const float *weight_of(const Node *n) { return n->in[WEIGHT] ? n->in[WEIGHT]->data : NULL; }
 
+static Vocabulary vocabulary_of(const Node *n) {
+    int64_t all = n->attributes.i[A_VOCABULARY];
+    return (Vocabulary){collective_first(n->attributes.comm, all), n->in[W]->shape[0], all};
+}
+
 static void linear_cross_entropy_forward(Node *n) {
     Backend *be = tape_backend(n->tape);
-    Tensor *x = n->in[X], *w = n->in[W];
-    be->cross_entropy_forward(be, n->out->data, n->saved[LSE]->data, x->data, w->data, n->in[TARGETS]->data,
-                              weight_of(n), tensor_rows(x), tensor_width(x), w->shape[0], x->dtype);
+    Tensor *x = n->in[X], *w = n->in[W], *targets = n->in[TARGETS];
+    Comm *comm = n->attributes.comm;
+    int64_t rows = tensor_rows(x);
+    float *parts = tape_scratch(n, (size_t)(2 * comm_size(comm) * rows) * sizeof *parts); // (ranks, 2, N)
+    float *own = parts + 2 * comm_rank(comm) * rows;
+    be->cross_entropy_forward(be, own, own + rows, x->data, w->data, targets->data, rows, tensor_width(x),
+                              vocabulary_of(n), x->dtype);
+    comm_all_gather(comm, parts, own, 2 * comm_size(comm) * rows, sizeof *parts, n->op->name);
+    be->cross_entropy_combine(be, n->out->data, n->saved[LSE]->data, parts, targets->data, weight_of(n),
+                              comm_size(comm), rows);
 }
 
 static void linear_cross_entropy_backward(Node *n, unsigned wanted) {
@@ -42,7 +58,7 @@ static void linear_cross_entropy_backward(Node *n, unsigned wanted) {
     if (!dx.data && !dw.data) return;
     be->cross_entropy_backward(be, dx.data, dx.add, dw.data, dw.add, n->out->grad, n->saved[LSE]->data, x->data,
                                w->data, n->in[TARGETS]->data, weight_of(n), tensor_rows(x), tensor_width(x),
-                               w->shape[0], x->dtype);
+                               vocabulary_of(n), x->dtype);
 }
 
 // As if every row had a target.
@@ -84,5 +100,11 @@ const Operator op_linear_cross_entropy = {
 };
 
 Tensor *linear_cross_entropy(Tape *tape, Tensor *x, Tensor *w, Tensor *targets, Tensor *weight) {
-    return tape_apply(tape, &op_linear_cross_entropy, &(Attributes){0}, 4, (Tensor *[]){x, w, targets, weight});
+    return split_cross_entropy(tape, x, w, targets, weight, w ? w->shape[0] : 0, NULL);
+}
+
+Tensor *split_cross_entropy(Tape *tape, Tensor *x, Tensor *w, Tensor *targets, Tensor *weight, int64_t vocabulary,
+                            Comm *comm) {
+    Attributes a = {.i = {[A_VOCABULARY] = vocabulary}, .comm = comm};
+    return tape_apply(tape, &op_linear_cross_entropy, &a, 4, (Tensor *[]){x, w, targets, weight});
 }

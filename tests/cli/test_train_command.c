@@ -1,6 +1,7 @@
 /* `bifocal train` and what is done with a run: resume, stops and kills, eval, generate, report. */
 #include "base/files.h"
 #include "tests/cli/command.h"
+#include "tests/cli/runs.h"
 #include "tests/cli/tiny_project.h"
 #include <signal.h>
 #include <stdio.h>
@@ -9,8 +10,6 @@
 #include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
-
-enum { MOST_RECORDS = 512 };
 
 static char *project; // made once
 
@@ -24,67 +23,6 @@ static int close_project(void **state) {
     (void)state;
     temporary_free(project);
     return 0;
-}
-
-// Complete lines of a run's metrics, or 0.
-static int metrics_lines(const char *run) {
-    Buffer text = {0};
-    Error ignored = {0};
-    char name[256];
-    int lines = 0;
-    snprintf(name, sizeof name, "%s/%s/metrics.jsonl", project, run);
-    if (file_read(name, &text, &ignored))
-        for (size_t i = 0; i < text.size; i++) lines += text.data[i] == '\n';
-    buffer_free(&text);
-    return lines;
-}
-
-static void wait_for_lines(const char *run, int lines) {
-    for (int i = 0; i < 30000 && metrics_lines(run) < lines; i++) usleep(1000);
-    assert_true(metrics_lines(run) >= lines);
-}
-
-// The records of a run without what depends on the clock; ends with NULL. Returns how many.
-static int read_metrics(const char *run, json_t *records[MOST_RECORDS]) {
-    Error error = {0};
-    char name[256];
-    int count = 0;
-    snprintf(name, sizeof name, "%s/%s/metrics.jsonl", project, run);
-    JsonLines *lines = json_lines_open(name, &error);
-    assert_done(lines != NULL, &error);
-    while (count < MOST_RECORDS && json_lines_next(lines, &records[count], &error) && records[count]) {
-        json_object_del(records[count], "seconds");
-        json_object_del(records[count], "waited");
-        count++;
-    }
-    json_lines_close(lines);
-    return count;
-}
-
-static void assert_same_metrics(const char *a, const char *b, int steps) {
-    json_t *x[MOST_RECORDS], *y[MOST_RECORDS];
-    int n = read_metrics(a, x), m = read_metrics(b, y);
-    assert_int_equal(n, steps);
-    assert_int_equal(m, steps);
-    for (int i = 0; i < n; i++) {
-        assert_int_equal(json_get_int(x[i], "step", -1), i + 1);
-        assert_true(json_equal(x[i], y[i]));
-        json_decref(x[i]);
-        json_decref(y[i]);
-    }
-}
-
-static void assert_same_file(const char *a, const char *b) {
-    Buffer x = {0}, y = {0};
-    Error error = {0};
-    char *first = temporary_path(project, a), *second = temporary_path(project, b);
-    assert_done(file_read(first, &x, &error) && file_read(second, &y, &error), &error);
-    assert_int_equal(x.size, y.size);
-    assert_memory_equal(x.data, y.data, x.size);
-    buffer_free(&x);
-    buffer_free(&y);
-    free(first);
-    free(second);
 }
 
 static void a_run_folder_holds_what_is_promised(void **state) {
@@ -111,9 +49,9 @@ static void a_run_goes_on_where_it_stopped(void **state) {
     assert_status(0, project, "train", "config.yaml", "train.steps=8", "--run", "whole");
     assert_status(0, project, "train", "config.yaml", "--run", "parts");
     assert_status(0, project, "train", "--run", "parts", "--resume", "train.steps=8");
-    assert_same_metrics("whole", "parts", 8);
-    assert_same_file("whole/checkpoints/step-00000008/model.safetensors",
-                     "parts/checkpoints/step-00000008/model.safetensors");
+    assert_same_runs(project, "whole", "parts", 8);
+    assert_same_files(project, "whole/checkpoints/step-00000008/model.safetensors",
+                      "parts/checkpoints/step-00000008/model.safetensors");
 }
 
 #define STEPS 150
@@ -124,10 +62,10 @@ static void a_terminated_run_saves_and_resumes_exactly(void **state) {
     (void)state;
     assert_status(0, project, "train", "config.yaml", LONG, "--run", "unstopped");
     pid_t child = command_start(project, WORDS("train", "config.yaml", LONG, "--run", "stopped"));
-    wait_for_lines("stopped", 3);
+    run_wait_for_lines(project, "stopped", 3);
     kill(child, SIGTERM);
     assert_int_equal(command_end(child), 128 + SIGTERM);
-    assert_true(metrics_lines("stopped") < STEPS);
+    assert_true(run_lines(project, "stopped") < STEPS);
     assert_status(0, project, "generate", "stopped", "--prompt", "a", "--max-tokens", "2"); // it was saved
     child = command_start(project, WORDS("train", "--run", "stopped", "--resume"));
     usleep(50000);
@@ -135,8 +73,8 @@ static void a_terminated_run_saves_and_resumes_exactly(void **state) {
     int status = command_end(child);
     assert_true(status == 128 + SIGINT || status == 0); // 0: it was done by then
     assert_status(0, project, "train", "--run", "stopped", "--resume");
-    assert_same_metrics("unstopped", "stopped", STEPS);
-    assert_same_file("unstopped" LAST, "stopped" LAST);
+    assert_same_runs(project, "unstopped", "stopped", STEPS);
+    assert_same_files(project, "unstopped" LAST, "stopped" LAST);
 }
 
 // A step does not wait for its checkpoint: it may become visible some steps later.
@@ -163,8 +101,8 @@ static void a_killed_run_leaves_a_checkpoint_that_loads(void **state) {
     for (int i = 0; i < 3; i++) {
         pid_t child = command_start(project, WORDS("train", "config.yaml", "train.steps=10", "checkpoint.every=1",
                                                    "--resume", "--run", "killed"));
-        int before = metrics_lines("killed");
-        for (int k = 0; k < 5000 && metrics_lines("killed") < before + 2; k++) usleep(1000);
+        int before = run_lines(project, "killed");
+        for (int k = 0; k < 5000 && run_lines(project, "killed") < before + 2; k++) usleep(1000);
         wait_for_a_checkpoint("killed");
         usleep(1700u * (unsigned)i); // at different places of a step
         kill(child, SIGKILL);
@@ -172,9 +110,9 @@ static void a_killed_run_leaves_a_checkpoint_that_loads(void **state) {
         assert_status(0, project, "generate", "killed", "--prompt", "a", "--max-tokens", "1");
     }
     assert_status(0, project, "train", "--run", "killed", "--resume");
-    assert_same_metrics("unharmed", "killed", 10);
-    assert_same_file("unharmed/checkpoints/step-00000010/model.safetensors",
-                     "killed/checkpoints/step-00000010/model.safetensors");
+    assert_same_runs(project, "unharmed", "killed", 10);
+    assert_same_files(project, "unharmed/checkpoints/step-00000010/model.safetensors",
+                      "killed/checkpoints/step-00000010/model.safetensors");
 }
 
 // A full disk, as a limit on the size of files: the error names the file, and the checkpoints before it stay.
@@ -193,8 +131,8 @@ static void a_checkpoint_that_cannot_be_written_leaves_the_last_one(void **state
     assert_non_null(strstr(a.err.data, "free some space"));
     answer_free(&a);
     assert_status(0, project, "train", "--run", "full", "--resume", "train.steps=8");
-    assert_same_file("whole/checkpoints/step-00000008/model.safetensors",
-                     "full/checkpoints/step-00000008/model.safetensors");
+    assert_same_files(project, "whole/checkpoints/step-00000008/model.safetensors",
+                      "full/checkpoints/step-00000008/model.safetensors");
 }
 
 static void a_run_is_evaluated(void **state) {

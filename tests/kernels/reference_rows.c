@@ -5,9 +5,11 @@
 static void copy(double *to, const double *from, int64_t count) { memcpy(to, from, sizeof(double) * (size_t)count); }
 
 void reference_embedding(const Node *call, double *const in[], double *out) {
-    int64_t width = call->in[1]->shape[1];
-    for (int64_t n = 0; n < tensor_count(call->in[0]); n++)
-        for (int64_t c = 0; c < width; c++) *out++ = in[0][n] < 0 ? 0 : in[1][(int64_t)in[0][n] * width + c];
+    int64_t held = call->in[1]->shape[0], width = call->in[1]->shape[1], first = call->attributes.i[0];
+    for (int64_t n = 0; n < tensor_count(call->in[0]); n++) {
+        int64_t id = (int64_t)in[0][n], row = id - first;
+        for (int64_t c = 0; c < width; c++) *out++ = id < 0 || row < 0 || row >= held ? 0 : in[1][row * width + c];
+    }
 }
 
 void reference_gather_rows(const Node *call, double *const in[], double *out) {

@@ -1,6 +1,7 @@
 /* Cross-entropy over a projection, in tiles of rows x vocabulary: a matrix product makes a tile of logits, a pass over
  * it turns it into running logsumexps (forward) or into the logits' gradient (backward), which two more products turn
- * into dx and dw. Rows without a target are left out before anything is computed.
+ * into dx and dw. Rows without a target are left out before anything is computed. The table may hold a part of the
+ * vocabulary: logsumexps of the parts combine into the whole one, which backward takes.
  * N rows, C width, V vocabulary; R scored rows. */
 #include "base/error.h"
 #include "kernels/cpu/cpu.h"
@@ -21,11 +22,12 @@ typedef struct Loss { // one call
     const int32_t *index;   // (R): their places
     const int32_t *targets; // (N)
     const float *weight;    // (N) or NULL
-    float *loss, *lse;      // (N)
+    float *lse;             // (N)
     const float *d_loss;    // (N), backward
     void *dx;               // (N, C), backward, or NULL
     bool add_x;
-    int64_t rows, width, vocab; // rows: R
+    int64_t rows, width, vocab; // rows: R; vocab: of the words held
+    int64_t first, all;         // the first word held; words in the whole vocabulary
     Dtype t;
 } Loss;
 
@@ -85,7 +87,8 @@ static int64_t pad_row(float *row, int64_t columns) {
 
 static void forward_row(const Tile *t, int64_t r) {
     float *row = t->logits + r * t->stride;
-    int64_t padded = pad_row(row, t->columns), target = t->loss->targets[t->loss->index[t->row + r]] - t->column;
+    int64_t padded = pad_row(row, t->columns);
+    int64_t target = t->loss->targets[t->loss->index[t->row + r]] - t->loss->first - t->column;
     float before = t->column ? t->most[r] : -INFINITY;
     Vec high = vec_set(before), sum = {0};
     for (int64_t c = 0; c < padded; c += LANES) high = vec_max(high, vec_load(row, c, F32));
@@ -106,7 +109,8 @@ static void forward_task(void *context, int64_t task, int worker) {
 static void backward_row(const Tile *t, int64_t r) {
     const Loss *l = t->loss;
     float *row = t->logits + r * t->stride;
-    int64_t at = l->index[t->row + r], target = l->targets[at] - t->column, padded = pad_row(row, t->columns);
+    int64_t at = l->index[t->row + r], target = l->targets[at] - l->first - t->column;
+    int64_t padded = pad_row(row, t->columns);
     float factor = l->d_loss[at] * (l->weight ? l->weight[at] : 1), lse = l->lse[at];
     bool here = target >= 0 && target < t->columns;
     float own = here ? factor * (expf(row[target] - lse) - 1) : 0; // one rounding only, also in bf16
@@ -157,7 +161,7 @@ typedef struct Layout { // of the shared scratch
 static int64_t count_scored(const Loss *l, int64_t n) {
     int64_t count = 0;
     for (int64_t i = 0; i < n; i++) {
-        check(l->targets[i] < l->vocab);
+        check(l->targets[i] < l->all);
         count += l->targets[i] >= 0;
     }
     return count;
@@ -167,7 +171,7 @@ static int64_t count_scored(const Loss *l, int64_t n) {
 static Layout lay_out(Loss *l, int64_t n, bool backward) {
     Layout y = {0};
     l->rows = count_scored(l, n);
-    if (!l->rows) return y;
+    if (!l->rows || !l->vocab) return y;
     tile_sides(l->rows, l->vocab, &y.row_side, &y.column_side);
     y.stride = tile_stride(y.column_side);
     size_t row_bytes = (size_t)l->width * dtype_size(l->t), tile = (size_t)(y.row_side * y.stride);
@@ -215,25 +219,24 @@ static Tile tile_of(const Loss *l, const Layout *y, int64_t row, int64_t column)
                   .picked = y->picked};
 }
 
-static void cross_entropy_forward(Backend *b, float *loss, float *lse, const void *x, const void *w,
-                                  const int32_t *targets, const float *weight, int64_t n, int64_t width, int64_t vocab,
-                                  Dtype t) {
+static void cross_entropy_forward(Backend *b, float *lse, float *picked, const void *x, const void *w,
+                                  const int32_t *targets, int64_t n, int64_t width, Vocabulary v, Dtype t) {
     Loss l = {.backend = b,
               .x = x,
               .w = w,
               .targets = targets,
-              .weight = weight,
-              .loss = loss,
-              .lse = lse,
               .width = width,
-              .vocab = vocab,
+              .vocab = v.held,
+              .first = v.first,
+              .all = v.all,
               .t = t};
     Layout y = lay_out(&l, n, false);
-    memset(loss, 0, (size_t)n * sizeof *loss);
-    memset(lse, 0, (size_t)n * sizeof *lse);
-    for (int64_t row = 0; row < l.rows; row += y.row_side) {
-        Tile tile = {0};
-        for (int64_t column = 0; column < vocab; column += y.column_side) {
+    for (int64_t i = 0; i < n; i++) lse[i] = targets[i] < 0 ? 0 : -INFINITY; // of no words
+    memset(picked, 0, (size_t)n * sizeof *picked);
+    for (int64_t row = 0; v.held && row < l.rows; row += y.row_side) {
+        Tile tile = tile_of(&l, &y, row, 0);
+        memset(tile.picked, 0, (size_t)tile.rows * sizeof *tile.picked);
+        for (int64_t column = 0; column < v.held; column += y.column_side) {
             tile = tile_of(&l, &y, row, column);
             tile_logits(&tile);
             run_rows(&tile, forward_task);
@@ -241,8 +244,28 @@ static void cross_entropy_forward(Backend *b, float *loss, float *lse, const voi
         for (int64_t r = 0; r < tile.rows; r++) {
             int64_t at = l.index[row + r];
             lse[at] = tile.most[r] + logf(tile.sum[r]);
-            loss[at] = (weight ? weight[at] : 1) * (lse[at] - tile.picked[r]);
+            picked[at] = tile.picked[r];
         }
+    }
+}
+
+// Sums over ranks go from the first to the last; one part is taken as it is.
+static void cross_entropy_combine(Backend *b, float *loss, float *lse, const float *parts, const int32_t *targets,
+                                  const float *weight, int ranks, int64_t n) {
+    (void)b;
+    for (int64_t i = 0; i < n; i++) {
+        float most = parts[i], sum = 0, picked = 0, whole;
+        for (int r = 1; r < ranks; r++) { // NaN stays
+            float part = parts[2 * r * n + i];
+            most = part > most || isnan(part) ? part : most;
+        }
+        for (int r = 0; r < ranks; r++) {
+            sum += expf(parts[2 * r * n + i] - most);
+            picked += parts[(2 * r + 1) * n + i];
+        }
+        whole = ranks == 1 ? most : most + logf(sum);
+        loss[i] = targets[i] < 0 ? 0 : (weight ? weight[i] : 1) * (whole - picked);
+        lse[i] = targets[i] < 0 ? 0 : whole;
     }
 }
 
@@ -286,7 +309,7 @@ static void tile_products(const Tile *t, float *dx, bool dx_add, float *dw, bool
 
 static void cross_entropy_backward(Backend *b, void *dx, bool add_x, float *dw, bool add_w, const float *d_loss,
                                    const float *lse, const void *x, const void *w, const int32_t *targets,
-                                   const float *weight, int64_t n, int64_t width, int64_t vocab, Dtype t) {
+                                   const float *weight, int64_t n, int64_t width, Vocabulary v, Dtype t) {
     Loss l = {.backend = b,
               .x = x,
               .w = w,
@@ -297,16 +320,18 @@ static void cross_entropy_backward(Backend *b, void *dx, bool add_x, float *dw, 
               .dx = dx,
               .add_x = add_x,
               .width = width,
-              .vocab = vocab,
+              .vocab = v.held,
+              .first = v.first,
+              .all = v.all,
               .t = t};
     Layout y = lay_out(&l, n, true);
     bool direct = l.rows == n && t == F32; // dx takes the products as they are
-    for (int64_t i = 0; dx && !add_x && l.rows < n && i < n; i++)
-        if (targets[i] < 0) memset(row_at(dx, i, width, t), 0, (size_t)width * dtype_size(t));
-    if (dw && !add_w && !l.rows) memset(dw, 0, (size_t)(vocab * width) * sizeof *dw);
-    for (int64_t row = 0; row < l.rows; row += y.row_side) {
+    for (int64_t i = 0; dx && !add_x && (l.rows < n || !v.held) && i < n; i++)
+        if (targets[i] < 0 || !v.held) memset(row_at(dx, i, width, t), 0, (size_t)width * dtype_size(t));
+    if (dw && !add_w && !l.rows) memset(dw, 0, (size_t)(v.held * width) * sizeof *dw);
+    for (int64_t row = 0; v.held && row < l.rows; row += y.row_side) {
         float *rows = !dx ? NULL : direct ? (float *)dx + row * width : y.dx;
-        for (int64_t column = 0; column < vocab; column += y.column_side) {
+        for (int64_t column = 0; column < v.held; column += y.column_side) {
             Tile tile = tile_of(&l, &y, row, column);
             tile_logits(&tile);
             run_rows(&tile, backward_task);
@@ -321,5 +346,6 @@ static void cross_entropy_backward(Backend *b, void *dx, bool add_x, float *dw, 
 
 void SIMD_NAME(install_cross_entropy)(Backend *b) {
     b->cross_entropy_forward = cross_entropy_forward;
+    b->cross_entropy_combine = cross_entropy_combine;
     b->cross_entropy_backward = cross_entropy_backward;
 }

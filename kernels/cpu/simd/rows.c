@@ -62,6 +62,16 @@ static void embedding_forward(Backend *b, void *y, const int32_t *ids, const voi
     gather(b, (Rows){y, table, ids, n, width, vocab, t, t, false});
 }
 
+// Words beyond the whole vocabulary are nobody's.
+static void local_ids(Backend *b, int32_t *local, const int32_t *ids, int64_t n, Vocabulary v) {
+    (void)b;
+    for (int64_t i = 0; i < n; i++) {
+        check(ids[i] < v.all);
+        bool held = ids[i] >= v.first && ids[i] < v.first + v.held;
+        local[i] = held ? ids[i] - (int32_t)v.first : -1;
+    }
+}
+
 // ---- y[rows[m]] += x[m], in the order of m ----
 
 // The rows of x that go to each row of y, as chains in order: first[r], then next[.]; -1 ends one.
@@ -197,5 +207,5 @@ static void copy_rows(Backend *b, void *out, Dtype to, int64_t out_stride, int64
 void SIMD_NAME(install_rows)(Backend *b) {
     b->gather_rows = gather_rows, b->scatter_rows = scatter_rows, b->scatter_add_rows = scatter_add_rows;
     b->embedding_forward = embedding_forward, b->embedding_backward = embedding_backward;
-    b->copy_rows = copy_rows;
+    b->copy_rows = copy_rows, b->local_ids = local_ids;
 }

@@ -1,0 +1,30 @@
+/* Layers split over tensor ranks (Shoeybi et al. 2019, "Megatron-LM") and, between them, activations shared out by rows
+ * (Korthikanti et al. 2022, "sequence parallel"). A pair of linear maps is cut column by column, then row by row: each
+ * rank computes a part of the inner width with no word from the others, and one sum ends the pair. Alone, every
+ * function is the plain layer. B batch, T length, C width; N of the B T rows on this rank. */
+#pragma once
+#include "kernels/nn/block.h"
+
+int parallel_ranks(const Parallel *);        // over which layers are split; 1 for NULL
+bool parallel_shares_rows(const Parallel *); // whether activations inside a stack are (1, N, C)
+
+// Cut over its outputs, which consist of `segments` (q | k | v); the bias with them.
+Linear column_declare(Parameters *, const char *name, int segments, const int64_t *sizes, int64_t in, bool bias,
+                      double std);
+// Cut over its inputs; the bias is whole and added once.
+Linear row_declare(Parameters *, const char *name, int64_t out, int64_t in, bool bias, double std);
+// A norm inside a stack: whole on every rank; with shared rows its gradients are parts of sums.
+Norm stack_norm_declare(Parameters *, const char *name, int64_t width, NormKind, double epsilon);
+
+// x (B, T, C), or (1, N, C) inside a stack, for every rank's part of a linear map: (B, T, C)
+Tensor *column_input(Tape *, const Parallel *, Tensor *x, const BlockContext *);
+// The sum over ranks of x W^T, and the bias: (B, T, F) -> (B, T, C), or (1, N, C) inside a stack
+Tensor *row_linear(Tape *, const Parallel *, const Linear *, Tensor *x);
+
+// The borders of a stack: (B, T, C) -> (1, N, C), noting the whole shape in the context, and back.
+Tensor *stack_enter(Tape *, const Parallel *, Tensor *x, BlockContext *);
+Tensor *stack_leave(Tape *, const Parallel *, Tensor *x, const BlockContext *);
+
+// Sizes are cut evenly, so what divides their greatest common divisor is a number of ranks that works: "1, 2 or 4".
+int64_t parallel_common(int64_t a, int64_t b);
+const char *parallel_degrees(int64_t common, Arena *);
