@@ -17,8 +17,8 @@ typedef struct BenchArguments {
 } BenchArguments;
 
 static void usage(FILE *out) {
-    fputs("usage: bifocal bench train [--preset NAME] [--precision f32|bf16] [--threads N] [--iterations N] [--peer "
-          "COMMAND] [--json]\n\n"
+    fputs("usage: bifocal bench train [--preset NAME] [--precision f32|bf16] [--threads N] [--iterations N]\n"
+          "                           [--recompute none|selective|full] [--peer COMMAND] [--json]\n\n"
           "A whole training step on random data: forward, backward, clip, AdamW. Presets: ",
           out);
     for (int i = 0; bench_train_presets[i]; i++) fprintf(out, "%s%s", i ? ", " : "", bench_train_presets[i]);
@@ -68,14 +68,17 @@ static void print(const BenchArguments *a, const BenchTrainResult *r, const doub
     if (a->json) {
         printf("{\"preset\": \"%s\", \"precision\": \"%s\", \"median_ms\": %.3f, \"best_ms\": %.3f, \"worst_ms\": "
                "%.3f, \"per_second\": %.2f, \"unit\": \"%s\", "
-               "\"gflops\": %.1f, \"peak_gb\": %.3f, \"parameters\": %.0f, \"peer_median_ms\": %.3f}\n",
+               "\"gflops\": %.1f, \"peak_gb\": %.3f, \"activations_gb\": %.3f, \"parameters\": %.0f, "
+               "\"peer_median_ms\": %.3f}\n",
                a->options.preset, precision, 1e3 * mine, 1e3 * ours[0], 1e3 * ours[a->rounds - 1], units / mine,
-               r->unit, r->gflops * r->median / mine, r->peak_bytes / 1e9, r->parameters, 1e3 * other);
+               r->unit, r->gflops * r->median / mine, r->peak_bytes / 1e9, r->activation_bytes / 1e9, r->parameters,
+               1e3 * other);
         return;
     }
-    printf("%-9s %-4s  %8.2f ms a step (%.2f .. %.2f over %d turns)  %10.0f %s/s  %7.1f GFLOP/s  peak %.2f GB",
+    printf("%-9s %-4s  %8.2f ms a step (%.2f .. %.2f over %d turns)  %10.0f %s/s  %7.1f GFLOP/s  peak %.2f GB, "
+           "activations %.3f GB",
            a->options.preset, precision, 1e3 * mine, 1e3 * ours[0], 1e3 * ours[a->rounds - 1], a->rounds, units / mine,
-           r->unit, r->gflops * r->median / mine, r->peak_bytes / 1e9);
+           r->unit, r->gflops * r->median / mine, r->peak_bytes / 1e9, r->activation_bytes / 1e9);
     if (a->peer)
         printf("  peer %.2f ms (%.2f .. %.2f): %.2f x", 1e3 * other, 1e3 * peer[0], 1e3 * peer[a->rounds - 1],
                other / mine);
@@ -117,6 +120,8 @@ static bool take_option(BenchArguments *a, int c, const char *value, Error *erro
         a->options.precision = choice ? BF16 : F32;
     else if (c == 't' && (ok = option_number(value, 0, 4096, "--threads", &number, error)))
         a->options.threads = (int)number;
+    else if (c == 'c' && (ok = option_choice(value, "none|selective|full", "--recompute", &choice, error)))
+        a->options.recompute = (Recompute)choice;
     else if (c == 'i' && (ok = option_number(value, 1, 1e9, "--iterations", &number, error)))
         a->options.iterations = (int)number;
     else if (c == 'r' && (ok = option_number(value, 1, 1e6, "--rounds", &number, error)))
@@ -129,6 +134,7 @@ static bool parse(BenchArguments *a, int argc, char **argv, bool *help, Error *e
                                             {"precision", required_argument, 0, 'f'},
                                             {"threads", required_argument, 0, 't'},
                                             {"iterations", required_argument, 0, 'i'},
+                                            {"recompute", required_argument, 0, 'c'},
                                             {"peer", required_argument, 0, 'e'},
                                             {"rounds", required_argument, 0, 'r'},
                                             {"json", no_argument, 0, 'j'},

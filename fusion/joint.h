@@ -23,6 +23,7 @@ typedef struct JointConfig {
     double weight[OBJECTIVES];
     double pixel_mean[3], pixel_std[3]; // of values in 0..1
     StringList freeze;                  // prefixes of parameter names: "vision", "text", "vision.blocks.0"
+    Recompute recompute;                // of its blocks, in training; not the model's own: no number depends on it
 } JointConfig;
 
 extern const ConfigSchema joint_schema; // keys "model.*" over JointConfig; train nests it in its own table

@@ -54,8 +54,10 @@ void joint_counts(const JointConfig *c, const Batch *b, int64_t count[OBJECTIVES
 // Dropout differs from step to step and from pass to pass (the objectives, and OBJECTIVES for the trunk).
 static BlockContext context_of(const Step *s, int pass, uint64_t first_row) {
     uint64_t key[3] = {s->pass->seed, (uint64_t)s->batch->step, (uint64_t)pass};
-    return (BlockContext){
-        .training = s->pass->training, .first_row = first_row, .dropout_seed = hash_u64(key, sizeof key)};
+    return (BlockContext){.training = s->pass->training,
+                          .first_row = first_row,
+                          .dropout_seed = hash_u64(key, sizeof key),
+                          .recompute = s->joint->config.recompute};
 }
 
 // Images `list` of the batch: (count, 3, S, S); all of them in order without a copy.

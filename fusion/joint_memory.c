@@ -29,8 +29,8 @@ double joint_weights(const JointConfig *c) {
 
 JointMemory joint_memory(const JointConfig *c, const JointSizes *sizes, Dtype compute) {
     double elements = 0;
-    if (c->has_vision) elements += vit_activations(&c->vision, sizes->images, vit_tokens(&c->vision));
-    if (joint_needs_text(c)) elements += text_activations(&c->text, sizes->tokens);
-    if (c->weight[OBJECTIVE_MAE] > 0) elements += mae_activations(&c->mae, &c->vision, sizes->mae_images);
+    if (c->has_vision) elements += vit_activations(&c->vision, sizes->images, vit_tokens(&c->vision), c->recompute);
+    if (joint_needs_text(c)) elements += text_activations(&c->text, sizes->tokens, c->recompute);
+    if (c->weight[OBJECTIVE_MAE] > 0) elements += mae_activations(&c->mae, &c->vision, sizes->mae_images, c->recompute);
     return (JointMemory){model_bytes(c, compute), elements * (double)dtype_size(compute)};
 }

@@ -137,7 +137,7 @@ double text_weights(const TextConfig *c) {
     return (double)c->layers * block_weights(&block) + rows * (double)c->width;
 }
 
-double text_activations(const TextConfig *c, double tokens) {
+double text_activations(const TextConfig *c, double tokens, Recompute recompute) {
     BlockConfig block = block_config(c);
-    return (double)c->layers * block_activations(&block, tokens) + 2 * tokens * (double)c->width;
+    return (double)c->layers * block_activations(&block, tokens, recompute) + 2 * tokens * (double)c->width;
 }

@@ -38,4 +38,4 @@ double text_flop(const TextConfig *, double tokens,
                  double pairs); // of forward; pairs: (query, key) that attention computes
 // Elements, for an estimate of memory: of the matrices, and of what a forward pass leaves on the tape.
 double text_weights(const TextConfig *);
-double text_activations(const TextConfig *, double tokens);
+double text_activations(const TextConfig *, double tokens, Recompute);

@@ -57,6 +57,7 @@ const char *const bench_train_presets[] = {"nanochar", "gpt_mini", "gpt2",    "g
 
 typedef struct Bench {
     const Preset *preset;
+    Recompute recompute;
     Backend *backend;
     Parameters *parameters;
     Arena *memory;
@@ -146,6 +147,7 @@ static bool open_bench(Bench *b, const BenchTrainOptions *o, Log *log, Error *er
                              .gradient_clip = 1};
     b->optimizer = optimizer_new(b->backend, b->parameters, &adamw, 1000);
     b->tape = tape_new(b->backend, true);
+    b->recompute = o->recompute;
     return true;
 }
 
@@ -172,8 +174,10 @@ static Tensor *pictures(Bench *b, Dtype compute) {
 static Tensor *text_states(Bench *b) { // (B T, C)
     const Preset *p = b->preset;
     int64_t places = p->batch * p->text.context;
-    BlockContext context = {
-        .causal = true, .positions = tape_constant(b->tape, I32, SHAPE(places), b->positions), .training = true};
+    BlockContext context = {.causal = true,
+                            .positions = tape_constant(b->tape, I32, SHAPE(places), b->positions),
+                            .training = true,
+                            .recompute = b->recompute};
     Tensor *ids = tape_constant(b->tape, I32, SHAPE(p->batch, p->text.context), b->ids);
     return text_forward(b->tape, &b->text, text_embed(b->tape, &b->text, ids), &context);
 }
@@ -185,7 +189,7 @@ static Tensor *mean_cross_entropy(Bench *b, Tensor *x, Tensor *w, const int32_t 
 
 static Tensor *pair_loss(Bench *b, Tensor *images) {
     const Preset *p = b->preset;
-    BlockContext context = {.training = true};
+    BlockContext context = {.training = true, .recompute = b->recompute};
     Tensor *seen = vit_pool(b->tape, &b->vision, vit_forward(b->tape, &b->vision, images, NULL, 0, &context));
     Tensor *text = gather_rows(b->tape, text_states(b), tape_constant(b->tape, I32, SHAPE(p->batch), b->ends));
     seen = l2_normalize(b->tape, linear(b->tape, seen, b->see, NULL));
@@ -195,7 +199,7 @@ static Tensor *pair_loss(Bench *b, Tensor *images) {
 
 static Tensor *loss_of(Bench *b, Dtype compute) {
     const Preset *p = b->preset;
-    BlockContext context = {.training = true};
+    BlockContext context = {.training = true, .recompute = b->recompute};
     if (p->kind == LANGUAGE)
         return mean_cross_entropy(b, text_states(b), b->text.head, b->targets, p->batch * p->text.context);
     Tensor *images = pictures(b, compute);
@@ -228,7 +232,7 @@ static int by_time(const void *a, const void *b) {
 
 static void summarise(const Bench *b, double *times, int count, float loss, BenchTrainResult *out) {
     const Preset *p = b->preset;
-    Cost cost = tape_cost(b->tape);
+    Cost cost = tape_cost(b->tape), again = tape_replayed(b->tape);
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
     qsort(times, (size_t)count, sizeof *times, by_time);
@@ -239,8 +243,9 @@ static void summarise(const Bench *b, double *times, int count, float loss, Benc
                               .median = median,
                               .best = times[0],
                               .worst = times[count - 1],
-                              .gflops = (cost.flop + cost.backward_flop) / median / 1e9,
+                              .gflops = (cost.flop - again.flop + cost.backward_flop) / median / 1e9,
                               .peak_bytes = (double)usage.ru_maxrss * 1024,
+                              .activation_bytes = (double)tape_peak(b->tape),
                               .parameters = (double)parameters_elements(b->parameters, false),
                               .loss = loss};
 }

@@ -3,21 +3,23 @@
 #pragma once
 #include "base/error.h"
 #include "base/log.h"
-#include "kernels/tensor.h"
+#include "kernels/nn/block.h"
 
 typedef struct BenchTrainOptions {
     const char *preset; // see bench_train_presets
     Dtype precision;    // F32 or BF16
     int threads;        // 0: one per core
     int iterations;     // measured steps, behind two that are not
+    Recompute recompute;
 } BenchTrainOptions;
 
 typedef struct BenchTrainResult {
     const char *unit;           // "tokens" or "images"
     double per_second;          // at the median
     double median, best, worst; // seconds of a step
-    double gflops;              // model FLOP of forward and backward, at the median
+    double gflops;              // model FLOP of forward and backward (once each), at the median
     double peak_bytes;          // of parameters, states, activations and scratch
+    double activation_bytes;    // of activations, their gradients and scratch: the most at once
     double parameters;
     double loss; // of the last step: finite, or the figure means nothing
 } BenchTrainResult;

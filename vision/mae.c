@@ -161,10 +161,11 @@ double mae_weights(const MaeConfig *c, const VitConfig *vit) {
     return (double)c->decoder_layers * block_weights(&block) + (double)c->decoder_width * ((double)vit->width + pixels);
 }
 
-double mae_activations(const MaeConfig *c, const VitConfig *vit, double images) {
+double mae_activations(const MaeConfig *c, const VitConfig *vit, double images, Recompute recompute) {
     BlockConfig block = block_config(c, vit);
     double tokens = images * (double)vit_tokens(vit), patches = images * (double)vit_patches(vit);
     double hidden = patches - images * (double)mae_kept(c, vit), pixels = 3 * (double)(vit->patch * vit->patch);
-    return vit_activations(vit, images, mae_kept(c, vit) + vit->class_token) + 2 * tokens * (double)c->decoder_width +
-           (double)c->decoder_layers * block_activations(&block, tokens) + hidden * pixels;
+    return vit_activations(vit, images, mae_kept(c, vit) + vit->class_token, recompute) +
+           2 * tokens * (double)c->decoder_width +
+           (double)c->decoder_layers * block_activations(&block, tokens, recompute) + hidden * pixels;
 }

@@ -37,4 +37,4 @@ double mae_flop(const MaeConfig *, const VitConfig *, double images); // of forw
 // Elements, for an estimate of memory: of the decoder's matrices; of what a forward pass, the trunk's in it, leaves on
 // the tape.
 double mae_weights(const MaeConfig *, const VitConfig *);
-double mae_activations(const MaeConfig *, const VitConfig *, double images);
+double mae_activations(const MaeConfig *, const VitConfig *, double images, Recompute);

@@ -204,8 +204,8 @@ double vit_weights(const VitConfig *c) {
     return (double)c->layers * block_weights(&block) + rows * (double)c->width;
 }
 
-double vit_activations(const VitConfig *c, double images, int64_t tokens) {
+double vit_activations(const VitConfig *c, double images, int64_t tokens, Recompute recompute) {
     BlockConfig block = block_config(c);
     double all = images * (double)tokens;
-    return (double)c->layers * block_activations(&block, all) + 3 * all * (double)c->width;
+    return (double)c->layers * block_activations(&block, all, recompute) + 3 * all * (double)c->width;
 }

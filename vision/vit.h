@@ -52,4 +52,4 @@ void vit_sincos(float *out, int64_t side, int64_t width, bool class_token);
 double vit_flop(const VitConfig *, double images, int64_t tokens); // of forward, `tokens` seen of each image
 // Elements, for an estimate of memory: of the matrices, and of what a forward pass leaves on the tape.
 double vit_weights(const VitConfig *);
-double vit_activations(const VitConfig *, double images, int64_t tokens);
+double vit_activations(const VitConfig *, double images, int64_t tokens, Recompute);

@@ -2,6 +2,7 @@
  * a view of the rows of the packed matrix, so that new keys and values land in the cache with one copy. */
 #include "base/error.h"
 #include "kernels/nn/tensor_parallel.h"
+#include "kernels/recompute.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -121,12 +122,32 @@ static Tensor *attend_cached(Tape *t, const Block *b, Tensor *x, const BlockCont
     return attention(t, q, &context->cache->kv[b->site], context->range, (Heads){c->heads, c->kv_heads, false});
 }
 
-// (B, T, C) -> (B, T, H D); H and K: the heads of this rank
+// A piece of a block's pass, as a function that may be run again.
+typedef struct Piece {
+    const Block *block;
+    BlockContext context;
+} Piece;
+
+// Runs it; in recomputation of this kind it is not held.
+static Tensor *run_piece(Tape *t, RecomputeFunction piece, const Block *b, Tensor *x, const BlockContext *context,
+                         Recompute kind) {
+    Piece p = {b, *context};
+    return context->recompute == kind ? tape_recompute(t, piece, &p, sizeof p, x) : piece(t, &p, x);
+}
+
+// (B, T, C) or (1, N, C) -> (B, T, (H + 2 K) D)
+static Tensor *attention_input(Tape *t, const void *closure, Tensor *x) {
+    const Piece *p = closure;
+    const Block *b = p->block;
+    return linear_layer(t, &b->qkv, column_input(t, b->parallel, norm_forward(t, &b->norm1, x), &p->context));
+}
+
+// (B, T, C) or (1, N, C) -> (B, T, H D); H and K: the heads of this rank
 static Tensor *attend(Tape *t, const Block *b, Tensor *x, const BlockContext *context) {
     const BlockConfig *c = &b->config;
     int heads = c->heads / parallel_ranks(b->parallel), kv_heads = c->kv_heads / parallel_ranks(b->parallel);
-    if (context->cache) return attend_cached(t, b, x, context);
-    Tensor *qkv = linear_layer(t, &b->qkv, x); // (B, T, (H + 2 K) D)
+    if (context->cache) return attend_cached(t, b, norm_forward(t, &b->norm1, x), context);
+    Tensor *qkv = run_piece(t, attention_input, b, x, context, RECOMPUTE_SELECTIVE);
     if (c->rope) qkv = rope(t, qkv, context->positions, heads + kv_heads, (int)head_size(c), c->rope_base);
     return attention(t, qkv, NULL, context->range, (Heads){heads, kv_heads, context->causal});
 }
@@ -151,15 +172,43 @@ Tensor *mlp_forward(Tape *t, const Linear *up, const Linear *down, MlpKind kind,
     return linear_layer(t, down, activate(t, kind, linear_layer(t, up, x)));
 }
 
-Tensor *block_forward(Tape *t, const Block *b, Tensor *x, const BlockContext *context) {
-    const BlockConfig *c = &b->config;
+// (B, T, C) or (1, N, C) -> (B, T, F) or (B, T, 2 F); F: of this rank
+static Tensor *mlp_input(Tape *t, const void *closure, Tensor *x) {
+    const Piece *p = closure;
+    const Block *b = p->block;
+    return linear_layer(t, &b->up, column_input(t, b->parallel, norm_forward(t, &b->norm2, x), &p->context));
+}
+
+// (B, T, F) or (B, T, 2 F) -> (B, T, C) or (1, N, C)
+static Tensor *mlp_output(Tape *t, const void *closure, Tensor *x) {
+    const Block *b = ((const Piece *)closure)->block;
+    return row_linear(t, b->parallel, &b->down, activate(t, b->config.mlp, x));
+}
+
+// x + dropout(h). No gradient reads h.
+static Tensor *residual(Tape *t, const Block *b, Tensor *x, Tensor *h, uint64_t site, const BlockContext *context) {
+    Tensor *kept = residual_dropout(t, h, b->config.dropout, site, context);
+    if (kept != h) tape_drop(t, h);
+    Tensor *sum = add(t, x, kept);
+    tape_drop(t, kept);
+    return sum;
+}
+
+static Tensor *whole_block(Tape *t, const void *closure, Tensor *x) {
+    const Piece *p = closure;
+    const Block *b = p->block;
     uint64_t site = 2 * (uint64_t)b->site;
-    Tensor *h = column_input(t, b->parallel, norm_forward(t, &b->norm1, x), context);
-    h = row_linear(t, b->parallel, &b->projection, attend(t, b, h, context));
-    x = add(t, x, residual_dropout(t, h, c->dropout, site, context));
-    h = column_input(t, b->parallel, norm_forward(t, &b->norm2, x), context);
-    h = row_linear(t, b->parallel, &b->down, activate(t, c->mlp, linear_layer(t, &b->up, h)));
-    return add(t, x, residual_dropout(t, h, c->dropout, site + 1, context));
+    Tensor *h = row_linear(t, b->parallel, &b->projection, attend(t, b, x, &p->context));
+    x = residual(t, b, x, h, site, &p->context);
+    h = run_piece(t, mlp_input, b, x, &p->context, RECOMPUTE_SELECTIVE);
+    h = run_piece(t, mlp_output, b, h, &p->context, RECOMPUTE_SELECTIVE);
+    return residual(t, b, x, h, site + 1, &p->context);
+}
+
+Tensor *block_forward(Tape *t, const Block *b, Tensor *x, const BlockContext *given) {
+    BlockContext context = *given;
+    if (!tape_recording(t)) context.recompute = RECOMPUTE_FULL; // nothing is held then, nor computed again
+    return run_piece(t, whole_block, b, x, &context, RECOMPUTE_FULL);
 }
 
 double block_flop(const BlockConfig *c, double tokens, double pairs) {
@@ -174,11 +223,13 @@ double block_weights(const BlockConfig *c) {
     return width * (qkv + width + mlp);
 }
 
-// Outputs of width C: two norms, attention, projection, down, two sums; and qkv (with rope twice), up, activation.
-double block_activations(const BlockConfig *c, double tokens) {
-    double qkv = (double)((c->heads + 2 * c->kv_heads) * head_size(c)) * (c->rope ? 2 : 1);
-    double mlp = (double)c->mlp_width * (c->mlp == MLP_SWIGLU ? 3 : 2);
-    return tokens * (7 * (double)c->width + qkv + mlp);
+// Outputs of width C: two norms, attention, two sums; and qkv (with rope twice), up, activation.
+double block_activations(const BlockConfig *c, double tokens, Recompute recompute) {
+    double width = (double)c->width, qkv = (double)((c->heads + 2 * c->kv_heads) * head_size(c)) * (c->rope ? 2 : 1);
+    double up = (double)c->mlp_width * (c->mlp == MLP_SWIGLU ? 2 : 1);
+    if (recompute == RECOMPUTE_FULL) return tokens * width;
+    if (recompute == RECOMPUTE_SELECTIVE) return tokens * (3 * width + qkv + up);
+    return tokens * (5 * width + qkv + up + (double)c->mlp_width);
 }
 
 // ---- the cache ----

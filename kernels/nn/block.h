@@ -49,6 +49,10 @@ typedef struct KvCache {
     int64_t capacity, used; // slots
 } KvCache;
 
+/* What of a block is computed again in the backward pass instead of being held. Selective: what is large and costs next
+ * to nothing, the norms and the activation of the MLP. Full: everything but the block's input. */
+typedef enum { RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL } Recompute;
+
 // What a pass over blocks shares.
 typedef struct BlockContext {
     Tensor *range;         // (B, T, 2) I32 or NULL; with a cache it is needed, and counts slots
@@ -57,6 +61,7 @@ typedef struct BlockContext {
     uint64_t dropout_seed; // of this step and this pass
     uint64_t first_row;    // global number of the pass's first row, so that no layout changes the draws
     bool training;         // dropout on
+    Recompute recompute;
     // Where rows are shared out (sequence parallel; set by stack_enter): B and T of the pass, and the first of its B T
     // positions that lies here
     int64_t batch, length, first;
@@ -79,7 +84,7 @@ Tensor *mlp_forward(Tape *, const Linear *up, const Linear *down, MlpKind, Tenso
 // Of forward. tokens: rows that pass; pairs: (query, key) pairs that attention computes.
 double block_flop(const BlockConfig *, double tokens, double pairs);
 double block_weights(const BlockConfig *);                    // elements of its matrices
-double block_activations(const BlockConfig *, double tokens); // elements that a forward pass leaves on the tape
+double block_activations(const BlockConfig *, double tokens, Recompute); // elements that a forward pass leaves behind
 
 // A cache for `layers` blocks of this config; kv_cache_free(NULL) is allowed.
 KvCache *kv_cache_new(Backend *, const BlockConfig *, int layers, int64_t batch, int64_t capacity, Dtype);

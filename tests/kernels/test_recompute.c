@@ -272,7 +272,9 @@ static void hooks_hear_of_parameters_inside_as_of_others(void **state) {
         for (int in_halves = 0; in_halves < 2; in_halves++) {
             Told told = {.model = &m};
             size_t bytes;
-            tape_set_hooks(m.tape, &(TapeHooks){&told, told_use, told_gradient, told_complete});
+            tape_set_hooks(
+                m.tape,
+                &(TapeHooks){.context = &told, .use = told_use, .gradient = told_gradient, .complete = told_complete});
             free(step(&m, (How)how, in_halves, &bytes));
             assert_int_equal(told.first, PARAMETERS);
             for (int i = 0; i < PARAMETERS; i++) assert_int_equal(told.complete[i], 1);
@@ -293,7 +295,7 @@ static void what_the_loss_does_not_need_is_complete_without_running_again(void *
     (void)state;
     Model m = model_new(NULL);
     Told told = {.model = &m};
-    tape_set_hooks(m.tape, &(TapeHooks){&told, told_use, told_gradient, NULL});
+    tape_set_hooks(m.tape, &(TapeHooks){.context = &told, .use = told_use, .gradient = told_gradient});
     Tensor *x = tape_constant(m.tape, F32, SHAPE(ROWS, WIDTH), m.x);
     Tensor *h = tape_recompute(m.tape, layer_forward, &m.layer[0], sizeof(Layer), x);
     assert_non_null(tape_recompute(m.tape, layer_forward, &m.layer[1], sizeof(Layer), h));
