@@ -10,16 +10,17 @@ typedef struct Arguments {
 } Arguments;
 
 static void usage(FILE *out) {
-    fputs("usage: bifocal bench checkpoint --out DIR [OPTION]... [model.KEY=VALUE]...\n\n"
-          "Training steps of a text model on random tokens, and checkpoints that are written meanwhile: how long the\n"
-          "training waited for a save, and how long that took until it was synced. The last checkpoint stays in DIR.\n\n"
-          "  --out DIR      where to write\n"
-          "  --saves N      checkpoints, of which the median counts (5)\n"
-          "  --tokens N     of a step (128)\n"
-          "  --threads N    of the arithmetic (0: one per core)\n"
-          "  --json         one JSON object on stdout\n\n"
-          "Without settings the model is GPT-2 of 124M parameters; see `bifocal config --help` for its keys.\n",
-          out);
+    fputs(
+        "usage: bifocal bench checkpoint --out DIR [OPTION]... [model.KEY=VALUE]...\n\n"
+        "Training steps of a text model on random tokens, and checkpoints that are written meanwhile: how long the\n"
+        "training waited for a save, and how long that took until it was synced. The last checkpoint stays in DIR.\n\n"
+        "  --out DIR      where to write\n"
+        "  --saves N      checkpoints, of which the median counts (5)\n"
+        "  --tokens N     of a step (128)\n"
+        "  --threads N    of the arithmetic (0: one per core)\n"
+        "  --json         one JSON object on stdout\n\n"
+        "Without settings the model is GPT-2 of 124M parameters; see `bifocal config --help` for its keys.\n",
+        out);
 }
 
 static bool take_option(Arguments *a, int c, const char *value, Error *error) {
@@ -50,8 +51,7 @@ static bool parse(Arguments *a, int argc, char **argv, bool *help, Error *error)
         if ((*help = c == 'h')) return true;
         if (c == '?' || !take_option(a, c, optarg, error)) return false;
     }
-    if (!a->options.out)
-        return error_set(error, ERROR_USAGE, "give --out DIR; see `bifocal bench checkpoint --help`");
+    if (!a->options.out) return error_set(error, ERROR_USAGE, "give --out DIR; see `bifocal bench checkpoint --help`");
     a->options.overrides = (const char *const *)(argv + optind);
     a->options.override_count = argc - optind;
     return true;

@@ -69,6 +69,7 @@ static bool open_bench(Bench *b, const BenchCheckpointOptions *o, Log *log, Erro
     CheckpointOptions options = {
         .run = o->out, .keep = 1, .joint = b->joint, .optimizer = b->optimizer, .backend = b->backend, .log = log};
     b->saver = saver_new(&options);
+    checkpoint_prepare(b->saver);
     return true;
 }
 
@@ -90,7 +91,7 @@ static bool one_step(Bench *b, double *seconds, Error *error) {
     if (loss.total) tape_backward(b->tape, loss.total, ALL_GRADIENTS);
     if (tape_error(b->tape)) return error_set(error, ERROR_FAILED, "%s", tape_error(b->tape));
     parameters_end_backward(joint_parameters(b->joint));
-    double norm = optimizer_gradient_norm(b->optimizer);
+    double norm = parameters_gradient_norm(joint_parameters(b->joint));
     checkpoint_hold(b->saver);
     optimizer_step(b->optimizer, ++b->state.step, norm);
     *seconds = clock_seconds() - start;

@@ -1,7 +1,9 @@
 /* See checkpoint.h. A save goes through phases; each ends when checkpoint_commit finds that all ranks have done their
- * part. One rank by itself seals its files in the thread that wrote them. */
+ * part: WRITING, when every rank's thread writes its files, and SEALING, when rank 0's makes a checkpoint of them. One
+ * rank by itself seals in the thread that wrote. */
 #include "train/checkpoint.h"
 #include "base/clock.h"
+#include "train/agree.h"
 #include "train/checkpoint_write.h"
 #include <pthread.h>
 #include <signal.h>
@@ -12,10 +14,13 @@ typedef enum Phase { IDLE, WRITING, SEALING } Phase;
 
 struct Saver {
     CheckpointOptions options;
-    Arena *memory;
+    Comm *world; // NULL: alone
+    int ranks;
+    Arena *memory, *ranges; // of the saver; of a save
     CheckpointLayout *layout;
     CheckpointJob job;
-    Phase phase; // of the save under way
+    CheckpointFile *files; // (ranks, CHECKPOINT_PARTS) what all ranks wrote
+    Phase phase;           // of the save under way
     int64_t saved;
     double started, held, written; // seconds; `held` is of the save under way, or of the last
 
@@ -31,15 +36,19 @@ Saver *saver_new(const CheckpointOptions *options) {
     Saver *s = calloc(1, sizeof *s);
     check(s);
     Parameters *parameters = joint_parameters(options->joint);
-    StateRange *ranges;
-    *s = (Saver){.options = *options, .memory = arena_new(1 << 16), .saved = -1};
+    *s = (Saver){.options = *options, .saved = -1, .copied = true, .done = true, .ok = true};
+    s->world = options->mesh ? options->mesh->world : NULL;
+    s->ranks = comm_size(s->world);
+    s->memory = arena_new(1 << 16);
+    s->ranges = arena_new(1 << 16);
     pthread_mutex_init(&s->mutex, NULL);
     pthread_cond_init(&s->news, NULL);
-    s->layout = checkpoint_layout_new(parameters, 1, s->memory);
+    s->layout = checkpoint_layout_new(parameters, s->ranks, s->memory);
+    s->files = arena_array(s->memory, CheckpointFile, s->ranks * CHECKPOINT_PARTS);
     s->job.options = &s->options;
     s->job.layout = s->layout;
-    int count = optimizer_ranges(options->optimizer, s->memory, &ranges);
-    checkpoint_copy_init(&s->job.copy, options->backend, parameters, s->layout, ranges, count, s->job.rank, s->memory);
+    s->job.rank = comm_rank(s->world);
+    checkpoint_copy_init(&s->job.copy, options->backend, parameters, s->layout, options->mesh, s->memory);
     model_describe(options->joint, options->tokenizer, &s->job.description);
     return s;
 }
@@ -59,6 +68,7 @@ void saver_free(Saver *s) {
     pthread_mutex_destroy(&s->mutex);
     pthread_cond_destroy(&s->news);
     arena_free(s->memory);
+    arena_free(s->ranges);
     free(s);
 }
 
@@ -79,47 +89,6 @@ static bool heard(const Saver *s, const bool *what) {
     return value;
 }
 
-static void *write_all(void *saver) {
-    Saver *s = saver;
-    checkpoint_copy_own(&s->job.copy);
-    checkpoint_copy_end(&s->job.copy);
-    tell(s, &s->copied);
-    s->ok = checkpoint_job_write(&s->job, &s->error) &&
-            checkpoint_job_seal(&s->job, s->job.own, CHECKPOINT_PARTS, &s->error);
-    tell(s, &s->done);
-    return NULL;
-}
-
-// Without signals: those of the run are for the thread that trains. Where no thread can be had, the caller waits.
-static void run_beside(Saver *s, void *(*work)(void *)) {
-    sigset_t all, before;
-    s->done = s->ok = false;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    s->threaded = pthread_create(&s->thread, NULL, work, s) == 0;
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (!s->threaded) work(s);
-}
-
-// ---- phases ----
-
-bool checkpoint_start(Saver *s, const TrainState *state, Error *error) {
-    if (!checkpoint_finish(s, error)) return false;
-    s->started = clock_seconds();
-    s->held = s->written = 0;
-    checkpoint_job_begin(&s->job, state);
-    bool ok = checkpoint_copy_begin(&s->job.copy, error) && folder_remove(s->job.aside, error) &&
-              folder_create(s->job.aside, error);
-    if (!ok)
-        return error_prefix(error, "checkpoint of step %lld not saved, earlier ones are intact",
-                            (long long)state->step);
-    s->phase = WRITING;
-    s->copied = false;
-    run_beside(s, write_all);
-    s->held += clock_seconds() - s->started;
-    return true;
-}
-
 static void wait_for(Saver *s, const bool *what) {
     double start = clock_seconds();
     pthread_mutex_lock(&s->mutex);
@@ -128,30 +97,123 @@ static void wait_for(Saver *s, const bool *what) {
     s->held += clock_seconds() - start;
 }
 
+static void *touch(void *saver) {
+    Saver *s = saver;
+    checkpoint_copy_touch(&s->job.copy);
+    tell(s, &s->done);
+    return NULL;
+}
+
+static void *write_all(void *saver) {
+    Saver *s = saver;
+    checkpoint_copy_own(&s->job.copy);
+    checkpoint_copy_end(&s->job.copy);
+    tell(s, &s->copied);
+    s->ok = checkpoint_job_write(&s->job, &s->error);
+    if (s->ok && s->ranks == 1) s->ok = checkpoint_job_seal(&s->job, s->job.own, CHECKPOINT_PARTS, &s->error);
+    tell(s, &s->done);
+    return NULL;
+}
+
+static void *seal_all(void *saver) {
+    Saver *s = saver;
+    s->ok = checkpoint_job_seal(&s->job, s->files, s->ranks * CHECKPOINT_PARTS, &s->error);
+    tell(s, &s->done);
+    return NULL;
+}
+
+// Without signals: those of the run are for the thread that trains. Where no thread can be had, the caller waits.
+static void run_beside(Saver *s, void *(*work)(void *)) {
+    sigset_t all, before;
+    s->done = false;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    s->threaded = pthread_create(&s->thread, NULL, work, s) == 0;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (!s->threaded) work(s);
+}
+
+void checkpoint_prepare(Saver *s) {
+    Error ignored; // checkpoint_start tries again
+    if (s->phase == IDLE && !s->threaded && checkpoint_copy_reserve(&s->job.copy, &ignored)) run_beside(s, touch);
+}
+
+// ---- phases ----
+
+static bool not_saved(const Saver *s, Error *error) {
+    return error_prefix(error, "checkpoint of step %lld not saved, earlier ones are intact",
+                        (long long)s->job.state.step);
+}
+
+// The folder aside, and room for the copy.
+static bool make_room(Saver *s, Error *error) {
+    bool ok = checkpoint_copy_reserve(&s->job.copy, error);
+    if (s->job.rank == 0) ok = ok && folder_remove(s->job.aside, error) && folder_create(s->job.aside, error);
+    if (agree(s->world, ok, error)) return true;
+    if (s->job.rank == 0) checkpoint_job_drop(&s->job);
+    return false;
+}
+
+bool checkpoint_start(Saver *s, const TrainState *state, Error *error) {
+    StateRange *ranges;
+    if (!checkpoint_finish(s, error)) return false;
+    s->started = clock_seconds();
+    s->held = s->written = 0;
+    join(s); // of checkpoint_prepare
+    checkpoint_job_begin(&s->job, state);
+    if (!make_room(s, error)) return not_saved(s, error);
+    arena_reset(s->ranges);
+    int count = optimizer_ranges(s->options.optimizer, s->ranges, &ranges);
+    checkpoint_copy_begin(&s->job.copy, ranges, count);
+    checkpoint_copy_exchange(&s->job.copy, s->world);
+    s->phase = WRITING;
+    s->copied = false;
+    run_beside(s, write_all);
+    s->held += clock_seconds() - s->started;
+    return true;
+}
+
 void checkpoint_hold(Saver *s) {
     if (s && s->phase == WRITING) wait_for(s, &s->copied);
 }
 
+// All have written: rank 0 seals while the others have nothing more to do.
+static void begin_to_seal(Saver *s) {
+    int64_t bytes = (int64_t)sizeof s->job.own;
+    comm_all_gather(s->world, s->files, s->job.own, s->ranks, bytes, "checkpoint");
+    s->phase = SEALING;
+    if (s->job.rank == 0) run_beside(s, seal_all);
+}
+
 static void report(const Saver *s) {
-    CheckpointTimes t = checkpoint_times(s);
-    log_info(s->options.log, "checkpoint of step %lld: %.1f MB in %.2f s; training waited %.3f s of them",
-             (long long)s->saved, t.bytes / 1e6, t.written, t.held);
+    double bytes = 0;
+    for (int i = 0; i < s->layout->count; i++) bytes += (double)s->layout->tensors[i].bytes;
+    if (s->job.rank == 0)
+        log_info(s->options.log, "checkpoint of step %lld: %.1f MB in %.2f s; training waited %.3f s of them",
+                 (long long)s->saved, bytes / 1e6, s->written, s->held);
 }
 
 bool checkpoint_commit(Saver *s, Error *error) {
+    double start = clock_seconds();
     check(s->phase != IDLE);
     join(s);
+    *error = s->error;
+    bool ok = agree(s->world, s->ok, error);
+    if (ok && s->phase == WRITING && s->ranks > 1) {
+        begin_to_seal(s);
+        s->held += clock_seconds() - start;
+        return true;
+    }
     s->phase = IDLE;
     s->written = clock_seconds() - s->started;
-    if (s->ok) {
+    s->held += clock_seconds() - start;
+    if (ok) {
         s->saved = s->job.state.step;
         report(s);
         return true;
     }
-    *error = s->error;
-    checkpoint_job_drop(&s->job);
-    return error_prefix(error, "checkpoint of step %lld not saved, earlier ones are intact",
-                        (long long)s->job.state.step);
+    if (s->job.rank == 0) checkpoint_job_drop(&s->job);
+    return not_saved(s, error);
 }
 
 bool checkpoint_finish(Saver *s, Error *error) {

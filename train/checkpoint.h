@@ -41,6 +41,7 @@ bool checkpoint_finish(Saver *, Error *);
 
 // ---- each rank by itself ----
 
+void checkpoint_prepare(Saver *);         // takes memory for the copies, beside the caller's work
 void checkpoint_hold(Saver *);            // waits until parameters and moments may change
 bool checkpoint_under_way(const Saver *); // the same on every rank
 bool checkpoint_written(const Saver *);   // a save is under way, and this rank has done its part of it

@@ -3,25 +3,25 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { ALIGN = 64 }; // bytes
+enum { ALIGN = 64, PAGE = 4096 }; // bytes
 
 void checkpoint_copy_init(CheckpointCopy *c, Backend *backend, const Parameters *parameters,
-                          const CheckpointLayout *layout, const StateRange *ranges, int range_count, int rank,
-                          Arena *memory) {
-    *c = (CheckpointCopy){.backend = backend,
-                          .parameters = parameters,
-                          .layout = layout,
-                          .ranges = ranges,
-                          .range_count = range_count,
-                          .rank = rank};
+                          const CheckpointLayout *layout, const Mesh *mesh, Arena *memory) {
+    *c = (CheckpointCopy){.backend = backend, .parameters = parameters, .layout = layout, .mesh = mesh};
+    c->rank = mesh ? comm_rank(mesh->world) : 0;
     c->to = arena_array(memory, float *, layout->count + 1);
     c->arrived = arena_array(memory, int64_t, layout->count + 1);
     for (int i = 0; i < layout->count; i++)
-        if (layout->writer[i] == rank) c->bytes += (layout->tensors[i].bytes + ALIGN - 1) / ALIGN * ALIGN;
+        if (layout->writer[i] == c->rank) c->bytes += (layout->tensors[i].bytes + ALIGN - 1) / ALIGN * ALIGN;
+}
+
+void checkpoint_copy_free(CheckpointCopy *c) {
+    if (c->memory) munmap(c->memory, (size_t)c->bytes);
 }
 
 // Large pages where there are any: a copy of gigabytes then takes a few hundred page faults instead of a million.
-static bool reserve(CheckpointCopy *c, Error *error) {
+bool checkpoint_copy_reserve(CheckpointCopy *c, Error *error) {
+    if (c->memory || !c->bytes) return true;
     void *memory = mmap(NULL, (size_t)c->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED)
         return error_set_errno(error, ERROR_FAILED,
@@ -38,23 +38,48 @@ static bool reserve(CheckpointCopy *c, Error *error) {
     return true;
 }
 
-bool checkpoint_copy_begin(CheckpointCopy *c, Error *error) {
-    if (c->bytes && !c->memory && !reserve(c, error)) return false;
+void checkpoint_copy_touch(const CheckpointCopy *c) {
+    for (int64_t at = 0; at < c->bytes; at += PAGE) ((volatile char *)c->memory)[at] = 0;
+}
+
+void checkpoint_copy_begin(CheckpointCopy *c, const StateRange *ranges, int count) {
+    c->ranges = ranges;
+    c->range_count = count;
     memset(c->arrived, 0, (size_t)c->layout->count * sizeof *c->arrived);
-    return true;
+}
+
+int checkpoint_copy_tensor(const CheckpointCopy *c, const StateRange *r) {
+    return c->layout->number[r->kind][r->parameter];
+}
+
+// What every data rank holds goes to writers of the same data place, what every tensor rank holds to those of the same
+// tensor place; so each writer gets everything once, from its neighbours.
+int checkpoint_copy_writer(const CheckpointCopy *c, const StateRange *r) {
+    int writer = c->layout->writer[checkpoint_copy_tensor(c, r)], place[MESH_AXES];
+    if (!c->mesh || writer == c->rank) return writer;
+    const Mesh *m = c->mesh;
+    const Parameter *p = parameters_at((Parameters *)(uintptr_t)c->parameters, r->parameter);
+    mesh_place(m->size, writer, place);
+    bool whole = !p->split.segments;
+    if (r->everywhere && place[MESH_DATA] != m->place[MESH_DATA]) return -1;
+    if (whole && place[MESH_TENSOR] != m->place[MESH_TENSOR]) return -1;
+    return writer;
+}
+
+void checkpoint_copy_run(const CheckpointCopy *c, const StateRange *r, int64_t done, int64_t *first, int64_t *count) {
+    const Parameter *p = parameters_at((Parameters *)(uintptr_t)c->parameters, r->parameter);
+    parameter_run(p, parameters_parallel(c->parameters), r->first + done, first, count);
+    if (*count > r->count - done) *count = r->count - done;
 }
 
 void checkpoint_copy_own(CheckpointCopy *c) {
-    const Parallel *parallel = parameters_parallel(c->parameters);
     for (int i = 0; i < c->range_count; i++) {
         const StateRange *r = &c->ranges[i];
-        int tensor = c->layout->number[r->kind][r->parameter];
-        if (c->layout->writer[tensor] != c->rank) continue;
-        const Parameter *p = parameters_at((Parameters *)(uintptr_t)c->parameters, r->parameter);
-        for (int64_t done = 0, global, run; done < r->count; done += run) {
-            parameter_run(p, parallel, r->first + done, &global, &run);
-            if (run > r->count - done) run = r->count - done;
-            c->backend->download(c->backend, c->to[tensor] + global, r->data + done, (size_t)run * sizeof(float));
+        int tensor = checkpoint_copy_tensor(c, r);
+        if (checkpoint_copy_writer(c, r) != c->rank) continue;
+        for (int64_t done = 0, first, run; done < r->count; done += run) {
+            checkpoint_copy_run(c, r, done, &first, &run);
+            c->backend->download(c->backend, c->to[tensor] + first, r->data + done, (size_t)run * sizeof(float));
         }
         c->arrived[tensor] += r->count;
     }
@@ -63,8 +88,4 @@ void checkpoint_copy_own(CheckpointCopy *c) {
 void checkpoint_copy_end(const CheckpointCopy *c) {
     for (int i = 0; i < c->layout->count; i++)
         check(c->layout->writer[i] != c->rank || c->arrived[i] * (int64_t)sizeof(float) == c->layout->tensors[i].bytes);
-}
-
-void checkpoint_copy_free(CheckpointCopy *c) {
-    if (c->memory) munmap(c->memory, (size_t)c->bytes);
 }

@@ -2,11 +2,13 @@
  * itself is copied by any thread, at any time before the next update. */
 #pragma once
 #include "train/checkpoint_layout.h"
+#include "train/mesh.h"
 
 typedef struct CheckpointCopy {
     Backend *backend;
     const Parameters *parameters;
     const CheckpointLayout *layout;
+    const Mesh *mesh;         // NULL: alone
     const StateRange *ranges; // (range_count) what this rank holds
     int range_count, rank;
     char *memory; // of the copies; kept from one checkpoint to the next
@@ -15,11 +17,23 @@ typedef struct CheckpointCopy {
     int64_t *arrived; // (layout->count) elements of the copy under way
 } CheckpointCopy;
 
-// Everything is borrowed.
-void checkpoint_copy_init(CheckpointCopy *, Backend *, const Parameters *, const CheckpointLayout *,
-                          const StateRange *ranges, int range_count, int rank, Arena *);
-// Makes room for a copy; false where there is none.
-bool checkpoint_copy_begin(CheckpointCopy *, Error *);
-void checkpoint_copy_own(CheckpointCopy *);       // what this rank holds itself
-void checkpoint_copy_end(const CheckpointCopy *); // every element has come, once
+// Everything is borrowed; mesh NULL: alone.
+void checkpoint_copy_init(CheckpointCopy *, Backend *, const Parameters *, const CheckpointLayout *, const Mesh *,
+                          Arena *);
 void checkpoint_copy_free(CheckpointCopy *);
+// Makes room for a copy; false where there is none.
+bool checkpoint_copy_reserve(CheckpointCopy *, Error *);
+void checkpoint_copy_touch(const CheckpointCopy *); // the system's part of the work, ahead of the first copy
+
+// A copy: begin, then what comes from other ranks (collective), what this rank holds itself, and the end: every element
+// has come, once. ranges: what this rank holds, borrowed until then.
+void checkpoint_copy_begin(CheckpointCopy *, const StateRange *ranges, int count);
+void checkpoint_copy_exchange(CheckpointCopy *, Comm *world); // checkpoint_exchange.c
+void checkpoint_copy_own(CheckpointCopy *);
+void checkpoint_copy_end(const CheckpointCopy *);
+
+// For the exchange. The rank that this rank sends a range to; -1: others who hold it too do that.
+int checkpoint_copy_writer(const CheckpointCopy *, const StateRange *);
+int checkpoint_copy_tensor(const CheckpointCopy *, const StateRange *);
+// Elements [done, done + *count) of the range lie together in the whole tensor, from *first on.
+void checkpoint_copy_run(const CheckpointCopy *, const StateRange *, int64_t done, int64_t *first, int64_t *count);

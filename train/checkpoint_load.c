@@ -1,6 +1,6 @@
 /* See checkpoint.h: reading. Every rank maps all files and takes the runs of elements that it holds from them, whoever
  * wrote them; the checksums of each file are verified by one rank. */
-#include "base/json.h"
+#include "train/agree.h"
 #include "train/checkpoint.h"
 #include "train/checkpoint_layout.h"
 #include <string.h>
@@ -36,33 +36,42 @@ static void take(const StateRange *r, const SafeTensor *tensor, Parameters *para
     }
 }
 
-static bool open_part(const char *folder, CheckpointPart part, const CheckpointLayout *l, SafeTensorsSet *files,
-                      Error *error) {
+// Checksums of every file are verified by one of the ranks.
+static bool open_part(const char *folder, CheckpointPart part, const CheckpointLayout *l, Comm *world,
+                      SafeTensorsSet *files, Error *error) {
     char description[PATH_BYTES];
     snprintf(description, sizeof description, "%s/%s", folder, MODEL_DESCRIPTION);
     return safetensors_set_open(files, folder, checkpoint_part_names[part], error) &&
-           safetensors_set_verify(files, 0, 1, error) && safetensors_set_check_file(files, description, error) &&
-           same_tensors(l, part, files, error);
+           safetensors_set_verify(files, comm_rank(world), comm_size(world), error) &&
+           safetensors_set_check_file(files, description, error) && same_tensors(l, part, files, error);
 }
 
-bool checkpoint_load(const char *folder, TrainState *s, Joint *joint, Optimizer *optimizer, Backend *backend,
-                     const Mesh *mesh, Error *error) {
-    (void)mesh;
-    Parameters *parameters = joint_parameters(joint);
-    SafeTensorsSet files[CHECKPOINT_PARTS] = {0};
+static void take_all(const CheckpointLayout *l, const SafeTensorsSet files[CHECKPOINT_PARTS], Parameters *parameters,
+                     const Optimizer *optimizer, Backend *backend, Arena *memory) {
     StateRange *ranges;
-    Arena *memory = arena_new(1 << 16);
-    const CheckpointLayout *l = checkpoint_layout_new(parameters, 1, memory);
-    bool ok = checkpoint_state_read(folder, s, error);
-    for (int part = 0; part < CHECKPOINT_PARTS && ok; part++)
-        ok = open_part(folder, (CheckpointPart)part, l, &files[part], error);
-    int count = ok ? optimizer_ranges(optimizer, memory, &ranges) : 0;
+    int count = optimizer_ranges(optimizer, memory, &ranges);
     for (int i = 0; i < count; i++) {
         const SafeTensor *own = &l->tensors[l->number[ranges[i].kind][ranges[i].parameter]];
         const SafeTensorsSet *set = &files[ranges[i].kind == STATE_MASTER ? PART_MODEL : PART_OPTIMIZER];
         take(&ranges[i], safetensors_find(&set->all, own->name), parameters, backend);
     }
-    if (ok) parameters_refresh(parameters);
+    parameters_refresh(parameters);
+}
+
+bool checkpoint_load(const char *folder, TrainState *s, Joint *joint, Optimizer *optimizer, Backend *backend,
+                     const Mesh *mesh, Error *error) {
+    Comm *world = mesh ? mesh->world : NULL;
+    SafeTensorsSet files[CHECKPOINT_PARTS] = {0};
+    Arena *memory = arena_new(1 << 16);
+    const CheckpointLayout *l = checkpoint_layout_new(joint_parameters(joint), 1, memory);
+    bool ok = comm_rank(world) != 0 || checkpoint_state_read(folder, s, error);
+    for (int part = 0; part < CHECKPOINT_PARTS && ok; part++)
+        ok = open_part(folder, (CheckpointPart)part, l, world, &files[part], error);
+    ok = agree(world, ok, error);
+    if (ok) {
+        comm_broadcast(world, s, sizeof *s, 0, "checkpoint");
+        take_all(l, files, joint_parameters(joint), optimizer, backend, memory);
+    }
     for (int part = 0; part < CHECKPOINT_PARTS; part++) safetensors_set_close(&files[part]);
     arena_free(memory);
     return ok;

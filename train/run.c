@@ -43,7 +43,7 @@ static const Batch *take_batch(Run *r, Vote *sum, Error *error) {
     const Batch *batch = loader_next(r->loader, r->state.step, error);
     bool ready = batch && !r->unwritten.kind;
     if (r->unwritten.kind) *error = r->unwritten;
-    Vote own = {.failed = !ready, .stop = o->stop ? *o->stop : 0, .written = r->saver && checkpoint_written(r->saver)};
+    Vote own = {.failed = !ready, .stop = o->stop ? *o->stop : 0, .written = checkpoint_written(r->saver)};
     loader_tried(r->loader, &own.bad, &own.draws);
     own.data_wait = loader_waited(r->loader) - waited;
     if (batch) {
@@ -110,7 +110,7 @@ static bool one_step(Run *r, int *stop, Error *error) {
     if (!batch) return false;
     *stop = (int)sum.stop;
     if (*stop) return true;
-    if (sum.written && !agree(r->options->world, !r->saver || checkpoint_commit(r->saver, error), error)) return false;
+    if (sum.written == r->layout.ranks && !checkpoint_commit(r->saver, error)) return false;
     if (!all_done(r, step_run(&setup, batch, &loss, error), error)) return false;
     if (!isfinite(loss.total)) return explain_not_finite(r, batch, "the loss", error);
     double norm = parameters_gradient_norm(joint_parameters(r->joint));
@@ -161,7 +161,7 @@ static bool save(Run *r, Error *error) {
     if (r->unwritten.kind) *error = r->unwritten;
     if (!agree(r->options->world, !r->unwritten.kind, error)) return false;
     r->saved = r->state.step;
-    return agree(r->options->world, !r->saver || checkpoint_start(r->saver, &r->state, error), error);
+    return checkpoint_start(r->saver, &r->state, error);
 }
 
 static bool every(int64_t period, int64_t step) { return period > 0 && step % period == 0; }
@@ -175,7 +175,7 @@ static bool steps(Run *r, int *stop, Error *error) {
         if (r->validation && (last || every(c->validation_every, r->state.step)) && !validate(r, error)) return false;
         if ((last || every(c->checkpoint_every, r->state.step)) && !save(r, error)) return false;
     }
-    return save(r, error) && agree(r->options->world, !r->saver || checkpoint_finish(r->saver, error), error);
+    return save(r, error) && checkpoint_finish(r->saver, error);
 }
 
 bool train_run(const TrainOptions *options, TrainResult *result, Log *log, Error *error) {
@@ -183,6 +183,8 @@ bool train_run(const TrainOptions *options, TrainResult *result, Log *log, Error
     int stop = 0;
     double start = clock_seconds();
     bool ok = run_open(&r, options, log, error) && steps(&r, &stop, error);
+    Error ignored;
+    if (!ok && r.saver) checkpoint_finish(r.saver, &ignored); // all ranks stop: what was begun before is whole
     *result = (TrainResult){ok ? stop : 0, r.state.step, clock_seconds() - start};
     run_close(&r);
     return ok;

@@ -180,8 +180,11 @@ static Saver *open_saver(Run *r) {
                                  .tokenizer = r->tokenizer,
                                  .optimizer = r->optimizer,
                                  .backend = r->backend,
+                                 .mesh = &r->mesh,
                                  .log = r->log};
-    return r->leads ? saver_new(&options) : NULL; // what every rank holds whole, one writes
+    Saver *saver = saver_new(&options);
+    if (r->config.checkpoint_every) checkpoint_prepare(saver);
+    return saver;
 }
 
 static bool open_model(Run *r, Error *error) {
@@ -218,10 +221,12 @@ static bool same_data(const Run *r, const TrainState *saved, Error *error) {
     return true;
 }
 
+// Collective, like what it calls; the data are the same on every rank.
 static bool load_checkpoint(Run *r, const char *folder, Error *error) {
     TrainState saved;
-    if (!model_check_tokenizer(folder, r->tokenizer, r->config.tokenizer, error) ||
-        !checkpoint_load(folder, &saved, r->joint, r->optimizer, r->backend, NULL, error))
+    bool ok = model_check_tokenizer(folder, r->tokenizer, r->config.tokenizer, error);
+    if (!agree(r->options->world, ok, error) ||
+        !checkpoint_load(folder, &saved, r->joint, r->optimizer, r->backend, &r->mesh, error))
         return false;
     if (!same_data(r, &saved, error)) return false;
     if (saved.seed != r->config.seed)
@@ -246,7 +251,7 @@ static bool open_stages(Run *r, Error *error) {
     if (!agree(world, open_model(r, error) && open_loaders(r, error), error)) return false;
     uint64_t roots = hash_u64(r->state.roots, sizeof r->state.roots);
     if (!agree(world, same_as_first(r, roots, "a dataset (or its place in `data`)", error), error)) return false;
-    if (!agree(world, !found[0] || load_checkpoint(r, found, error), error)) return false;
+    if (found[0] && !load_checkpoint(r, found, error)) return false;
     if (r->options->resume && !found[0] && r->leads)
         log_warning(r->log, "%s holds no checkpoint yet: starting from the beginning", r->options->run);
     return agree(world, open_files(r, error), error);

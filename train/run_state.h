@@ -26,7 +26,7 @@ typedef struct Run {
     Progress *progress; // likewise
     Error unwritten;    // a record that could not be written here: the next vote ends the run
     TrainState state;
-    Saver *saver;  // NULL where another rank leads
+    Saver *saver;
     int64_t saved; // step of the newest checkpoint that was begun; -1: none yet
 } Run;
 
