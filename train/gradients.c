@@ -58,14 +58,15 @@ static void collect(Gradients *g, int number) {
     f->part = f->sent = NULL;
 }
 
-// Gives back what has been reduced, and waits for the oldest where too much is under way.
+// Gives back what has been reduced, and waits for the oldest where too much is under way. Not at stage 3: there another
+// rank may need this one for its parameters before it comes to that reduction.
 static void make_room(Gradients *g) {
     int flying = 0;
     for (int i = 0; i < g->count; i++) {
         if (g->flows[g->order[i]].request && comm_done(g->flows[g->order[i]].request)) collect(g, g->order[i]);
         flying += g->flows[g->order[i]].request != NULL;
     }
-    for (int i = 0; i < g->count && flying >= FLYING; i++) {
+    for (int i = 0; i < g->count && flying >= FLYING && g->stage < 3; i++) {
         flying -= g->flows[g->order[i]].request != NULL;
         collect(g, g->order[i]);
     }
@@ -180,6 +181,11 @@ static void on_backward(void *context) {
     g->in_backward = true;
 }
 
+static void on_use(void *context, const Node *n) {
+    Gradients *g = context;
+    parameters_use(g->parameters, n);
+}
+
 static void on_gradient(void *context, Tensor *t) {
     Gradients *g = context;
     int number = ((const Parameter *)t)->bucket;
@@ -219,6 +225,7 @@ Gradients *gradients_new(Parameters *parameters, Tape *tape, Trace *trace) {
     }
     tape_set_hooks(tape, &(TapeHooks){.context = g,
                                       .backward = on_backward,
+                                      .use = on_use,
                                       .gradient = on_gradient,
                                       .complete = on_complete});
     return g;
@@ -261,6 +268,8 @@ void gradients_begin_piece(Gradients *g, int piece) {
 void gradients_end_piece(Gradients *g) {
     if (g->reducing || keeps_tree(g))
         while (g->next < g->count) finish(g, g->order[g->next++]);
+    parameters_meet(g->parameters);
+    if (g->piece == g->pieces - 1) parameters_give_back(g->parameters);
     if (g->reducing && !g->agreed) agree(g);
     g->reducing = false;
     trace_slice(g->trace, "compute", g->in_backward ? "backward" : "forward", g->since, trace_now());

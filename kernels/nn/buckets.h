@@ -34,3 +34,10 @@ void bucket_set_sums(Parameters *, Bucket *, float *sums);
 void bucket_end_backward(const Parameters *, const Bucket *);
 // Sends all data ranks' own values to all of them (stages 1 and 2). Ends with comm_wait; NULL where nothing is sent.
 CommRequest *bucket_start_gather(const Parameters *, Bucket *);
+
+// Stage 3 (else nothing happens). Before a node reads its parameters: waits for their values, has the next ones gathered.
+void parameters_use(Parameters *, const Node *);
+// After parameters_meet, when a step's last piece is done: no values are kept, since they are about to change.
+void parameters_give_back(Parameters *);
+// How often a bucket was gathered, and how often one was wanted that nobody had foreseen.
+void parameters_gathered(const Parameters *, int64_t *gathers, int64_t *unforeseen);

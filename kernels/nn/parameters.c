@@ -17,6 +17,7 @@ Parameters *parameters_new(Backend *backend, const Parallel *parallel) {
 void parameters_free(Parameters *p) {
     if (!p) return;
     parameters_release(p);
+    gather_free(p->gather);
     arena_free(p->memory);
     free(p->items);
     free(p);
@@ -100,6 +101,7 @@ bool parameters_finish(Parameters *p, Dtype compute, uint64_t seed, Error *error
     p->finished = true;
     parameters_lay_out(p, compute);
     if (!parameters_allocate(p, error)) return false;
+    if (p->stage == 3) p->gather = gather_new(p->backend, p->parallel.data, p->bucket_count);
     draw(p, seed);
     parameters_refresh(p);
     return true;
@@ -162,6 +164,7 @@ void parameters_end_backward(Parameters *p) {
 }
 
 void parameters_refresh(Parameters *p) {
+    parameters_give_back(p);
     for (int i = 0; i < p->bucket_count; i++) {
         Bucket *b = &p->buckets[i];
         if (b->dtype == BF16)
@@ -216,7 +219,8 @@ double parameters_gradient_norm(const Parameters *p) {
 
 ParameterMemory parameters_memory(const Parameters *p) {
     return (ParameterMemory){.parameters = (double)(p->values.bytes + p->masters.bytes),
-                             .gradients = (double)(p->gradients.bytes + p->sums.bytes)};
+                             .gradients = (double)(p->gradients.bytes + p->sums.bytes),
+                             .buckets = (double)gather_bytes(p->gather)};
 }
 
 ParameterMemory parameters_formula(double elements, double trained, Dtype compute, int stage, int ranks) {

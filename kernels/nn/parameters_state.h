@@ -7,6 +7,8 @@ typedef struct Memory { // one allocation of the backend
     size_t bytes;
 } Memory;
 
+typedef struct Gather Gather; // which values are here, at stage 3: gather.c
+
 struct Parameters {
     Backend *backend;
     Parallel parallel;
@@ -19,6 +21,7 @@ struct Parameters {
     int bucket_count;
     OwnedRange *owned;
     int owned_count;
+    Gather *gather;                  // NULL before stage 3
     int64_t blocks, states;          // of all buckets; elements of a moment
     Memory values, masters, gradients, sums; // device; empty where buckets hold theirs otherwise
 };
@@ -27,3 +30,7 @@ struct Parameters {
 void parameters_lay_out(Parameters *, Dtype compute);
 bool parameters_allocate(Parameters *, Error *);
 void parameters_release(Parameters *);
+
+Gather *gather_new(Backend *, Comm *data, int buckets); // collective
+void gather_free(Gather *);                             // NULL is allowed
+size_t gather_bytes(const Gather *);                    // of buckets that are here, at the most; 0 for NULL
