@@ -67,6 +67,7 @@ Joint *joint_new(Backend *backend, const JointConfig *config, const Parallel *pa
     j->compute = compute;
     copy_strings(&j->config.freeze, j->memory);
     const char *wrong = joint_check(config, j->memory);
+    if (!wrong) wrong = joint_check_parallel(config, parallel ? comm_size(parallel->tensor) : 1, j->memory);
     bool ok = wrong ? error_set(error, ERROR_USAGE, "%s", wrong) : declare(j, error) && freeze(j, error);
     if (ok && parameters_finish(j->parameters, compute, seed, error)) return j;
     joint_free(j);

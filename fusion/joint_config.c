@@ -171,10 +171,10 @@ const char *joint_check_parallel(const JointConfig *c, int tensor, Arena *memory
     for (int i = 0; i < 3; i++) common = parallel_common(common, part[i].common);
     for (int i = 0; i < 3; i++)
         if (tensor > 1 && part[i].common % tensor)
-            return arena_printf(memory, "%s does not divide over %d tensor ranks; %s would do for this model",
-                                part[i].what, tensor, parallel_degrees(common, memory));
+            return arena_printf(memory, "parallel.tensor %d: %s does not divide by it; %s would do for this model",
+                                tensor, part[i].what, parallel_degrees(common, memory));
     if (text && tensor > 1 && c->text.vocabulary && c->text.vocabulary < tensor)
-        return arena_printf(memory, "model.text.vocabulary %lld has fewer words than there are tensor ranks, %d",
-                            (long long)c->text.vocabulary, tensor);
+        return arena_printf(memory, "parallel.tensor %d: model.text.vocabulary %lld has fewer words than that", tensor,
+                            (long long)c->text.vocabulary);
     return NULL;
 }

@@ -139,7 +139,7 @@ static Tensor *run_piece(Tape *t, RecomputeFunction piece, const Block *b, Tenso
 static Tensor *attention_input(Tape *t, const void *closure, Tensor *x) {
     const Piece *p = closure;
     const Block *b = p->block;
-    return linear_layer(t, &b->qkv, column_input(t, b->parallel, norm_forward(t, &b->norm1, x), &p->context));
+    return column_linear(t, b->parallel, &b->qkv, norm_forward(t, &b->norm1, x), &p->context);
 }
 
 // (B, T, C) or (1, N, C) -> (B, T, H D); H and K: the heads of this rank
@@ -176,7 +176,7 @@ Tensor *mlp_forward(Tape *t, const Linear *up, const Linear *down, MlpKind kind,
 static Tensor *mlp_input(Tape *t, const void *closure, Tensor *x) {
     const Piece *p = closure;
     const Block *b = p->block;
-    return linear_layer(t, &b->up, column_input(t, b->parallel, norm_forward(t, &b->norm2, x), &p->context));
+    return column_linear(t, b->parallel, &b->up, norm_forward(t, &b->norm2, x), &p->context);
 }
 
 // (B, T, F) or (B, T, 2 F) -> (B, T, C) or (1, N, C)

@@ -1,6 +1,7 @@
 /* See tensor_parallel.h. */
 #include "kernels/nn/tensor_parallel.h"
 #include "base/error.h"
+#include "kernels/recompute.h"
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -58,10 +59,22 @@ Norm stack_norm_declare(Parameters *p, const char *name, int64_t width, NormKind
 
 // ---- passes ----
 
-Tensor *column_input(Tape *t, const Parallel *p, Tensor *x, const BlockContext *context) {
-    if (parallel_ranks(p) == 1) return x;
-    return p->sequence ? sequence_gather(t, x, context->batch, context->length, p->tensor)
-                       : tensor_copy(t, x, p->tensor);
+typedef struct Gathered { // a linear map of all ranks' rows
+    const Linear *linear;
+    Comm *tensor;
+    int64_t batch, length;
+} Gathered;
+
+static Tensor *gathered_linear(Tape *t, const void *closure, Tensor *x) {
+    const Gathered *g = closure;
+    return linear_layer(t, g->linear, sequence_gather(t, x, g->batch, g->length, g->tensor));
+}
+
+Tensor *column_linear(Tape *t, const Parallel *p, const Linear *l, Tensor *x, const BlockContext *context) {
+    if (parallel_ranks(p) == 1) return linear_layer(t, l, x);
+    if (!p->sequence) return linear_layer(t, l, tensor_copy(t, x, p->tensor));
+    Gathered g = {l, p->tensor, context->batch, context->length};
+    return tape_recompute(t, gathered_linear, &g, sizeof g, x);
 }
 
 // The product is dropped once it has been summed: nothing reads it again.

@@ -16,8 +16,9 @@ Linear row_declare(Parameters *, const char *name, int64_t out, int64_t in, bool
 // A norm inside a stack: whole on every rank; with shared rows its gradients are parts of sums.
 Norm stack_norm_declare(Parameters *, const char *name, int64_t width, NormKind, double epsilon);
 
-// x (B, T, C), or (1, N, C) inside a stack, for every rank's part of a linear map: (B, T, C)
-Tensor *column_input(Tape *, const Parallel *, Tensor *x, const BlockContext *);
+// This rank's outputs of x W^T + b: (B, T, C), or (1, N, C) inside a stack, -> (B, T, F). Rows that were gathered for
+// it are not kept: the backward pass gathers them again.
+Tensor *column_linear(Tape *, const Parallel *, const Linear *, Tensor *x, const BlockContext *);
 // The sum over ranks of x W^T, and the bias: (B, T, F) -> (B, T, C), or (1, N, C) inside a stack
 Tensor *row_linear(Tape *, const Parallel *, const Linear *, Tensor *x);
 

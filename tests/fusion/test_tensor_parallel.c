@@ -239,11 +239,82 @@ static void bf16_stays_near(void **state) {
     arena_free(memory);
 }
 
+static void recomputation_changes_no_bit(void **state) {
+    (void)state;
+    Arena *memory = arena_new(1 << 16);
+    Batch batch = tiny_batch(memory);
+    for (int sequence = 0; sequence < 2; sequence++) {
+        JointConfig c = like_llama();
+        World *kept = world_run(&c, (Layout){2, sequence}, F32, &batch);
+        for (c.recompute = RECOMPUTE_SELECTIVE; c.recompute <= RECOMPUTE_FULL; c.recompute++) {
+            World *again = world_run(&c, (Layout){2, sequence}, F32, &batch);
+            assert_memory_equal(again->mean[0], kept->mean[0], sizeof kept->mean[0]);
+            for (int i = 0; i < kept->count; i++)
+                assert_memory_equal(again->gradient[i], kept->gradient[i], sizeof(float) * (size_t)kept->elements[i]);
+            world_free(again);
+        }
+        world_free(kept);
+    }
+    arena_free(memory);
+}
+
+// Of text alone, so that what is outside the stack (the embedding, the whole output) is small beside it.
+static void activations_shrink_with_the_ranks(void **state) {
+    (void)state;
+    Arena *memory = arena_new(1 << 16);
+    Batch batch = {.lm = tiny_rows(memory, 4, 64, 1)};
+    JointConfig c = like_gpt2();
+    c.text.width = 64;
+    c.text.layers = 6;
+    World *alone = world_run(&c, (Layout){1, false}, F32, &batch);
+    World *split = world_run(&c, (Layout){4, false}, F32, &batch),
+          *shared = world_run(&c, (Layout){4, true}, F32, &batch);
+    double whole = (double)alone->peak[0], layers = (double)split->peak[0] / whole,
+           rows = (double)shared->peak[0] / whole;
+    print_message("%g %g\n", layers, rows);
+    assert_true(layers < 0.7); // norms, dropout and the residual stream stay whole
+    assert_true(rows < 0.33);  // a quarter, and what is outside the stack
+    world_free(shared);
+    world_free(split);
+    world_free(alone);
+    arena_free(memory);
+}
+
+static void degrees_that_do_not_divide_are_refused_before_anything_is_allocated(void **state) {
+    (void)state;
+    Arena *memory = arena_new(1 << 12);
+    Error error = {0};
+    Comm *ends[3];
+    JointConfig gpt2 = like_gpt2(), llama = like_llama();
+    assert_null(joint_check_parallel(&gpt2, 1, memory));
+    assert_null(joint_check_parallel(&llama, 4, memory));
+    assert_string_equal(joint_check_parallel(&gpt2, 3, memory),
+                        "parallel.tensor 3: model.vision (heads, mlp_width) does not divide by it; 1, 2 or 4 would do "
+                        "for this model");
+    llama.text.kv_heads = 2;
+    assert_string_equal(joint_check_parallel(&llama, 4, memory),
+                        "parallel.tensor 4: model.text (heads, kv_heads, mlp_width) does not divide by it; 1 or 2 "
+                        "would do for this model");
+    gpt2.text.vocabulary = 3;
+    assert_string_equal(joint_check_parallel(&gpt2, 4, memory),
+                        "parallel.tensor 4: model.text.vocabulary 3 has fewer words than that");
+    Backend *backend = cpu_backend_new(1, NULL, NULL);
+    comm_threads_new(3, ends);
+    assert_null(joint_new(backend, &gpt2, &(Parallel){.tensor = ends[0]}, F32, 7, &error));
+    assert_message_has(&error, "1, 2 or 4 would do");
+    for (int r = 0; r < 3; r++) comm_free(ends[r]);
+    backend_free(backend);
+    arena_free(memory);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(losses_and_gradients_do_not_depend_on_the_layout),
         cmocka_unit_test(a_rank_may_have_no_rows),
         cmocka_unit_test(bf16_stays_near),
+        cmocka_unit_test(recomputation_changes_no_bit),
+        cmocka_unit_test(activations_shrink_with_the_ranks),
+        cmocka_unit_test(degrees_that_do_not_divide_are_refused_before_anything_is_allocated),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -148,6 +148,28 @@ static void a_backward_pass_needs_little_more_than_the_forward_pass(void **state
     model_free(&m);
 }
 
+static void dropped_memory_is_used_again_at_once(void **state) {
+    (void)state;
+    static Gradients kept, dropped;
+    Model m = model_new();
+    for (int drop = 0; drop < 2; drop++) {
+        tape_reset(m.tape);
+        parameters_begin_step(m.parameters);
+        Tensor *x = tape_constant(m.tape, F32, SHAPE(ROWS, WIDTH), m.x);
+        x->needs_grad = true;
+        Tensor *h = linear(m.tape, x, m.weight, m.bias), *y = scale(m.tape, h, 3); // neither reads h backward
+        const void *place = h->data;
+        if (drop) tape_drop(m.tape, h);
+        Tensor *z = add(m.tape, y, x);
+        assert_int_equal(z->data == place, drop);
+        tape_backward(m.tape, sum(m.tape, gelu(m.tape, z, GELU_ERF), 1), ALL_GRADIENTS);
+        read_gradients(&m, x, drop ? &dropped : &kept);
+    }
+    assert_memory_equal(&dropped, &kept, sizeof kept);
+    tape_drop(m.tape, NULL);
+    model_free(&m);
+}
+
 static void nothing_is_recorded_where_no_gradient_is_wanted(void **state) {
     (void)state;
     Model m = model_new();
@@ -337,6 +359,7 @@ int main(void) {
         cmocka_unit_test(gradients_through_shared_inputs_and_views_are_those_of_differences),
         cmocka_unit_test(an_identical_step_has_the_same_addresses_and_allocates_nothing),
         cmocka_unit_test(a_backward_pass_needs_little_more_than_the_forward_pass),
+        cmocka_unit_test(dropped_memory_is_used_again_at_once),
         cmocka_unit_test(nothing_is_recorded_where_no_gradient_is_wanted),
         cmocka_unit_test(the_first_error_stays_until_the_reset),
         cmocka_unit_test(what_is_not_finite_is_found_where_it_appears),
