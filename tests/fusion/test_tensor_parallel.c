@@ -271,8 +271,7 @@ static void activations_shrink_with_the_ranks(void **state) {
           *shared = world_run(&c, (Layout){4, true}, F32, &batch);
     double whole = (double)alone->peak[0], layers = (double)split->peak[0] / whole,
            rows = (double)shared->peak[0] / whole;
-    print_message("%g %g\n", layers, rows);
-    assert_true(layers < 0.7); // norms, dropout and the residual stream stay whole
+    assert_true(layers < 0.6); // norms, dropout and the residual stream stay whole
     assert_true(rows < 0.33);  // a quarter, and what is outside the stack
     world_free(shared);
     world_free(split);
