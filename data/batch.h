@@ -36,6 +36,7 @@ typedef struct Batch {
     uint64_t first_row[OBJECTIVES]; // global number of each objective's first row here, keys dropout
     int64_t all_rows[OBJECTIVES];   // rows of each objective in the whole step, over all parts (mae: pictures)
     int64_t all_images;             // pictures in the whole step
+    int64_t seen;                   // pictures that captions and pairs look at; each counts in one part
     const uint64_t *image_numbers;  // (I) number of each image in the step, ascending: keys the trunk's dropout; NULL:
                                     // 0, 1, 2, ...
     const char **image_sources;     // (I) "dataset/key", for messages

@@ -199,6 +199,10 @@ static bool put_samples(Builder *b, const Source *s, Error *error) {
         Place place = place_of(b, s);
         bool needed = place.caption || place.pair || place.mae_begin < place.mae_end;
         if (needed && !fill_place(b, s, &place, i, error)) return false;
+        if (place.counted && source_has(s, OBJECTIVE_CAPTION))
+            b->space->batch.seen += place.images;
+        else if (place.counted && source_has(s, OBJECTIVE_CONTRASTIVE))
+            b->space->batch.seen++;
         b->row[OBJECTIVE_CAPTION] += source_has(s, OBJECTIVE_CAPTION);
         b->row[OBJECTIVE_CONTRASTIVE] += source_has(s, OBJECTIVE_CONTRASTIVE);
         if (source_has(s, OBJECTIVE_MAE)) b->row[OBJECTIVE_MAE] += place.images;

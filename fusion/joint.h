@@ -62,7 +62,8 @@ typedef struct JointPass {
 } JointPass;
 JointLoss joint_loss(Tape *, Joint *, const Batch *, const JointPass *);
 void joint_counts(const JointConfig *, const Batch *, int64_t count[OBJECTIVES]);
-// Model FLOP of one step on this batch, forward + backward, attention counted as computed.
+// Model FLOP of one step on this batch, forward + backward, attention counted as computed. Of parts of a step they add up
+// to those of the whole.
 double joint_flop(const JointConfig *, const Batch *);
 
 // Memory that training takes at the least, from shapes alone. A pass (a microbatch) of these sizes:

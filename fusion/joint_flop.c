@@ -20,19 +20,22 @@ static double connector_flop(const JointConfig *c, double images) {
     return 2 * tokens * (from * to + (c->connector == CONNECTOR_MLP ? to * to : 0));
 }
 
-static double contrastive_flop(const JointConfig *c, double pairs) {
+// Of `pairs` of the batch, which meet all pairs of the step.
+static double contrastive_flop(const JointConfig *c, double pairs, double all) {
     double shared = (double)c->embedding;
-    return 2 * pairs * shared * ((double)c->vision.width + (double)c->text.width + pairs);
+    return 2 * pairs * shared * ((double)c->vision.width + (double)c->text.width + all);
 }
 
 double joint_flop(const JointConfig *c, const Batch *batch) {
     bool seen[OBJECTIVES];
-    double forward = 0, images = joint_trunk_images(c, batch, NULL);
+    bool part = batch->parts > 1;
+    double pairs = batch->contrastive.rows, all = part ? (double)batch->all_rows[OBJECTIVE_CONTRASTIVE] : pairs;
+    double forward = 0, images = part ? (double)batch->seen : joint_trunk_images(c, batch, NULL);
     for (int i = 0; i < OBJECTIVES; i++) seen[i] = c->weight[i] > 0;
     if (seen[OBJECTIVE_LM]) forward += sequences_flop(&c->text, &batch->lm, true);
     if (seen[OBJECTIVE_CAPTION]) forward += sequences_flop(&c->text, &batch->caption, true) + connector_flop(c, images);
     if (seen[OBJECTIVE_CONTRASTIVE])
-        forward += sequences_flop(&c->text, &batch->contrastive, false) + contrastive_flop(c, batch->contrastive.rows);
+        forward += sequences_flop(&c->text, &batch->contrastive, false) + contrastive_flop(c, pairs, all);
     if (c->has_vision) forward += vit_flop(&c->vision, images, vit_tokens(&c->vision));
     if (seen[OBJECTIVE_MAE]) forward += mae_flop(&c->mae, &c->vision, batch->mae_images);
     return 3 * forward;

@@ -26,7 +26,6 @@ static bool check_reproducible(const TrainConfig *c, int64_t data, Error *error)
                      data, c->microbatches, above, 2 * above);
 }
 
-
 bool layout_resolve(const TrainConfig *c, int ranks, Layout *l, Error *error) {
     *l = (Layout){.ranks = ranks};
     for (int a = 0; a < MESH_AXES; a++) l->size[a] = (int)c->parallel.size[a];

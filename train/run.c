@@ -12,6 +12,7 @@ static StepSetup setup_of(const Run *r, Tape *tape) {
     int place = r->mesh.place[MESH_DATA];
     return (StepSetup){.tape = tape,
                        .joint = r->joint,
+                       .gradients = r->gradients,
                        .data = r->parallel.data,
                        .pieces = r->layout.pieces,
                        .first = layout_first(&r->layout, place),
@@ -113,7 +114,7 @@ static bool one_step(Run *r, int *stop, Error *error) {
     if (sum.written == r->layout.ranks && !checkpoint_commit(r->saver, error)) return false;
     if (!all_done(r, step_run(&setup, batch, &loss, error), error)) return false;
     if (!isfinite(loss.total)) return explain_not_finite(r, batch, "the loss", error);
-    double norm = parameters_gradient_norm(joint_parameters(r->joint));
+    double norm = gradients_norm(r->gradients);
     if (!isfinite(norm)) return explain_not_finite(r, batch, "the gradient's norm", error);
     checkpoint_hold(r->saver);
     optimizer_step(r->optimizer, r->state.step + 1, norm);

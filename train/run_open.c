@@ -33,9 +33,9 @@ static bool write_config(Run *r, Error *error) {
     return ok;
 }
 
-// Rank 0's log is the run's; every other rank keeps one of its own, and shows its warnings.
+// Rank 0's log is the run's; every other rank keeps one of its own.
 static bool open_log(Run *r, Error *error) {
-    char path[4096], prefix[32];
+    char path[4096];
     int rank = comm_rank(r->options->world);
     if (!folder_create(r->options->run, error)) return false;
     snprintf(path, sizeof path, "%s/log.txt", r->options->run);
@@ -43,8 +43,6 @@ static bool open_log(Run *r, Error *error) {
     snprintf(path, sizeof path, "%s/logs", r->options->run);
     if (!folder_create(path, error)) return false;
     snprintf(path, sizeof path, "%s/logs/rank-%05d.txt", r->options->run, rank);
-    snprintf(prefix, sizeof prefix, "rank %d: ", rank);
-    log_set_stream(r->log, LOG_WARNING, prefix);
     return log_open_file(r->log, path, error);
 }
 
@@ -200,6 +198,7 @@ static bool open_model(Run *r, Error *error) {
     if (!r->joint) return false;
     r->optimizer = optimizer_new(r->backend, joint_parameters(r->joint), &r->config.optimizer, r->config.steps);
     r->tape = tape_new(r->backend, true);
+    r->gradients = gradients_new(joint_parameters(r->joint), r->tape, NULL);
     r->inference = tape_new(r->backend, false);
     r->saver = open_saver(r);
     return true;
@@ -296,6 +295,11 @@ static void describe_mesh(const Run *r) {
 bool run_open(Run *r, const TrainOptions *options, Log *log, Error *error) {
     *r = (Run){.options = options, .log = log, .saved = -1, .leads = comm_rank(options->world) == 0};
     r->memory = arena_new(1 << 16);
+    if (!r->leads) { // of the other ranks only warnings are shown
+        char prefix[32];
+        snprintf(prefix, sizeof prefix, "rank %d: ", comm_rank(options->world));
+        log_set_stream(log, LOG_WARNING, prefix);
+    }
     if (!open_stages(r, error)) return false;
     describe_start(r);
     describe_mesh(r);
@@ -310,6 +314,7 @@ void run_close(Run *r) {
     progress_end(r->progress);
     saver_free(r->saver);
     metrics_close(r->metrics);
+    gradients_free(r->gradients);
     tape_free(r->tape);
     tape_free(r->inference);
     loader_close(r->loader);

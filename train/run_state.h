@@ -19,6 +19,7 @@ typedef struct Run {
     Tokenizer *tokenizer;
     Backend *backend;
     Joint *joint;
+    Gradients *gradients;
     Optimizer *optimizer;
     Loader *loader, *validation; // validation: NULL where no source has any
     Tape *tape, *inference;

@@ -122,18 +122,22 @@ static void run_pieces(Step *s) {
         cache_features(s);
         pair_gradients(s);
     }
+    bool recording = tape_recording(setup->tape);
+    if (recording) gradients_begin_step(setup->gradients, setup->end - setup->first);
     for (int i = setup->first; i < setup->end; i++) {
         ArenaMark mark = arena_mark(s->memory);
         Batch piece = piece_of(s, i);
         JointPass pass = s->pass;
-        if (pairs && tape_recording(setup->tape)) {
+        if (pairs && recording) {
             pass.image_gradient = s->images + first_pair(s, i) * width;
             pass.text_gradient = s->texts + first_pair(s, i) * width;
             pass.scale_gradient = s->scale_gradients[i - setup->first];
             pass.bias_gradient = s->bias_gradients[i - setup->first];
         } else if (pairs)
             piece.contrastive.rows = 0; // without gradients there is nothing to play back
+        if (recording) gradients_begin_piece(setup->gradients, i - setup->first);
         if (!failed(s)) run_piece(s, i, &piece, &pass);
+        if (recording) gradients_end_piece(setup->gradients);
         arena_rewind(s->memory, mark);
     }
 }
@@ -155,18 +159,6 @@ static bool add_losses(Step *s) {
     return ok;
 }
 
-// Until all ranks' parts are added up bucket by bucket: one parameter after the other.
-static void add_gradients(const StepSetup *setup) {
-    Parameters *parameters = joint_parameters(setup->joint);
-    parameters_end_backward(parameters);
-    for (int i = 0; i < parameters_count(parameters); i++) {
-        Parameter *p = parameters_at(parameters, i);
-        if (!p->frozen)
-            comm_all_reduce(setup->data, p->tensor.grad, tensor_count(&p->tensor), COMM_F32, COMM_SUM, COMM_ORDERED,
-                            "gradients");
-    }
-}
-
 bool step_run(const StepSetup *setup, const Batch *batch, StepLoss *loss, Error *error) {
     bool recording = tape_recording(setup->tape);
     *loss = (StepLoss){0};
@@ -180,10 +172,8 @@ bool step_run(const StepSetup *setup, const Batch *batch, StepLoss *loss, Error 
               .loss = loss,
               .error = error};
     s.pieces = arena_array(s.memory, PieceLoss, setup->pieces);
-    if (recording) parameters_begin_step(joint_parameters(setup->joint));
     run_pieces(&s);
     bool ok = add_losses(&s);
-    if (recording) add_gradients(setup);
     arena_free(s.memory);
     return ok;
 }

@@ -1,8 +1,9 @@
 /* One training step over all data ranks: the batch in pieces, forward and backward, with divisors that are exact over
- * the whole step, and a contrastive loss over the whole batch however it is cut. Every rank gets the same losses, to the
- * bit: those of the pieces are added in their order. */
+ * the whole step, and a contrastive loss over the whole batch however it is cut. Every rank gets the same losses, to
+ * the bit: those of the pieces are added in their order. */
 #pragma once
 #include "fusion/joint.h"
+#include "train/gradients.h"
 
 typedef struct StepLoss {
     double total;              // what was minimised
@@ -11,8 +12,9 @@ typedef struct StepLoss {
 } StepLoss;
 
 typedef struct StepSetup { // what stays from step to step; all borrowed
-    Tape *tape;            // recording: gradients are left in the model's parameters; else losses alone
+    Tape *tape;            // recording: gradients are formed; else losses alone
     Joint *joint;
+    Gradients *gradients;   // of a tape that records: what reductions are left is waited for by gradients_norm
     Comm *data;             // the ranks that share out the pieces; NULL: alone
     int pieces, first, end; // of a step, over all data ranks; this rank's own: [first, end)
     uint64_t seed;

@@ -151,14 +151,16 @@ static void assert_parts_are_the_whole(const Fixture *f, int parts, bool validat
     Loader *whole = open_part(f, 0, 0, validation), *part[MOST_PARTS];
     for (int p = 0; p < parts; p++) part[p] = open_part(f, p, parts, validation);
     for (int i = 0; i < count; i++) {
-        int64_t row[OBJECTIVES] = {0}, targets = 0;
+        int64_t row[OBJECTIVES] = {0}, targets = 0, looked_at = 0;
         const Batch *b = next(whole, steps[i]);
         for (int p = 0; p < parts; p++) {
             const Batch *own = next(part[p], steps[i]);
             assert_part(own, b, row);
             targets += own->caption.target_count + own->lm.target_count;
+            looked_at += own->seen;
         }
         for (int o = 0; o < OBJECTIVES; o++) assert_int_equal(row[o], b->all_rows[o]);
+        assert_int_equal(looked_at, b->seen);
         assert_int_equal(targets, b->caption.target_count + b->lm.target_count);
     }
     int64_t bad, draws, bad_parts = 0, draws_parts = 0;

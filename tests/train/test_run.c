@@ -2,7 +2,7 @@
 #include "base/files.h"
 #include "base/json.h"
 #include "base/safetensors.h"
-#include "tests/train/tiny_run.h"
+#include "tests/train/tiny_compare.h"
 #include "train/checkpoint_state.h"
 #include <math.h>
 #include <stdio.h>
@@ -39,19 +39,7 @@ static Buffer read_file(const char *name, const char *file) {
     return out;
 }
 
-static void assert_same_file(const char *a, const char *b, const char *file) {
-    Buffer x = read_file(a, file), y = read_file(b, file);
-    assert_int_equal(x.size, y.size);
-    assert_memory_equal(x.data, y.data, x.size);
-    buffer_free(&x);
-    buffer_free(&y);
-}
-
 #define LAST "checkpoints/step-00000006"
-static void assert_same_end(const char *a, const char *b) {
-    assert_same_file(a, b, LAST "/model.safetensors");
-    assert_same_file(a, b, LAST "/optimizer.safetensors");
-}
 
 // The losses of a run, step by step.
 static int losses_of(const char *name, double *losses, int most) {
@@ -90,7 +78,7 @@ static void every_number_of_threads_gives_the_same_bits(void **state) {
     train("threads1", (const char *[]){"threads=1", "loader.threads=1", NULL}, false);
     train("threads4", (const char *[]){"threads=4", "loader.threads=3", "loader.ahead=2", "loader.cache=0", NULL},
           false);
-    assert_same_end("threads1", "threads4");
+    assert_same_end(&shared, "threads1", "threads4");
     assert_same_losses("threads1", "threads4");
 }
 
@@ -100,7 +88,7 @@ static void resume_is_bit_exact(void **state) {
     train("resumed", NULL, false);
     remove_in_run("resumed", LAST); // as if it had died behind step 3
     train("resumed", NULL, true);
-    assert_same_end("whole", "resumed");
+    assert_same_end(&shared, "whole", "resumed");
     assert_same_losses("whole", "resumed");
 }
 
@@ -111,24 +99,7 @@ static void resume_is_bit_exact_in_bf16(void **state) {
     train("resumed16", settings, false);
     remove_in_run("resumed16", LAST);
     train("resumed16", settings, true);
-    assert_same_end("whole16", "resumed16");
-}
-
-// The records of a run but for its times.
-static json_t *records_of(const char *name) {
-    Error error = {0};
-    json_t *all = json_array(), *record;
-    char *path = tiny_run_path(&shared, name, "metrics.jsonl");
-    JsonLines *lines = json_lines_open(path, &error);
-    assert_non_null(lines);
-    while (json_lines_next(lines, &record, &error) && record) {
-        json_object_del(record, "seconds");
-        json_object_del(record, "waited");
-        json_array_append_new(all, record);
-    }
-    json_lines_close(lines);
-    free(path);
-    return all;
+    assert_same_end(&shared, "whole16", "resumed16");
 }
 
 static void resume_with_validation_and_microbatches_is_bit_exact(void **state) {
@@ -142,8 +113,8 @@ static void resume_with_validation_and_microbatches_is_bit_exact(void **state) {
     train("measured-again", settings, false);
     remove_in_run("measured-again", LAST);
     train("measured-again", settings, true);
-    assert_same_end("measured", "measured-again");
-    json_t *a = records_of("measured"), *b = records_of("measured-again");
+    assert_same_end(&shared, "measured", "measured-again");
+    json_t *a = tiny_records(&shared, "measured"), *b = tiny_records(&shared, "measured-again");
     assert_int_equal(json_array_size(a), 6 + 3);
     assert_true(json_equal(a, b));
     json_t *last = json_array_get(a, json_array_size(a) - 1);
@@ -152,7 +123,7 @@ static void resume_with_validation_and_microbatches_is_bit_exact(void **state) {
     json_decref(b);
     // Measuring changes nothing that is learned.
     train("not-measured", (const char *[]){"train.microbatches=3", NULL}, false);
-    assert_same_end("measured", "not-measured");
+    assert_same_end(&shared, "measured", "not-measured");
 }
 
 static void a_signal_saves_and_the_run_goes_on_from_there(void **state) {
@@ -165,7 +136,7 @@ static void a_signal_saves_and_the_run_goes_on_from_there(void **state) {
     assert_int_equal(result.step, 0);
     train("stopped", NULL, true);
     train("not-stopped", NULL, false);
-    assert_same_end("stopped", "not-stopped");
+    assert_same_end(&shared, "stopped", "not-stopped");
 }
 
 static void a_killed_run_goes_on_bit_for_bit(void **state) {
@@ -186,7 +157,7 @@ static void a_killed_run_goes_on_bit_for_bit(void **state) {
         waitpid(child, NULL, 0);
     }
     train("killed", settings, true);
-    assert_same_end("unharmed", "killed");
+    assert_same_end(&shared, "unharmed", "killed");
     assert_same_losses("unharmed", "killed");
 }
 
@@ -231,57 +202,18 @@ static void a_run_is_not_overwritten(void **state) {
     assert_message_has(&error, "--resume");
 }
 
-// One number of one tensor of a checkpoint becomes NaN, its checksums made anew.
-static void poison(const char *path, const char *tensor) {
-    Error error = {0};
-    SafeTensors file = {0};
-    assert_done(safetensors_open(&file, path, &error), &error);
-    SafeTensor *copy = calloc((size_t)file.count, sizeof *copy);
-    assert_non_null(copy);
-    for (int i = 0; i < file.count; i++) {
-        void *data = malloc((size_t)file.tensors[i].bytes + 1);
-        memcpy(data, file.tensors[i].data, (size_t)file.tensors[i].bytes);
-        if (!strcmp(file.tensors[i].name, tensor)) *(float *)data = NAN;
-        copy[i] = file.tensors[i];
-        copy[i].data = data;
-    }
-    assert_done(safetensors_write(path, copy, file.count, NULL, 0, &error), &error);
-    for (int i = 0; i < file.count; i++) free((void *)(uintptr_t)copy[i].data);
-    free(copy);
-    safetensors_close(&file);
-}
-
-// The checksums in state.json made anew, for a checkpoint that a test has changed.
-static void seal_again(const char *folder, const TrainState *state) {
-    static const char *const names[] = {"model.safetensors", "optimizer.safetensors", "model.json", "tokenizer.model"};
-    CheckpointFile files[4] = {0};
-    Error error = {0};
-    for (int i = 0; i < 4; i++) {
-        snprintf(files[i].name, sizeof files[i].name, "%s", names[i]);
-        assert_done(checkpoint_file_look(&files[i], folder, &error), &error);
-    }
-    assert_done(checkpoint_state_write(folder, state, files, 4, &error), &error);
-}
-
 static void a_loss_that_is_not_finite_names_the_first_bad_tensor(void **state) {
     (void)state;
     TrainResult result;
     Error error = {0};
     train("poisoned", NULL, false);
     remove_in_run("poisoned", LAST);
-    TrainState saved;
-    char *folder = tiny_run_path(&shared, "poisoned", "checkpoints/step-00000003");
-    char *path = temporary_path(folder, "model.safetensors");
-    assert_done(checkpoint_state_read(folder, &saved, &error), &error);
-    poison(path, "text.blocks.0.up.weight");
-    seal_again(folder, &saved);
-    free(folder);
+    tiny_poison(&shared, "poisoned", "checkpoints/step-00000003", "text.blocks.0.up.weight");
     assert_false(tiny_train(&shared, "poisoned", NULL, true, NULL, &result, &error));
     assert_int_equal(error.kind, ERROR_FAILED);
     assert_message_has(&error, "step 4");
     assert_message_has(&error, "text.blocks.0.up.weight");
-    free(path);
-    path = tiny_run_path(&shared, "poisoned", LAST);
+    char *path = tiny_run_path(&shared, "poisoned", LAST);
     assert_false(folder_exists(path));
     free(path);
 }

@@ -80,7 +80,9 @@ static Outcome step_in(ContrastiveKind kind, int pieces, bool recording) {
     assert_done(joint, &error);
     Tape *tape = tape_new(backend, recording);
     Batch batch = batch_of(memory);
-    StepSetup setup = {.tape = tape, .joint = joint, .pieces = pieces, .end = pieces, .seed = 5};
+    Gradients *gradients = recording ? gradients_new(joint_parameters(joint), tape, NULL) : NULL;
+    StepSetup setup = {
+        .tape = tape, .joint = joint, .gradients = gradients, .pieces = pieces, .end = pieces, .seed = 5};
     Outcome o = {0};
     assert_done(step_run(&setup, &batch, &o.loss, &error), &error);
     Parameters *parameters = joint_parameters(joint);
@@ -91,6 +93,7 @@ static Outcome step_in(ContrastiveKind kind, int pieces, bool recording) {
         memcpy(o.gradients + o.count, x->grad, (size_t)tensor_count(x) * sizeof(float));
         o.count += tensor_count(x);
     }
+    gradients_free(gradients);
     tape_free(tape);
     joint_free(joint);
     backend_free(backend);

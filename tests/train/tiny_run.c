@@ -15,7 +15,8 @@ static void build(const char *source, const char *out, Documents documents) {
     Error error = {0};
     BuildResult result;
     BuildOptions options = {.sources = &source, .source_count = 1, .out = out, .documents = documents, .force = true};
-    options.rules = (RowRules){.image_fields = {"image"}, .text_fields = {"caption"}, .image_count = 1, .text_count = 1};
+    options.rules =
+        (RowRules){.image_fields = {"image"}, .text_fields = {"caption"}, .image_count = 1, .text_count = 1};
     assert_done(build_dataset(&options, NULL, &result, &error), &error);
 }
 
@@ -45,8 +46,7 @@ static void train_tokenizer(const TinyRun *r) {
     Error error = {0};
     Buffer text = {0}, model = {0};
     char *lines = temporary_path(r->folder, "raw/text.txt"), *path = temporary_path(r->folder, "words.model");
-    TokenizerTraining options = {
-        .type = TOKENIZER_BPE, .vocabulary = 220, .character_coverage = 1, .seed = 1};
+    TokenizerTraining options = {.type = TOKENIZER_BPE, .vocabulary = 220, .character_coverage = 1, .seed = 1};
     assert_done(file_read(lines, &text, &error), &error);
     Buffer source = text;
     assert_done(tokenizer_train(&options, one_text, &source, &model, &error), &error);
