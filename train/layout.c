@@ -26,12 +26,20 @@ static bool check_reproducible(const TrainConfig *c, int64_t data, Error *error)
                      data, c->microbatches, above, 2 * above);
 }
 
+static bool check_model(const TrainConfig *c, int tensor, Error *error) {
+    Arena *memory = arena_new(4096);
+    const char *wrong = joint_check_parallel(&c->model, tensor, memory);
+    bool ok = !wrong || error_set(error, ERROR_USAGE, "parallel.tensor: %s", wrong);
+    arena_free(memory);
+    return ok;
+}
+
 bool layout_resolve(const TrainConfig *c, int ranks, Layout *l, Error *error) {
     *l = (Layout){.ranks = ranks};
     for (int a = 0; a < MESH_AXES; a++) l->size[a] = (int)c->parallel.size[a];
     if (!mesh_resolve(l->size, ranks, error)) return false;
     int64_t data = l->size[MESH_DATA];
-    if (!check_reproducible(c, data, error)) return false;
+    if (!check_model(c, l->size[MESH_TENSOR], error) || !check_reproducible(c, data, error)) return false;
     l->pieces = (int)((c->microbatches + data - 1) / data * data);
     return true;
 }

@@ -200,6 +200,7 @@ static bool open_model(Run *r, Error *error) {
     r->tape = tape_new(r->backend, true);
     r->gradients = gradients_new(joint_parameters(r->joint), r->tape, NULL);
     r->inference = tape_new(r->backend, false);
+    parameters_follow(joint_parameters(r->joint), r->inference);
     r->saver = open_saver(r);
     return true;
 }

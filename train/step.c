@@ -108,6 +108,7 @@ static void pair_gradients(Step *s) {
     tape_set_recording(t, false);
     joint_pair_ring(t, setup->joint, &ring);
     tape_set_recording(t, recording);
+    parameters_meet(joint_parameters(setup->joint));
     ArenaMark mark = arena_mark(s->memory);
     pair_ring(&ring, s->images, s->texts, loss, recording ? s->scale_gradients : NULL, s->bias_gradients);
     arena_rewind(s->memory, mark);
@@ -173,6 +174,7 @@ bool step_run(const StepSetup *setup, const Batch *batch, StepLoss *loss, Error 
               .error = error};
     s.pieces = arena_array(s.memory, PieceLoss, setup->pieces);
     run_pieces(&s);
+    parameters_meet(joint_parameters(setup->joint));
     bool ok = add_losses(&s);
     arena_free(s.memory);
     return ok;
