@@ -11,8 +11,8 @@ enum {
     FLYING = 2,  // reductions under way, at the most, before another bucket of gradients is taken (stages 2 and 3)
 };
 
-typedef struct Flow { // a trained bucket's way through a step
-    float *home;      // its gradients in the flat buffer (stages 0 and 1)
+typedef struct Flow {       // a trained bucket's way through a step
+    float *home;            // its gradients in the flat buffer (stages 0 and 1)
     float *waiting[LEVELS]; // ordered: sums over 1, 2, 4, ... pieces whose other half is to come; (blocks) each
     CommRequest *request;   // its reduction
     float *sent;            // (blocks) what is reduced, to be given back afterwards (stages 2 and 3)
@@ -102,8 +102,8 @@ static void reduce(Gradients *g, int number) {
         if (f->summed) out = f->part = buffers_take(g->buffers, bucket_bytes(b->owned, F32));
         f->summed = true;
     }
-    f->request = comm_start_reduce_scatter(data, out, b->gradients, b->blocks, PARAMETER_BLOCK, COMM_F32, order,
-                                           "gradients");
+    f->request =
+        comm_start_reduce_scatter(data, out, b->gradients, b->blocks, PARAMETER_BLOCK, COMM_F32, order, "gradients");
     if (g->stage >= 2) bucket_set_gradients(b, NULL);
 }
 
@@ -223,11 +223,10 @@ Gradients *gradients_new(Parameters *parameters, Tape *tape, Trace *trace) {
         g->flows[i].home = bucket_at(parameters, i)->gradients;
         g->order[g->count++] = i;
     }
-    tape_set_hooks(tape, &(TapeHooks){.context = g,
-                                      .backward = on_backward,
-                                      .use = on_use,
-                                      .gradient = on_gradient,
-                                      .complete = on_complete});
+    tape_set_hooks(
+        tape,
+        &(TapeHooks){
+            .context = g, .backward = on_backward, .use = on_use, .gradient = on_gradient, .complete = on_complete});
     return g;
 }
 
@@ -273,18 +272,6 @@ void gradients_end_piece(Gradients *g) {
     if (g->reducing && !g->agreed) agree(g);
     g->reducing = false;
     trace_slice(g->trace, "compute", g->in_backward ? "backward" : "forward", g->since, trace_now());
-}
-
-void gradients_add(Gradients *g, Tensor *t, const float *values) {
-    int64_t count = tensor_count(t);
-    if (!t->grad_written) on_gradient(g, t);
-    float *host = malloc((size_t)count * sizeof *host);
-    check(host && !g->flows[((const Parameter *)t)->bucket].started);
-    if (t->grad_written) g->backend->download(g->backend, host, t->grad, (size_t)count * sizeof *host);
-    for (int64_t i = 0; i < count; i++) host[i] = t->grad_written ? host[i] + values[i] : values[i];
-    g->backend->upload(g->backend, t->grad, host, (size_t)count * sizeof *host);
-    t->grad_written = true;
-    free(host);
 }
 
 double gradients_norm(Gradients *g) {

@@ -21,8 +21,6 @@ void gradients_begin_step(Gradients *, int pieces);
 // each) reductions start as gradients complete. A piece may hold nothing at all: then begin and end alone.
 void gradients_begin_piece(Gradients *, int piece);
 void gradients_end_piece(Gradients *);
-// Adds to a parameter's gradient what no tape writes: values (count), host. Within a piece, before its backward pass.
-void gradients_add(Gradients *, Tensor *parameter, const float *values);
 // Waits for all reductions; the global norm over every rank's part. Not finite where any element is not.
 double gradients_norm(Gradients *);
 // Really allocated for parameters and gradients, and beside that for buckets on their way.

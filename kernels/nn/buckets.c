@@ -140,8 +140,8 @@ bool parameters_allocate(Parameters *p, Error *error) {
         if (!b->frozen && p->stage < 2) gradients += bucket_bytes(b->blocks, F32);
         if (!b->frozen && p->stage >= 2) sums += bucket_bytes(b->owned, F32);
     }
-    if (!reserve(p, &p->values, values) || !reserve(p, &p->masters, masters) ||
-        !reserve(p, &p->gradients, gradients) || !reserve(p, &p->sums, sums))
+    if (!reserve(p, &p->values, values) || !reserve(p, &p->masters, masters) || !reserve(p, &p->gradients, gradients) ||
+        !reserve(p, &p->sums, sums))
         return error_set(error, ERROR_FAILED,
                          "no memory for the model: parameters and gradients need %.2f GiB; make the model smaller, or "
                          "share it out over more ranks",

@@ -17,7 +17,7 @@ enum {
     DONE = -2,     // nothing until all ranks say so
 };
 
-typedef struct Visit { // of one bucket
+typedef struct Visit {    // of one bucket
     CommRequest *request; // its gathering; NULL: none is under way
     void *spare;          // where a gathering goes that only others want, as the values are here already
     bool here;            // or on the way
@@ -26,15 +26,16 @@ typedef struct Visit { // of one bucket
 struct Gather {
     Comm *group; // of the data ranks: calls in a group run in order, and these must not wait for reductions
     Buffers *buffers;
-    Visit *visits;      // (buckets)
+    Visit *visits;          // (buckets)
     int pinned[MAX_INPUTS]; // (pinned_count) buckets of the node that went on to another bucket last
     int pinned_count;
-    int *before, *now;  // (before_count, now_count) buckets in the order of use: of the step before, of this one
+    int *before, *now; // (before_count, now_count) buckets in the order of use: of the step before, of this one
     int before_count, now_count, before_room, now_room;
-    int at;             // where in `before` this step stands; -1: lost
-    CommRequest *round; // the exchange of proposals that is under way
-    int32_t *proposals; // (ranks, PROPOSALS)
-    bool all_done;      // so the last round said
+    int last;                    // bucket used last, which is here; -1: none is for certain
+    int at;                      // where in `before` this step stands; -1: lost
+    CommRequest *round;          // the exchange of proposals that is under way
+    int32_t *proposals;          // (ranks, PROPOSALS)
+    bool all_done;               // so the last round said
     int64_t gathers, unforeseen; // buckets
 };
 
@@ -194,17 +195,17 @@ static void look_ahead(Parameters *p) {
 
 void parameters_use(Parameters *p, const Node *n) {
     Gather *g = p->gather;
-    int needed[MAX_INPUTS], count = 0, last = g && g->now_count ? g->now[g->now_count - 1] : -1;
+    int needed[MAX_INPUTS], count = 0;
     bool moves = false;
     if (!g) return;
     for (int i = 0; i < MAX_INPUTS; i++)
         if (n->in[i] && n->in[i]->is_parameter) needed[count++] = ((const Parameter *)n->in[i])->bucket;
-    for (int i = 0; i < count; i++) moves |= needed[i] != last;
+    for (int i = 0; i < count; i++) moves |= needed[i] != g->last;
     take_round(p, moves); // before anything changes: what it gives back does not depend on when it ended
     if (!moves) return;
     memcpy(g->pinned, needed, sizeof needed);
     g->pinned_count = count;
-    for (int i = 0; i < count; i++) note_use(g, needed[i]);
+    for (int i = 0; i < count; i++) note_use(g, g->last = needed[i]);
     for (int i = 0; i < count; i++) need(p, needed[i]);
     look_ahead(p);
 }
@@ -221,6 +222,7 @@ void parameters_meet(Parameters *p) {
     if (!g) return;
     take_round(p, true);
     g->pinned_count = 0;
+    g->last = -1;
     do {
         propose(p, nothing);
         take_round(p, true);
@@ -238,6 +240,8 @@ void parameters_give_back(Parameters *p) {
     g->before = g->now, g->before_count = g->now_count, g->before_room = g->now_room;
     g->now = used, g->now_count = 0, g->now_room = room;
     g->at = 0;
+    g->last = -1;
+    g->pinned_count = 0;
 }
 
 void parameters_gathered(const Parameters *p, int64_t *gathers, int64_t *unforeseen) {
@@ -250,6 +254,7 @@ size_t gather_bytes(const Gather *g) { return g ? buffers_bytes(g->buffers) : 0;
 Gather *gather_new(Backend *backend, Comm *data, int buckets) {
     Gather *g = calloc(1, sizeof *g);
     check(g);
+    g->last = -1;
     g->group = comm_split(data, 0, comm_rank(data), "parameters");
     g->buffers = buffers_new(backend);
     g->visits = calloc((size_t)buckets + 1, sizeof *g->visits);

@@ -199,7 +199,8 @@ static double *block_squares(const Parameters *p) {
 }
 
 double parameters_gradient_norm(const Parameters *p) {
-    double *squares = block_squares(p), sum[2] = {0}; // of parameters that are whole on every tensor rank, of split ones
+    double *squares = block_squares(p),
+           sum[2] = {0}; // of parameters that are whole on every tensor rank, of split ones
     for (int i = 0; i < p->count; i++) {
         const Parameter *item = p->items[i];
         int64_t first = item->offset / PARAMETER_BLOCK;

@@ -27,6 +27,7 @@ typedef struct Case {
     bool ordered, recompute;
     Dtype compute;
     int empty;    // a piece that holds nothing; -1: none
+    bool uneven;  // pieces use different parts of the model
     int nan_rank; // whose gradient becomes NaN in the last step; -1: none
 } Case;
 
@@ -35,6 +36,7 @@ typedef struct Result {
     int64_t count;
     float *master, *m, *v, *read; // (count) read: what operators would read, of rank 0
     double norm[STEPS];
+    int64_t gathers[STEPS], unforeseen[STEPS]; // up to each step, on rank 0
 } Result;
 
 // ---- a small model ----
@@ -102,7 +104,8 @@ static Tensor *layer_forward(Tape *t, const void *closure, Tensor *x) {
     return add(t, x, linear(t, gelu(t, linear(t, h, l->up, l->bias), GELU_TANH), l->down, NULL));
 }
 
-static Tensor *loss_of(Model *m, const Case *c, int step, int piece) {
+// outside: the gradient of a parameter that no bucket's order foresees.
+static Tensor *loss_of(Model *m, const Case *c, int step, int piece, float outside) {
     Tape *t = m->tape;
     int32_t ids[PLACES], targets[PLACES];
     Rng rng = rng_for((uint64_t)step, PURPOSE_TEST, (uint64_t)piece);
@@ -113,26 +116,23 @@ static Tensor *loss_of(Model *m, const Case *c, int step, int piece) {
     tape_reset(t);
     Tensor *h = embedding(t, tape_constant(t, I32, SHAPE(PLACES), ids), m->table);
     for (int i = 0; i < BLOCKS; i++) {
-        const Layer *l = &m->layers[i];
+        const Layer *l = &m->layers[c->uneven && piece % 3 == 1 ? BLOCKS - 1 - i : i];
+        if (c->uneven && piece % 3 == 2 && i == 0) continue;
         h = c->recompute ? tape_recompute(t, layer_forward, l, sizeof *l, h) : layer_forward(t, l, h);
     }
-    h = linear(t, h, m->frozen, NULL);
+    if (!c->uneven || piece % 2) h = linear(t, h, m->frozen, NULL);
     Tensor *loss = linear_cross_entropy(t, h, m->table, tape_constant(t, I32, SHAPE(PLACES), targets), NULL);
-    return sum(t, loss, 1.0 / (PLACES * c->pieces));
+    return add(t, sum(t, loss, 1.0 / (PLACES * c->pieces)), sum(t, m->outside, (double)outside));
 }
 
 static double run_step(Model *m, const Case *c, int rank, int step) {
     int own = c->pieces / c->ranks, first = own * rank;
     gradients_begin_step(m->gradients, own);
     for (int i = 0; i < own; i++) {
-        float outside = 0.01f * (float)(first + i + 1);
+        float outside = rank == c->nan_rank && step == STEPS - 1 ? NAN : 0.01f * (float)(first + i + 1);
         gradients_begin_piece(m->gradients, i);
-        if (first + i != c->empty) {
-            if (rank == c->nan_rank && step == STEPS - 1) outside = NAN;
-            gradients_add(m->gradients, m->outside, &outside);
-            tape_backward(m->tape, loss_of(m, c, step, first + i), ALL_GRADIENTS);
-            if (tape_error(m->tape)) fail_msg("%s", tape_error(m->tape));
-        }
+        if (first + i != c->empty) tape_backward(m->tape, loss_of(m, c, step, first + i, outside), ALL_GRADIENTS);
+        if (tape_error(m->tape)) fail_msg("%s", tape_error(m->tape));
         gradients_end_piece(m->gradients);
     }
     double norm = gradients_norm(m->gradients);
@@ -186,6 +186,7 @@ static void run_rank(int rank, Comm *world, void *argument) {
     for (int step = 0; step < STEPS; step++) {
         double norm = run_step(&m, run->c, rank, step);
         if (!rank) run->result->norm[step] = norm;
+        if (!rank) parameters_gathered(m.parameters, &run->result->gathers[step], &run->result->unforeseen[step]);
         if (run->c->nan_rank >= 0 && step == STEPS - 1) assert_false(isfinite(norm)); // on every rank
     }
     collect_result(&m, run->c, rank, run->result);
@@ -263,6 +264,83 @@ static void so_do_they_where_blocks_are_recomputed(void **state) {
     assert_memory_equal(once.master, again.master, (size_t)once.count * sizeof(float));
     free(once.master);
     free(again.master);
+}
+
+static void so_do_they_where_pieces_use_different_parts(void **state) {
+    (void)state;
+    Case c = plain;
+    c.uneven = true;
+    c.empty = 2;
+    expect_layouts_equal(c);
+}
+
+static void what_is_used_is_foreseen_after_one_step(void **state) {
+    (void)state;
+    Case c = plain;
+    Result got;
+    c.ranks = 2;
+    c.stage = 3;
+    run_case(&c, &got);
+    assert_int_equal(got.unforeseen[0], got.gathers[0]);                        // nothing is known yet
+    assert_int_equal(got.unforeseen[STEPS - 1], got.unforeseen[0] + STEPS - 1); // the first bucket of each step
+    assert_true(got.gathers[STEPS - 1] > got.gathers[0]);
+    free(got.master);
+}
+
+// ---- tensor ranks ----
+
+// Ranks 2 d + t: data rank d, tensor rank t. Each brings (d + 1) (t + 1) times a pattern as gradients of a parameter
+// that is whole (the same on tensor ranks: t counts as 0), of one that is partial and of one that is split.
+static void tensor_rank(int rank, Comm *world, void *argument) {
+    enum { SIDE = 40, PARAMETERS = 3, COUNT = SIDE * SIDE };
+    const Case *c = argument;
+    Error error = {0};
+    Comm *data = comm_split(world, rank % 2, rank / 2, "data"),
+         *tensor = comm_split(world, rank / 2, rank % 2, "tensor");
+    Parallel parallel = {.data = data, .tensor = tensor, .zero = c->stage, .bucket_bytes = 1 << 20, .ordered = true};
+    Model m = {
+        .backend = cpu_backend_new(1, NULL, NULL),
+    };
+    Parameters *p = m.parameters = parameters_new(m.backend, &parallel);
+    Init none = {.kind = INIT_ZERO};
+    Tensor *weights[PARAMETERS] = {parameters_add(p, "whole", SHAPE(SIDE, SIDE), none, true),
+                                   parameters_add(p, "partial", SHAPE(SIDE, SIDE), none, true),
+                                   parameters_add_split(p, "split", SHAPE(SIDE, SIDE), none, true,
+                                                        (Split){.dimension = 0, .segments = 1, .size = {SIDE}})};
+    parameters_set_partial(p, weights[1]);
+    assert_done(parameters_finish(p, F32, 1, &error), &error);
+    m.tape = tape_new(m.backend, true);
+    m.gradients = gradients_new(p, m.tape, NULL);
+    gradients_begin_step(m.gradients, 1);
+    gradients_begin_piece(m.gradients, 0);
+    Tensor *loss = NULL;
+    for (int i = 0; i < PARAMETERS; i++) {
+        double factor = (rank / 2 + 1) * (i ? rank % 2 + 1 : 1); // summed over data: 3, over tensor: 3
+        Tensor *term = sum(m.tape, weights[i], factor);
+        loss = loss ? add(m.tape, loss, term) : term;
+    }
+    tape_backward(m.tape, loss, ALL_GRADIENTS);
+    gradients_end_piece(m.gradients);
+    // 3 everywhere, 9 everywhere, and half of the rows each: 3, 6
+    double want = sqrt(COUNT * 9.0 + COUNT * 81.0 + COUNT / 2 * (9.0 + 36.0)), norm = gradients_norm(m.gradients);
+    assert_true(fabs(norm - want) <= 1e-9 * want);
+    int count;
+    const OwnedRange *ranges = parameters_owned(p, &count);
+    for (int i = 0; i < count; i++) {
+        float each = ranges[i].parameter->number == 0 ? 3 : ranges[i].parameter->number == 1 ? 9 : rank % 2 ? 6 : 3;
+        for (int64_t k = 0; k < ranges[i].count; k++) assert_true(ranges[i].gradient[k] == each);
+    }
+    gradients_free(m.gradients);
+    tape_free(m.tape);
+    parameters_free(p);
+    backend_free(m.backend);
+    comm_free(tensor);
+    comm_free(data);
+}
+
+static void parts_of_gradients_are_summed_over_tensor_ranks(void **state) {
+    (void)state;
+    for (int stage = 0; stage <= 3; stage++) ranks_run(4, tensor_rank, &(Case){.stage = stage});
 }
 
 static void fast_sums_are_close(void **state) {
@@ -346,6 +424,9 @@ int main(void) {
         cmocka_unit_test(so_do_they_in_bf16),
         cmocka_unit_test(so_do_they_where_a_piece_holds_nothing),
         cmocka_unit_test(so_do_they_where_blocks_are_recomputed),
+        cmocka_unit_test(so_do_they_where_pieces_use_different_parts),
+        cmocka_unit_test(what_is_used_is_foreseen_after_one_step),
+        cmocka_unit_test(parts_of_gradients_are_summed_over_tensor_ranks),
         cmocka_unit_test(fast_sums_are_close),
         cmocka_unit_test(a_bad_number_on_one_rank_shows_in_the_norm_of_all),
         cmocka_unit_test(memory_is_what_the_formula_says),
