@@ -14,6 +14,7 @@ int bench_main(int argc, char **argv);
 int bench_ops_main(int argc, char **argv);
 int bench_train_main(int argc, char **argv);
 int bench_comm_main(int argc, char **argv);
+int bench_contrastive_main(int argc, char **argv);
 int bench_loader_main(int argc, char **argv);
 int bench_checkpoint_main(int argc, char **argv);
 int doctor_main(int argc, char **argv);

@@ -20,7 +20,7 @@ static const Command commands[] = {
     {"generate", "text from a prompt and pictures: MODEL --prompt TEXT [--image FILE]...", generate_main},
     {"report", "one HTML page about a run: RUN", report_main},
     {"config", "every key of a training config, with default, range and meaning", config_main},
-    {"bench", "ops | train | loader | comm: measured speed beside the machine's limits", bench_main},
+    {"bench", "ops | train | loader | comm | checkpoint | contrastive: measured speed beside the machine's limits", bench_main},
     {"doctor", "what this machine has, and what the program makes of it", doctor_main},
 };
 enum { COMMANDS = sizeof commands / sizeof *commands };

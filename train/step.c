@@ -103,15 +103,15 @@ static void pair_gradients(Step *s) {
     s->scale_gradients = arena_array(s->memory, float, own);
     s->bias_gradients = arena_array(s->memory, float, own);
     double *loss = arena_array(s->memory, double, own);
-    PairRing ring = {.data = setup->data, .rows = rows, .pieces = setup->pieces, .memory = s->memory};
+    PairRing ring = {.data = setup->data, .rows = rows, .pieces = setup->pieces};
     tape_reset(t);
     tape_set_recording(t, false);
     joint_pair_ring(t, setup->joint, &ring);
     tape_set_recording(t, recording);
     parameters_meet(joint_parameters(setup->joint));
-    ArenaMark mark = arena_mark(s->memory);
+    ring.memory = arena_new((size_t)pair_ring_bytes(s->batch->contrastive.rows, all, setup->pieces, ring.width));
     pair_ring(&ring, s->images, s->texts, loss, recording ? s->scale_gradients : NULL, s->bias_gradients);
-    arena_rewind(s->memory, mark);
+    arena_free(ring.memory);
     for (int i = 0; i < own; i++) s->pieces[setup->first + i].mean[OBJECTIVE_CONTRASTIVE] = loss[i] / (double)all;
 }
 

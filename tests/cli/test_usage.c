@@ -23,6 +23,7 @@ static void every_command_has_help(void **state) {
         WORDS("bench", "ops", "--help"),
         WORDS("bench", "train", "--help"),
         WORDS("bench", "loader", "--help"),
+        WORDS("bench", "contrastive", "--help"),
         WORDS("doctor", "--help"),
         WORDS("data", "-h"),
         WORDS("train", "-h"),
@@ -81,6 +82,7 @@ static void wrong_values_are_refused_by_name(void **state) {
     assert_refuses(2, "--limit 'nan'", "/", "eval", "--limit", "nan");
     assert_refuses(2, "--top-p '1.5'", "/", "generate", "x", "--top-p", "1.5");
     assert_refuses(2, "--precision 'f8'", "/", "generate", "x", "--precision", "f8");
+    assert_refuses(2, "--pairs '0'", "/", "bench", "contrastive", "--pairs", "0");
     assert_refuses(2, "--iterations '0'", "/", "bench", "train", "--iterations", "0");
     assert_refuses(2, "no preset 'large'", "/", "bench", "train", "--preset", "large");
     assert_refuses(2, "--run DIR is missing", "/", "train", "x.yaml");
