@@ -29,7 +29,7 @@ static bool check_reproducible(const TrainConfig *c, int64_t data, Error *error)
 static bool check_model(const TrainConfig *c, int tensor, Error *error) {
     Arena *memory = arena_new(4096);
     const char *wrong = joint_check_parallel(&c->model, tensor, memory);
-    bool ok = !wrong || error_set(error, ERROR_USAGE, "parallel.tensor: %s", wrong);
+    bool ok = !wrong || error_set(error, ERROR_USAGE, "%s", wrong);
     arena_free(memory);
     return ok;
 }

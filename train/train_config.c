@@ -491,7 +491,6 @@ bool train_config_read(TrainConfig *c, const char *path, const char *const *over
         if (!check_source(c, i, error)) return false;
     if (!c->model.text.vocabulary && !vocabulary_of(c, error)) return false;
     const char *wrong = joint_check(&c->model, memory);
-    if (!wrong) wrong = joint_check_parallel(&c->model, (int)c->parallel.size[MESH_TENSOR], memory);
     if (wrong) return error_set(error, ERROR_USAGE, "%s", wrong);
     return check_objectives(c, error) && check_lengths(c, error);
 }
