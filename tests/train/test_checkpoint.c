@@ -58,8 +58,8 @@ static const Spread layouts[] = {{1, 1, 0}, {2, 1, 0}, {2, 1, 1}, {3, 1, 2}, {4,
                                  {1, 2, 0}, {1, 4, 0}, {2, 2, 3}, {2, 4, 1}};
 enum { LAYOUTS = sizeof layouts / sizeof *layouts };
 
-// 67: another world size works, and another stage, and another split of the layers.
-static void every_layout_reads_every_checkpoint(void **state) {
+// Another world size works, and another stage, and another split of the layers.
+static void every_layout_reads_every_checkpoint_67(void **state) {
     (void)state;
     for (int i = 0; i < LAYOUTS; i++) {
         char *run = temporary_new();
@@ -248,7 +248,7 @@ static void a_saver_that_is_freed_ends_what_it_began(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_layout_reads_every_checkpoint),
+        cmocka_unit_test(every_layout_reads_every_checkpoint_67),
         cmocka_unit_test(the_tensors_do_not_depend_on_the_layout),
         cmocka_unit_test(a_model_of_many_ranks_is_read_by_one_process),
         cmocka_unit_test(ranks_write_about_as_much_each),

@@ -218,23 +218,6 @@ static void a_loss_that_is_not_finite_names_the_first_bad_tensor(void **state) {
     free(path);
 }
 
-static void other_data_is_refused_on_resume(void **state) {
-    (void)state;
-    TrainResult result;
-    Error error = {0};
-    TinyRun own;
-    tiny_run_open(&own, 2);
-    assert_done(tiny_train(&own, "run", (const char *[]){"train.steps=2", "optimizer.warmup_steps=0", NULL}, false,
-                           NULL, &result, &error),
-                &error);
-    tiny_run_remake_data(&own, 3);
-    assert_false(tiny_train(&own, "run", (const char *[]){"train.steps=4", "optimizer.warmup_steps=0", NULL}, true,
-                            NULL, &result, &error));
-    assert_message_has(&error, "--allow-changed-data");
-    assert_message_has(&error, "data.0.path");
-    tiny_run_close(&own);
-}
-
 static void assert_not_resumed(const char *name, const char *const *settings, const char *part) {
     TrainResult result;
     Error error = {0};
@@ -282,56 +265,6 @@ static void another_tokenizer_is_refused_on_resume(void **state) {
     tiny_run_close(&own);
 }
 
-static void assert_refused(const char *setting, const char *part) {
-    TrainResult result;
-    Error error = {0};
-    assert_false(tiny_train(&shared, "refused", (const char *[]){setting, NULL}, false, NULL, &result, &error));
-    assert_int_equal(error.kind, ERROR_USAGE);
-    assert_message_has(&error, part);
-}
-
-static void configurations_that_cannot_work_are_refused(void **state) {
-    (void)state;
-    assert_refused("optimizer.learning_rat=1", "learning_rate");
-    assert_refused("optimizer.warmup_steps=6", "warmup_steps");
-    assert_refused("model.text.heads=3", "heads");
-    assert_refused("model.vision.patch=7", "patch");
-    assert_refused("sequence.caption=17", "sequence.caption");
-    assert_refused("data.0.path=/nowhere", "bifocal data build");
-    assert_refused("tokenizer=/nowhere.model", "/nowhere.model");
-    assert_refused("model.weight.mae=0", "mae");
-    assert_refused("data.1.answer=", "go together");
-    assert_refused("data.1.question={quest", "question of the dataset");
-    assert_refused("model.text.width=1048576", "GiB");
-    assert_refused("model.vision.width=1048576", "make model.* or the batches smaller");
-    assert_refused("data.0.batch=1048576", "train.microbatches");
-    assert_refused("data.1.objectives=mae", "add caption");
-    assert_refused("data.2.one_per=class", "one_per");
-    assert_refused("data.0.one_per=class", "set batch to");
-    assert_refused("data.0.text={name}", "none of its first samples");
-    assert_refused("data.1.answer={name}", "field \"name\"");
-    assert_refused("loader.background=#-1-1-1", "#rrggbb");
-    assert_refused("model.text.vocabulary=20", "model.text.vocabulary");
-}
-
-static void more_datasets_than_a_checkpoint_names_are_refused(void **state) {
-    (void)state;
-    char settings[2 * MOST_SOURCES][512];
-    const char *list[2 * MOST_SOURCES + 1] = {0};
-    int n = 0;
-    for (int i = 3; i <= MOST_SOURCES; i++) {
-        list[n] = settings[n];
-        snprintf(settings[n++], sizeof *settings, "data.%d.path=%s/text", i, shared.folder);
-        list[n] = settings[n];
-        snprintf(settings[n++], sizeof *settings, "data.%d.objectives=lm", i);
-    }
-    TrainResult result;
-    Error error = {0};
-    assert_false(tiny_train(&shared, "refused", list, false, NULL, &result, &error));
-    assert_int_equal(error.kind, ERROR_USAGE);
-    assert_message_has(&error, "64 at the most");
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_number_of_threads_gives_the_same_bits),
@@ -346,9 +279,6 @@ int main(void) {
         cmocka_unit_test(a_loss_that_is_not_finite_names_the_first_bad_tensor),
         cmocka_unit_test(every_damaged_file_of_a_checkpoint_is_refused),
         cmocka_unit_test(another_tokenizer_is_refused_on_resume),
-        cmocka_unit_test(other_data_is_refused_on_resume),
-        cmocka_unit_test(configurations_that_cannot_work_are_refused),
-        cmocka_unit_test(more_datasets_than_a_checkpoint_names_are_refused),
     };
     return cmocka_run_group_tests(tests, open_shared, close_shared);
 }
