@@ -165,10 +165,6 @@ static void call_free(CommRequest *c) {
 
 static bool alone(const Comm *comm) { return comm_size(comm) == 1; }
 
-static void copy(void *out, const void *in, int64_t bytes) {
-    if (out != in && bytes > 0) memmove(out, in, (size_t)bytes);
-}
-
 // ---- the calls: each hands out its request, or does the work at once where a rank is alone ----
 
 static CommRequest *all_reduce(Comm *comm, void *data, int64_t n, CommType type, CommReduction reduction,
@@ -187,7 +183,7 @@ static CommRequest *all_reduce(Comm *comm, void *data, int64_t n, CommType type,
 static CommRequest *reduce_scatter(Comm *comm, void *out, const void *in, int64_t rows, int64_t width, CommType type,
                                    CommOrder order, const char *what) {
     int64_t row_bytes = width * (int64_t)comm_type_size(type);
-    if (alone(comm)) return copy(out, in, rows * row_bytes), NULL;
+    if (alone(comm)) return copy_bytes(out, in, rows * row_bytes), NULL;
     CommRequest *c = call_new(comm, "reduce-scatter", what);
     c->in = in;
     c->out = out;
@@ -201,7 +197,7 @@ static CommRequest *reduce_scatter(Comm *comm, void *out, const void *in, int64_
 
 static CommRequest *all_gather(Comm *comm, void *out, const void *in, int64_t rows, int64_t row_bytes,
                                const char *what) {
-    if (alone(comm)) return copy(out, in, rows * row_bytes), NULL;
+    if (alone(comm)) return copy_bytes(out, in, rows * row_bytes), NULL;
     CommRequest *c = call_new(comm, "all-gather", what);
     c->in = in;
     c->out = out;
@@ -213,7 +209,7 @@ static CommRequest *all_gather(Comm *comm, void *out, const void *in, int64_t ro
 
 static CommRequest *all_to_all(Comm *comm, void *out, const int64_t *out_bytes, const void *in, const int64_t *in_bytes,
                                const char *what) {
-    if (alone(comm)) return check(in_bytes[0] == out_bytes[0]), copy(out, in, in_bytes[0]), NULL;
+    if (alone(comm)) return check(in_bytes[0] == out_bytes[0]), copy_bytes(out, in, in_bytes[0]), NULL;
     CommRequest *c = call_new(comm, "all-to-all", what);
     int p = comm->size;
     c->in = in;

@@ -27,7 +27,8 @@ typedef enum CommOrder { COMM_FAST, COMM_ORDERED } CommOrder;
 
 // A group of one; never fails.
 Comm *comm_self_new(void);
-// All processes of the run: MPI where mpirun or srun started several, else a group of one. Call once.
+// All processes of the run: MPI where mpirun or srun started several, else a group of one. Call once; a refusal (NULL)
+// says how to start. The log is borrowed for the life of the group: for the last words where MPI fails.
 Comm *comm_world_new(Log *, Error *);
 // `size` groups' ends for as many threads of this process: ends[r] is used by one thread.
 void comm_threads_new(int size, Comm **ends);

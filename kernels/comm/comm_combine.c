@@ -63,8 +63,7 @@ static void leaf(const Tree *tree, int part, int64_t at, int64_t n, void *out) {
 }
 
 // out = parts [first, end) combined, elements [at, at + n)
-static void subtree(const Tree *tree, int first, int end, int64_t at, int64_t n,
-                    void *out) { // NOLINT(misc-no-recursion)
+static void subtree(const Tree *tree, int first, int end, int64_t at, int64_t n, void *out) {
     _Alignas(64) char upper[BLOCK * WIDEST];
     if (end - first == 1) {
         leaf(tree, first, at, n, out);

@@ -7,6 +7,7 @@
 #include "kernels/comm/comm.h"
 #include <pthread.h>
 #include <stdatomic.h>
+#include <string.h>
 
 typedef struct Engine Engine;
 
@@ -91,6 +92,9 @@ void call_share_out(CommRequest *);
 // Makes the group's work space as large as the call needs it; nothing else of the group is under way.
 void call_take_work(const CommRequest *);
 
+static inline void copy_bytes(void *out, const void *in, int64_t bytes) { // may overlap; NULL where there are none
+    if (out != in && bytes > 0) memmove(out, in, (size_t)bytes);
+}
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 // Chunk `chunk` of part q, whose bytes are [at[q], at[q + 1]).
 static inline int64_t chunk_begin(const CommRequest *c, int q, int64_t chunk) { return c->at[q] + chunk * c->chunk; }

@@ -1,8 +1,6 @@
 /* Calls that move bytes and add nothing: all-gather, all-to-all, broadcast, barrier, send, receive. Each is a row of
  * rounds; see comm_internal.h. */
 #include "kernels/comm/comm_internal.h"
-#include <stdlib.h>
-#include <string.h>
 
 // Up to this a rank sends its part to every other at once; above, parts travel around a ring of neighbours, which
 // crosses the link between two machines once, however many ranks they hold.
@@ -10,7 +8,7 @@ enum { SMALL_BYTES = 64 << 10 };
 
 static void copy_own(const CommRequest *c) {
     int r = c->comm->rank;
-    if (c->out + c->at[r] != c->in) memmove(c->out + c->at[r], c->in, (size_t)(c->at[r + 1] - c->at[r]));
+    copy_bytes(c->out + c->at[r], c->in, c->at[r + 1] - c->at[r]);
 }
 
 // ---- all-gather ----
@@ -54,7 +52,7 @@ static void all_to_all_round(CommRequest *c, int64_t round) {
     int p = c->comm->size, r = c->comm->rank;
     const int64_t *in_at = c->at, *out_at = c->at + p + 1;
     int64_t done = round * c->chunk;
-    if (round == 0) memcpy(c->out + out_at[r], c->in + in_at[r], (size_t)(in_at[r + 1] - in_at[r]));
+    if (round == 0) copy_bytes(c->out + out_at[r], c->in + in_at[r], in_at[r + 1] - in_at[r]);
     for (int i = 1; i < p; i++) {
         int q = (r + p - i) % p;
         int64_t left = out_at[q + 1] - out_at[q] - done;

@@ -5,6 +5,7 @@
 #ifdef BIFOCAL_MPI
 #include <limits.h>
 #include <mpi.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -14,22 +15,23 @@ typedef struct Mpi {
     MPI_Comm comm; // ours alone
     int rank;
     char host[256];
-    Log *log;
+    Log *log; // borrowed; may be NULL
 } Mpi;
 
 // Ends the run where MPI failed. message: what was moved, or NULL.
 static void must(const Mpi *mpi, int code, const char *function, const Message *message) {
-    char text[MPI_MAX_ERROR_STRING] = "";
+    char text[MPI_MAX_ERROR_STRING] = "", what[512] = "";
     int length = 0;
     if (code == MPI_SUCCESS) return;
     MPI_Error_string(code, text, &length);
-    if (message)
-        log_error(mpi->log, "rank %d on %s: %s of %lld bytes %s rank %d failed in %s of %s (group %s, call %lld): %s",
-                  mpi->rank, mpi->host, function, (long long)message->bytes, message->send ? "to" : "from",
-                  message->peer, message->call->call, message->call->what, comm_name(message->call->comm),
-                  (long long)message->call->number, text);
-    else
-        log_error(mpi->log, "rank %d on %s: %s failed: %s", mpi->rank, mpi->host, function, text);
+    if (message) {
+        const CommRequest *c = message->call;
+        snprintf(what, sizeof what, " of %lld bytes %s rank %d, for %s %lld of group %s (%s),",
+                 (long long)message->bytes, message->send ? "to" : "from", message->peer, c->call, (long long)c->number,
+                 comm_name(c->comm), c->what);
+    }
+    log_error(mpi->log, "rank %d on %s: %s%s failed: %s", mpi->rank, mpi->host, function, what, text);
+    if (!mpi->log) fprintf(stderr, "rank %d on %s: %s%s failed: %s\n", mpi->rank, mpi->host, function, what, text);
     MPI_Abort(MPI_COMM_WORLD, 1);
     abort(); // should MPI not have done it
 }

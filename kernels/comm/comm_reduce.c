@@ -7,7 +7,6 @@
  * everybody gets everything and combines it along the tree: for few bytes otherwise */
 #include "kernels/comm/comm_internal.h"
 #include <stdlib.h>
-#include <string.h>
 
 enum { SMALL_BYTES = 32 << 10 };                      // up to this in one piece
 enum { WORK_BYTES = 8 << 20, LEAST_CHUNK = 4 << 10 }; // work space of a group; it is more from 1,024 ranks on
@@ -81,16 +80,16 @@ static void ring_reduce_round(CommRequest *c, int64_t chunk, int step, char *sum
     char *partial = c->comm->work, *arrived = c->comm->work + c->chunk;
     int64_t bytes = chunk_bytes(c, sent, chunk);
     if (step == 0)
-        memcpy(partial, c->in + chunk_begin(c, sent, chunk), (size_t)bytes);
+        copy_bytes(partial, c->in + chunk_begin(c, sent, chunk), bytes);
     else { // what has arrived is a partial sum of the share that is sent now
-        memcpy(partial, arrived, (size_t)bytes);
+        copy_bytes(partial, arrived, bytes);
         combine(partial, c->in + chunk_begin(c, sent, chunk), elements(c, bytes), c->type, c->reduction);
     }
     if (step < p - 1) {
         call_receive(c, (r + p - 1) % p, arrived, chunk_bytes(c, taken, chunk));
         call_send(c, (r + 1) % p, partial, bytes);
     } else {
-        memmove(sum, partial, (size_t)bytes);
+        copy_bytes(sum, partial, bytes);
     }
 }
 
@@ -118,7 +117,7 @@ static void doubling_round(CommRequest *c, int64_t round) {
     if (round > 0) {
         if (r & far >> 1) { // the other holds the lower half
             combine(c->comm->work, c->out, elements(c, bytes), c->type, c->reduction);
-            memcpy(c->out, c->comm->work, (size_t)bytes);
+            copy_bytes(c->out, c->comm->work, bytes);
         } else {
             combine(c->out, c->comm->work, elements(c, bytes), c->type, c->reduction);
         }
@@ -172,8 +171,8 @@ static bool plan_small(CommRequest *c) {
     call_share_out(c);
     c->work_bytes = doubling ? bytes : bytes * p;
     c->round = doubling ? doubling_round : gathered_round;
-    c->rounds = 2;
-    for (int far = 2; doubling && far < p; far *= 2) c->rounds++;
+    c->rounds = bytes > 0 ? 2 : 0;
+    for (int far = 2; doubling && far < p && bytes > 0; far *= 2) c->rounds++;
     return true;
 }
 

@@ -24,6 +24,7 @@ static void every_command_has_help(void **state) {
         WORDS("bench", "train", "--help"),
         WORDS("bench", "loader", "--help"),
         WORDS("bench", "contrastive", "--help"),
+        WORDS("bench", "comm", "--help"),
         WORDS("doctor", "--help"),
         WORDS("data", "-h"),
         WORDS("train", "-h"),
@@ -69,6 +70,7 @@ static void unknown_options_get_a_suggestion(void **state) {
     assert_refuses(2, "did you mean '--preset'?", "/", "bench", "train", "--perset", "x");
     assert_refuses(2, "did you mean '--seconds'?", "/", "bench", "ops", "--secnods", "x");
     assert_refuses(2, "did you mean '--cache'?", "/", "bench", "loader", "--cahce", "x");
+    assert_refuses(2, "did you mean '--bytes'?", "/", "bench", "comm", "--byets", "8");
     assert_refuses(2, "no option '-x'", "/", "train", "-x");
     assert_refuses(2, "--json takes no value", "/", "data", "verify", "--json=yes", "x");
     assert_refuses(2, "--image wants a value", "/", "generate", "x", "--image");
