@@ -10,7 +10,7 @@ typedef struct Arguments {
 } Arguments;
 
 static void usage(FILE *out) {
-    fputs("usage: mpirun -np N bifocal bench comm [--bytes N] [--seconds S] [--json]\n\n"
+    fputs("usage: bifocal bench comm [--bytes N] [--seconds S] [--json], started by mpirun -np PROCESSES\n\n"
           "Collectives on f32 arrays of 4 KB to 64 MB: time of a call (the slowest rank's; median, least and greatest "
           "of the\n"
           "rounds) and GB/s that each rank must send at the least. MPI_Allreduce is what a bare MPI program reaches, "
