@@ -6,12 +6,14 @@
 #include "base/json.h"
 #include <math.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 enum {
     MOST_TRACKS = 16,
+    MOST_LANES = 16,       // of a track: see lay_out
     MOST_SLICES = 1 << 20, // those that come later are counted and left out: a trace is of minutes, not of days
     BLOCK = 1 << 16,       // bytes written at once
 };
@@ -90,6 +92,50 @@ void trace_slice(Trace *t, const char *track, const char *name, double begin, do
     pthread_mutex_unlock(&t->lock);
 }
 
+// ---- lanes ----
+
+// Slices of a track that overlap without nesting (two reductions under way) are drawn in lanes below one another.
+typedef struct Lanes {
+    const Slice **order; // (count) by track, begin, and the longer first
+    int *lane;           // (count) of order[i]
+    bool used[MOST_TRACKS][MOST_LANES];
+} Lanes;
+
+static int by_begin(const void *left, const void *right) {
+    const Slice *a = *(const Slice *const *)left, *b = *(const Slice *const *)right;
+    if (a->track != b->track) return a->track < b->track ? -1 : 1;
+    if (a->begin != b->begin) return a->begin < b->begin ? -1 : 1;
+    return a->end == b->end ? 0 : a->end > b->end ? -1 : 1;
+}
+
+typedef struct Lane { // the slices that are open at a time, each inside the one before it
+    double end[64];
+    int depth;
+} Lane;
+
+static bool fits(Lane *lane, const Slice *s) {
+    while (lane->depth && lane->end[lane->depth - 1] <= s->begin) lane->depth--;
+    return lane->depth == 0 || (lane->depth < 64 && s->end <= lane->end[lane->depth - 1]);
+}
+
+static void lay_out(const Trace *t, Lanes *out) {
+    Lane lanes[MOST_LANES] = {0};
+    out->order = calloc(t->count + 1, sizeof *out->order);
+    out->lane = calloc(t->count + 1, sizeof *out->lane);
+    check(out->order && out->lane);
+    for (size_t i = 0; i < t->count; i++) out->order[i] = &t->slices[i];
+    qsort(out->order, t->count, sizeof *out->order, by_begin);
+    for (size_t i = 0; i < t->count; i++) {
+        const Slice *s = out->order[i];
+        int lane = 0;
+        if (i && s->track != out->order[i - 1]->track) memset(lanes, 0, sizeof lanes);
+        while (lane < MOST_LANES - 1 && !fits(&lanes[lane], s)) lane++;
+        if (lanes[lane].depth < 64) lanes[lane].end[lanes[lane].depth++] = s->end;
+        out->lane[i] = lane;
+        out->used[s->track][lane] = true;
+    }
+}
+
 // ---- one process's file ----
 
 static void append_quoted(Buffer *out, const char *text) {
@@ -112,12 +158,12 @@ static void append_name(Buffer *out, int rank, int track, const char *what, cons
 }
 
 // Both ends are rounded to nanoseconds, so that slices which nest still do.
-static void append_slice(Buffer *out, const Trace *t, const Slice *s) {
+static void append_slice(Buffer *out, const Trace *t, const Slice *s, int lane) {
     long long begin = llround(s->begin * 1e9), end = llround(s->end * 1e9);
     long long lasted = end > begin ? end - begin : 0;
     buffer_printf(
         out, "{\"ph\": \"X\", \"pid\": %d, \"tid\": %d, \"ts\": %lld.%03lld, \"dur\": %lld.%03lld, \"name\": ", t->rank,
-        s->track, begin / 1000, begin % 1000, lasted / 1000, lasted % 1000);
+        s->track * MOST_LANES + lane, begin / 1000, begin % 1000, lasted / 1000, lasted % 1000);
     append_quoted(out, t->names.data + s->name);
     buffer_text(out, "}");
 }
@@ -135,26 +181,40 @@ static void append_head(Buffer *out, double clock, long long left_out) {
                   clock, left_out);
 }
 
+static void append_names(Buffer *out, const Trace *t, const Lanes *lanes) {
+    char name[64];
+    snprintf(name, sizeof name, "rank %d", t->rank);
+    append_name(out, t->rank, -1, "process_name", name);
+    for (int track = 0; track < t->tracks; track++) {
+        for (int lane = 0; lane < MOST_LANES; lane++) {
+            if (!lanes->used[track][lane]) continue;
+            if (lane)
+                snprintf(name, sizeof name, "%s %d", t->track[track], lane + 1);
+            else
+                snprintf(name, sizeof name, "%s", t->track[track]);
+            buffer_text(out, ",\n");
+            append_name(out, t->rank, track * MOST_LANES + lane, "thread_name", name);
+        }
+    }
+}
+
 bool trace_write(const Trace *t, const char *path, Error *error) {
-    Buffer text = {0}, name = {0};
-    bool used[MOST_TRACKS] = {0};
+    Buffer text = {0};
+    Lanes lanes = {0};
+    pthread_mutex_t *lock = (pthread_mutex_t *)&t->lock; // a file is a look at the trace
     AtomicFile *file = atomic_open(path, error);
     if (!file) return false;
+    pthread_mutex_lock(lock);
+    lay_out(t, &lanes);
     append_head(&text, t->clock, t->left_out);
-    buffer_printf(&name, "rank %d", t->rank);
-    append_name(&text, t->rank, -1, "process_name", name.data);
-    for (size_t i = 0; i < t->count; i++) used[t->slices[i].track] = true;
-    for (int i = 0; i < t->tracks; i++) {
-        if (!used[i]) continue;
-        buffer_text(&text, ",\n");
-        append_name(&text, t->rank, i, "thread_name", t->track[i]);
-    }
+    append_names(&text, t, &lanes);
     bool ok = true;
     for (size_t i = 0; i < t->count && ok; i++) {
         buffer_text(&text, ",\n");
-        append_slice(&text, t, &t->slices[i]);
+        append_slice(&text, t, lanes.order[i], lanes.lane[i]);
         if (text.size > BLOCK) ok = flush(file, &text, error);
     }
+    pthread_mutex_unlock(lock);
     buffer_text(&text, "\n]}\n");
     ok = ok && flush(file, &text, error);
     if (ok)
@@ -162,7 +222,8 @@ bool trace_write(const Trace *t, const char *path, Error *error) {
     else
         atomic_abandon(file);
     buffer_free(&text);
-    buffer_free(&name);
+    free(lanes.order);
+    free(lanes.lane);
     return ok;
 }
 

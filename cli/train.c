@@ -28,12 +28,14 @@ static void catch_signals(void) {
 }
 
 static void usage(FILE *out) {
-    fputs("usage: bifocal train CONFIG [section.key=value]... --run DIR [--resume]\n\n"
+    fputs("usage: bifocal train CONFIG [section.key=value]... --run DIR [--resume] [--trace FILE]\n\n"
           "  CONFIG                 YAML file (`bifocal config` lists its keys); with --resume it may be left out\n"
           "  section.key=value      set before the run starts; data.0.path=DIR reaches into lists\n"
           "  --run DIR              folder of the run: config.yaml, metrics.jsonl, log.txt, checkpoints/\n"
           "  --resume               go on from the newest checkpoint, bit for bit; start where there is none\n"
           "  --allow-changed-data   resume although a dataset is not the one trained on so far\n"
+          "  --trace FILE           a timeline of all processes, in Chrome's format: compute, communication, data, "
+          "saving\n"
           "  --quiet                warnings and errors alone\n\n"
           "SIGINT, SIGTERM and SIGUSR1 save and stop (exit status 128 + the signal's number); another SIGINT stops at\n"
           "once.\n",
@@ -70,6 +72,7 @@ static void parse(Arguments *a, int argc, char **argv) {
     static const struct option options[] = {{"run", required_argument, 0, 'r'},
                                             {"resume", no_argument, 0, 'c'},
                                             {"allow-changed-data", no_argument, 0, 'd'},
+                                            {"trace", required_argument, 0, 't'},
                                             {"quiet", no_argument, 0, 'q'},
                                             {"help", no_argument, 0, 'h'},
                                             {0}};
@@ -84,6 +87,8 @@ static void parse(Arguments *a, int argc, char **argv) {
             a->options.resume = true;
         else if (c == 'd')
             a->options.allow_changed_data = true;
+        else if (c == 't')
+            a->options.trace = optarg;
         else if (c == 'q')
             a->level = LOG_WARNING;
         else if (c == 'h')

@@ -106,11 +106,15 @@ static void *touch(void *saver) {
 
 static void *write_all(void *saver) {
     Saver *s = saver;
+    double begin = trace_now();
     checkpoint_copy_own(&s->job.copy);
     checkpoint_copy_end(&s->job.copy);
+    double copied = trace_now();
     tell(s, &s->copied);
     s->ok = checkpoint_job_write(&s->job, &s->error);
     if (s->ok && s->ranks == 1) s->ok = checkpoint_job_seal(&s->job, s->job.own, CHECKPOINT_PARTS, &s->error);
+    trace_slice(s->options.trace, "save", "copy", begin, copied);
+    trace_slice(s->options.trace, "save", "write", copied, trace_now());
     tell(s, &s->done);
     return NULL;
 }

@@ -6,6 +6,7 @@
  * rank writes its files and syncs them into a folder aside, and when all ranks have written theirs one seals the folder
  * and renames it. What can be seen under its name is complete. */
 #pragma once
+#include "base/trace.h"
 #include "fusion/model_files.h"
 #include "train/checkpoint_state.h"
 #include "train/mesh.h"
@@ -20,6 +21,7 @@ typedef struct CheckpointOptions { // all borrowed
     Backend *backend;
     const Mesh *mesh; // NULL: alone
     Log *log;         // may be NULL
+    Trace *trace;     // may be NULL: what the thread copies and writes is drawn there, on track "save"
 } CheckpointOptions;
 
 typedef struct Saver Saver;

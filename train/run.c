@@ -40,8 +40,9 @@ static bool explain_not_finite(Run *r, const Batch *batch, const char *what, Err
 // Every rank has its part of the step's batch, or all stop: asked to, or because one of them cannot go on.
 static const Batch *take_batch(Run *r, Vote *sum, Error *error) {
     const TrainOptions *o = r->options;
-    double waited = loader_waited(r->loader);
+    double waited = loader_waited(r->loader), begin = trace_now();
     const Batch *batch = loader_next(r->loader, r->state.step, error);
+    trace_slice(r->trace, "loader", "wait for data", begin, trace_now());
     bool ready = batch && !r->unwritten.kind;
     if (r->unwritten.kind) *error = r->unwritten;
     Vote own = {.failed = !ready, .stop = o->stop ? *o->stop : 0, .written = checkpoint_written(r->saver)};
@@ -101,6 +102,17 @@ static bool all_done(const Run *r, bool ok, Error *error) {
     return ok && !r->parallel.tensor ? true : agree(r->options->world, ok, error);
 }
 
+// AdamW, once the values that a checkpoint under way still copies have been copied.
+static void update(Run *r, double norm) {
+    double begin = trace_now();
+    checkpoint_hold(r->saver);
+    double held = trace_now();
+    optimizer_step(r->optimizer, r->state.step + 1, norm);
+    if (checkpoint_under_way(r->saver)) trace_slice(r->trace, "compute", "wait for copies", begin, held);
+    trace_slice(r->trace, "compute", "optimizer", held, trace_now());
+    r->state.step++;
+}
+
 static bool one_step(Run *r, int *stop, Error *error) {
     StepLoss loss;
     Vote sum;
@@ -116,9 +128,7 @@ static bool one_step(Run *r, int *stop, Error *error) {
     if (!isfinite(loss.total)) return explain_not_finite(r, batch, "the loss", error);
     double norm = gradients_norm(r->gradients);
     if (!isfinite(norm)) return explain_not_finite(r, batch, "the gradient's norm", error);
-    checkpoint_hold(r->saver);
-    optimizer_step(r->optimizer, r->state.step + 1, norm);
-    r->state.step++;
+    update(r, norm);
     double seconds = clock_seconds() - start;
     show(r, &loss, &sum, seconds);
     record(r, step_record(r, &loss, &sum, norm, seconds));
@@ -162,7 +172,17 @@ static bool save(Run *r, Error *error) {
     if (r->unwritten.kind) *error = r->unwritten;
     if (!agree(r->options->world, !r->unwritten.kind, error)) return false;
     r->saved = r->state.step;
-    return checkpoint_start(r->saver, &r->state, error);
+    double begin = trace_now();
+    bool ok = checkpoint_start(r->saver, &r->state, error);
+    trace_slice(r->trace, "compute", "checkpoint", begin, trace_now());
+    return ok;
+}
+
+// The step just done, and how it was numbered.
+static void trace_step(const Run *r, double begin) {
+    char name[32];
+    snprintf(name, sizeof name, "step %lld", (long long)r->state.step);
+    trace_slice(r->trace, "compute", name, begin, trace_now());
 }
 
 static bool every(int64_t period, int64_t step) { return period > 0 && step % period == 0; }
@@ -170,8 +190,10 @@ static bool every(int64_t period, int64_t step) { return period > 0 && step % pe
 static bool steps(Run *r, int *stop, Error *error) {
     const TrainConfig *c = &r->config;
     while (r->state.step < c->steps) {
+        double begin = trace_now();
         if (!one_step(r, stop, error)) return false;
         if (*stop) break;
+        trace_step(r, begin);
         bool last = r->state.step == c->steps;
         if (r->validation && (last || every(c->validation_every, r->state.step)) && !validate(r, error)) return false;
         if ((last || every(c->checkpoint_every, r->state.step)) && !save(r, error)) return false;
@@ -184,8 +206,10 @@ bool train_run(const TrainOptions *options, TrainResult *result, Log *log, Error
     int stop = 0;
     double start = clock_seconds();
     bool ok = run_open(&r, options, log, error) && steps(&r, &stop, error);
+    ok = ok && run_trace_write(r.trace, options->trace, options->world, error);
     Error ignored;
     if (!ok && r.saver) checkpoint_finish(r.saver, &ignored); // all ranks stop: what was begun before is whole
+    if (!ok) run_trace_leave(r.trace, options->trace, comm_rank(options->world));
     *result = (TrainResult){ok ? stop : 0, r.state.step, clock_seconds() - start};
     run_close(&r);
     return ok;

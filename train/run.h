@@ -18,6 +18,7 @@ typedef struct TrainOptions {
     bool allow_changed_data; // resume although a dataset is not the one the run was trained on
     // Becomes non-zero (a signal's number) when the run shall save and stop: on any one rank. May be NULL
     const volatile sig_atomic_t *stop;
+    const char *trace;       // file for a timeline of all ranks (Chrome's trace format); NULL: none
     Comm *world;         // all ranks of the run; NULL: alone
     struct Watch *watch; // over the world; may be NULL
 } TrainOptions;

@@ -179,7 +179,8 @@ static Saver *open_saver(Run *r) {
                                  .optimizer = r->optimizer,
                                  .backend = r->backend,
                                  .mesh = &r->mesh,
-                                 .log = r->log};
+                                 .log = r->log,
+                                 .trace = r->trace};
     Saver *saver = saver_new(&options);
     if (r->config.checkpoint_every) checkpoint_prepare(saver);
     return saver;
@@ -198,7 +199,7 @@ static bool open_model(Run *r, Error *error) {
     if (!r->joint) return false;
     r->optimizer = optimizer_new(r->backend, joint_parameters(r->joint), &r->config.optimizer, r->config.steps);
     r->tape = tape_new(r->backend, true);
-    r->gradients = gradients_new(joint_parameters(r->joint), r->tape, NULL);
+    r->gradients = gradients_new(joint_parameters(r->joint), r->tape, r->trace);
     r->inference = tape_new(r->backend, false);
     parameters_follow(joint_parameters(r->joint), r->inference);
     r->saver = open_saver(r);
@@ -301,7 +302,7 @@ bool run_open(Run *r, const TrainOptions *options, Log *log, Error *error) {
         snprintf(prefix, sizeof prefix, "rank %d: ", comm_rank(options->world));
         log_set_stream(log, LOG_WARNING, prefix);
     }
-    if (!open_stages(r, error)) return false;
+    if (!run_trace_open(&r->trace, options->trace, options->world, error) || !open_stages(r, error)) return false;
     describe_start(r);
     describe_mesh(r);
     watch_limit(options->watch, r->config.parallel.watchdog);
@@ -314,6 +315,7 @@ bool run_open(Run *r, const TrainOptions *options, Log *log, Error *error) {
 void run_close(Run *r) {
     progress_end(r->progress);
     saver_free(r->saver);
+    run_trace_free(r->trace, r->options->world);
     metrics_close(r->metrics);
     gradients_free(r->gradients);
     tape_free(r->tape);

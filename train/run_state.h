@@ -5,6 +5,7 @@
 #include "train/layout.h"
 #include "train/metrics.h"
 #include "train/run.h"
+#include "train/run_trace.h"
 #include "train/step.h"
 
 typedef struct Run {
@@ -23,6 +24,7 @@ typedef struct Run {
     Optimizer *optimizer;
     Loader *loader, *validation; // validation: NULL where no source has any
     Tape *tape, *inference;
+    Trace *trace;       // NULL where none is asked for
     Metrics *metrics;   // NULL where another rank leads
     Progress *progress; // likewise
     Error unwritten;    // a record that could not be written here: the next vote ends the run

@@ -70,7 +70,7 @@ static void a_trace_is_json_with_named_tracks_and_slices_that_nest(void **state)
     assert_int_not_equal(json_get_int(outer, "tid", -1), json_get_int(reduce, "tid", -1));
     assert_true(begin_of(outer) <= begin_of(inner) && end_of(inner) <= end_of(outer));
     assert_true(begin_of(outer) == 1003e6 && json_get_number(outer, "dur", NAN) == 3000);
-    assert_null(name_of(events, "thread_name", 3, 2)); // nothing was loaded: no empty track
+    assert_null(name_of(events, "thread_name", 3, (int)json_get_int(reduce, "tid", -1) + 1)); // no empty track
     json_decref(events);
     free(path);
     temporary_free(folder);
@@ -99,6 +99,29 @@ static void joined_traces_show_every_rank_on_one_clock(void **state) {
     json_decref(events);
     for (int i = 0; i < RANKS; i++) free(paths[i]);
     free(out);
+    temporary_free(folder);
+}
+
+static void slices_that_overlap_are_drawn_below_one_another(void **state) {
+    (void)state;
+    Error error = {0};
+    char *folder = temporary_new(), *path = temporary_path(folder, "trace.json");
+    Trace *t = trace_new(0);
+    trace_slice(t, "communication", "first", 1, 3);
+    trace_slice(t, "communication", "second", 2, 4); // begins in the first, ends after it
+    trace_slice(t, "communication", "inside", 2.5, 3);
+    trace_slice(t, "communication", "third", 3, 3.5);
+    assert_done(trace_write(t, path, &error), &error);
+    json_t *events = events_of(path);
+    int64_t lane[4];
+    const char *const names[] = {"first", "second", "inside", "third"};
+    for (int i = 0; i < 4; i++) lane[i] = json_get_int(slice_of(events, names[i], 0), "tid", -1);
+    assert_true(lane[0] != lane[1] && lane[2] == lane[0] && lane[3] == lane[0]);
+    assert_string_equal(name_of(events, "thread_name", 0, (int)lane[0]), "communication");
+    assert_string_equal(name_of(events, "thread_name", 0, (int)lane[1]), "communication 2");
+    json_decref(events);
+    trace_free(t);
+    free(path);
     temporary_free(folder);
 }
 
@@ -151,6 +174,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_trace_is_json_with_named_tracks_and_slices_that_nest),
         cmocka_unit_test(joined_traces_show_every_rank_on_one_clock),
+        cmocka_unit_test(slices_that_overlap_are_drawn_below_one_another),
         cmocka_unit_test(what_is_not_a_whole_trace_is_not_joined),
         cmocka_unit_test(threads_may_trace_at_the_same_time),
     };

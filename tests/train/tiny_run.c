@@ -58,7 +58,7 @@ static void train_tokenizer(const TinyRun *r) {
 }
 
 void tiny_run_open(TinyRun *r, uint64_t seed) {
-    r->folder = temporary_new();
+    *r = (TinyRun){.folder = temporary_new()};
     tiny_run_remake_data(r, seed);
     train_tokenizer(r);
 }
@@ -121,6 +121,7 @@ bool tiny_train_ranks(const TinyRun *r, const char *name, const char *const *set
                                          .run = run,
                                          .resume = resume,
                                          .stop = stop ? stop[i] : NULL,
+                                         .trace = r->trace,
                                          .world = ends[i]};
         while (settings && settings[rank[i].options.n_overrides]) rank[i].options.n_overrides++;
         assert_int_equal(pthread_create(&threads[i], NULL, run_rank, &rank[i]), 0);

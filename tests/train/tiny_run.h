@@ -4,7 +4,8 @@
 #include "train/run.h"
 
 typedef struct TinyRun {
-    char *folder; // scenes, datasets train and text, words.model; runs go here too
+    char *folder;      // scenes, datasets train and text, words.model; runs go here too
+    const char *trace; // file for the timeline of the next run; NULL: none
 } TinyRun;
 
 void tiny_run_open(TinyRun *, uint64_t seed);
