@@ -66,7 +66,7 @@ void joint_counts(const JointConfig *, const Batch *, int64_t count[OBJECTIVES])
 // to those of the whole.
 double joint_flop(const JointConfig *, const Batch *);
 
-// Memory that training takes at the least, from shapes alone. A pass (a microbatch) of these sizes:
+// Memory that training takes on a rank at the least, from shapes alone. A pass (a piece of a step) of these sizes:
 typedef struct JointSizes {
     double images, mae_images; // seen whole; repainted
     double tokens;             // positions of sequences, of all objectives together
@@ -74,7 +74,7 @@ typedef struct JointSizes {
 typedef struct JointMemory {
     double model, activations; // bytes
 } JointMemory;
-JointMemory joint_memory(const JointConfig *, const JointSizes *, Dtype compute);
+JointMemory joint_memory(const JointConfig *, const JointSizes *, Dtype compute, const ParallelSizes *);
 double joint_weights(const JointConfig *); // how many weights it has at the least
 
 // Features of the pairs of a batch, as joint_loss would compute them: (R, E) F32 each, normalised.

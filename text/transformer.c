@@ -131,13 +131,14 @@ double text_flop(const TextConfig *c, double tokens, double pairs) {
     return (double)c->layers * block_flop(&block, tokens, pairs);
 }
 
-double text_weights(const TextConfig *c) {
+double text_weights(const TextConfig *c, const ParallelSizes *sizes) {
     BlockConfig block = block_config(c);
-    double rows = (double)c->vocabulary * (c->tied ? 1 : 2) + (c->rope ? 0 : (double)c->context);
-    return (double)c->layers * block_weights(&block) + rows * (double)c->width;
+    double words = (double)c->vocabulary * (c->tied ? 1 : 2) / (sizes ? sizes->tensor : 1);
+    double rows = words + (c->rope ? 0 : (double)c->context);
+    return (double)c->layers * block_weights(&block, sizes) + rows * (double)c->width;
 }
 
-double text_activations(const TextConfig *c, double tokens, Recompute recompute) {
+double text_activations(const TextConfig *c, double tokens, Recompute recompute, const ParallelSizes *sizes) {
     BlockConfig block = block_config(c);
-    return (double)c->layers * block_activations(&block, tokens, recompute) + 2 * tokens * (double)c->width;
+    return (double)c->layers * block_activations(&block, tokens, recompute, sizes) + 2 * tokens * (double)c->width;
 }

@@ -36,6 +36,6 @@ Tensor *text_logits(Tape *, const Text *, Tensor *hidden); // (N, C) -> (N, V); 
 KvCache *text_cache_new(Backend *, const Text *, int64_t batch, int64_t capacity); // kv_cache_free
 double text_flop(const TextConfig *, double tokens,
                  double pairs); // of forward; pairs: (query, key) that attention computes
-// Elements, for an estimate of memory: of the matrices, and of what a forward pass leaves on the tape.
-double text_weights(const TextConfig *);
-double text_activations(const TextConfig *, double tokens, Recompute);
+// Elements on a rank, for an estimate of memory: of the matrices, and of what a forward pass leaves on the tape.
+double text_weights(const TextConfig *, const ParallelSizes *);
+double text_activations(const TextConfig *, double tokens, Recompute, const ParallelSizes *);

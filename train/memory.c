@@ -41,12 +41,13 @@ double memory_available(void) {
     return least;
 }
 
-// Of one microbatch. A source that goes by the values of a field has as many rows as there are values: at least one.
-static JointSizes pass_sizes(const TrainConfig *c) {
+// Of one piece of a step. A source that goes by the values of a field has as many rows as there are values: at least
+// one.
+static JointSizes pass_sizes(const TrainConfig *c, int pieces) {
     JointSizes s = {0};
     for (int i = 0; i < c->data.count; i++) {
         const SourceConfig *source = (const SourceConfig *)c->data.items + i;
-        double rows = *source->one_per ? 1 : (double)source->batch / (double)c->microbatches;
+        double rows = *source->one_per ? 1 : (double)source->batch / pieces;
         bool lm = source->objectives >> OBJECTIVE_LM & 1, caption = source->objectives >> OBJECTIVE_CAPTION & 1;
         bool pairs = source->objectives >> OBJECTIVE_CONTRASTIVE & 1, mae = source->objectives >> OBJECTIVE_MAE & 1;
         if (lm) s.tokens += rows * (double)c->lm_length;
@@ -58,9 +59,13 @@ static JointSizes pass_sizes(const TrainConfig *c) {
     return s;
 }
 
-bool memory_check(const TrainConfig *c, double available, Error *error) {
-    JointSizes sizes = pass_sizes(c);
-    JointMemory need = joint_memory(&c->model, &sizes, c->precision ? BF16 : F32);
+bool memory_check(const TrainConfig *c, const Layout *l, double available, Error *error) {
+    JointSizes sizes = pass_sizes(c, l->pieces);
+    ParallelSizes spread = {.tensor = l->size[MESH_TENSOR],
+                            .data = l->size[MESH_DATA],
+                            .sequence = c->parallel.sequence,
+                            .zero = (int)c->parallel.zero};
+    JointMemory need = joint_memory(&c->model, &sizes, c->precision ? BF16 : F32, &spread);
     if (need.model + need.activations <= available) return true;
     return error_set(error, ERROR_USAGE,
                      "the run does not fit into memory: it needs at least %.1f GiB (%.1f for weights, gradients and "

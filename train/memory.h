@@ -1,7 +1,7 @@
 /* Whether a run fits into this machine's memory, before anything of it is allocated. */
 #pragma once
-#include "train/train_config.h"
+#include "train/layout.h"
 
 double memory_available(void); // bytes that this process may still take: of the machine, its control group, its limits
-// An error with the estimate where even the least that the run needs is more than `available` bytes.
-bool memory_check(const TrainConfig *, double available, Error *);
+// An error with the estimate where even the least that a rank of the run needs is more than `available` bytes.
+bool memory_check(const TrainConfig *, const Layout *, double available, Error *);

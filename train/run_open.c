@@ -81,7 +81,7 @@ static bool open_config(Run *r, char found[1024], Error *error) {
     Comm *world = r->options->world;
     bool ok = find_start(r->options, found, r->log, error) && read_config(r, error) &&
               layout_resolve(&r->config, comm_size(world), &r->layout, error) &&
-              memory_check(&r->config, memory_available(), error);
+              memory_check(&r->config, &r->layout, memory_available(), error);
     if (!agree(world, ok, error)) return false;
     Buffer yaml = config_text(r);
     ok = same_as_first(r, hash_u64(yaml.data, yaml.size), "the configuration", error);

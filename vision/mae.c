@@ -155,17 +155,19 @@ double mae_flop(const MaeConfig *c, const VitConfig *vit, double images) {
     return vit_flop(vit, images, (int64_t)kept + vit->class_token) + images * (embed + decoder + paint);
 }
 
-double mae_weights(const MaeConfig *c, const VitConfig *vit) {
+double mae_weights(const MaeConfig *c, const VitConfig *vit, const ParallelSizes *sizes) {
     BlockConfig block = block_config(c, vit);
     double pixels = 3 * (double)(vit->patch * vit->patch);
-    return (double)c->decoder_layers * block_weights(&block) + (double)c->decoder_width * ((double)vit->width + pixels);
+    return (double)c->decoder_layers * block_weights(&block, sizes) +
+           (double)c->decoder_width * ((double)vit->width + pixels);
 }
 
-double mae_activations(const MaeConfig *c, const VitConfig *vit, double images, Recompute recompute) {
+double mae_activations(const MaeConfig *c, const VitConfig *vit, double images, Recompute recompute,
+                       const ParallelSizes *sizes) {
     BlockConfig block = block_config(c, vit);
     double tokens = images * (double)vit_tokens(vit), patches = images * (double)vit_patches(vit);
     double hidden = patches - images * (double)mae_kept(c, vit), pixels = 3 * (double)(vit->patch * vit->patch);
-    return vit_activations(vit, images, mae_kept(c, vit) + vit->class_token, recompute) +
+    return vit_activations(vit, images, mae_kept(c, vit) + vit->class_token, recompute, sizes) +
            2 * tokens * (double)c->decoder_width +
-           (double)c->decoder_layers * block_activations(&block, tokens, recompute) + hidden * pixels;
+           (double)c->decoder_layers * block_activations(&block, tokens, recompute, sizes) + hidden * pixels;
 }

@@ -34,7 +34,7 @@ Tensor *mae_loss(Tape *, const Mae *, const Vit *, Tensor *images, const int32_t
 Tensor *mae_predict(Tape *, const Mae *, const Vit *, Tensor *images, const int32_t *keep, const int32_t *masked,
                     const BlockContext *);
 double mae_flop(const MaeConfig *, const VitConfig *, double images); // of forward
-// Elements, for an estimate of memory: of the decoder's matrices; of what a forward pass, the trunk's in it, leaves on
-// the tape.
-double mae_weights(const MaeConfig *, const VitConfig *);
-double mae_activations(const MaeConfig *, const VitConfig *, double images, Recompute);
+// Elements on a rank, for an estimate of memory: of the decoder's matrices; of what a forward pass, the trunk's in it,
+// leaves on the tape.
+double mae_weights(const MaeConfig *, const VitConfig *, const ParallelSizes *);
+double mae_activations(const MaeConfig *, const VitConfig *, double images, Recompute, const ParallelSizes *);

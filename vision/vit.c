@@ -198,14 +198,15 @@ double vit_flop(const VitConfig *c, double images, int64_t tokens) {
     return images * (embed + (double)c->layers * block_flop(&block, each, each * each));
 }
 
-double vit_weights(const VitConfig *c) {
+double vit_weights(const VitConfig *c, const ParallelSizes *sizes) {
     BlockConfig block = block_config(c);
     double rows = 3 * (double)(c->patch * c->patch) + (double)vit_tokens(c);
-    return (double)c->layers * block_weights(&block) + rows * (double)c->width;
+    return (double)c->layers * block_weights(&block, sizes) + rows * (double)c->width;
 }
 
-double vit_activations(const VitConfig *c, double images, int64_t tokens, Recompute recompute) {
+double vit_activations(const VitConfig *c, double images, int64_t tokens, Recompute recompute,
+                       const ParallelSizes *sizes) {
     BlockConfig block = block_config(c);
     double all = images * (double)tokens;
-    return (double)c->layers * block_activations(&block, all, recompute) + 3 * all * (double)c->width;
+    return (double)c->layers * block_activations(&block, all, recompute, sizes) + 3 * all * (double)c->width;
 }

@@ -50,6 +50,6 @@ Tensor *vit_patch_tokens(Tape *, const Vit *, Tensor *tokens); // without the cl
 // then cosines; a row of zeros first for the class token. out (side * side (+1), width).
 void vit_sincos(float *out, int64_t side, int64_t width, bool class_token);
 double vit_flop(const VitConfig *, double images, int64_t tokens); // of forward, `tokens` seen of each image
-// Elements, for an estimate of memory: of the matrices, and of what a forward pass leaves on the tape.
-double vit_weights(const VitConfig *);
-double vit_activations(const VitConfig *, double images, int64_t tokens, Recompute);
+// Elements on a rank, for an estimate of memory: of the matrices, and of what a forward pass leaves on the tape.
+double vit_weights(const VitConfig *, const ParallelSizes *);
+double vit_activations(const VitConfig *, double images, int64_t tokens, Recompute, const ParallelSizes *);

@@ -217,19 +217,20 @@ double block_flop(const BlockConfig *c, double tokens, double pairs) {
     return 2 * tokens * width * (qkv + width + mlp) + 4 * pairs * width;
 }
 
-double block_weights(const BlockConfig *c) {
+double block_weights(const BlockConfig *c, const ParallelSizes *sizes) {
     double width = (double)c->width, qkv = (double)((c->heads + 2 * c->kv_heads) * head_size(c));
     double mlp = (double)c->mlp_width * (c->mlp == MLP_SWIGLU ? 3 : 2);
-    return width * (qkv + width + mlp);
+    return width * (qkv + width + mlp) / (sizes ? sizes->tensor : 1);
 }
 
 // Outputs of width C: two norms, attention, two sums; and qkv (with rope twice), up, activation.
-double block_activations(const BlockConfig *c, double tokens, Recompute recompute) {
+double block_activations(const BlockConfig *c, double tokens, Recompute recompute, const ParallelSizes *sizes) {
     double width = (double)c->width, qkv = (double)((c->heads + 2 * c->kv_heads) * head_size(c)) * (c->rope ? 2 : 1);
     double up = (double)c->mlp_width * (c->mlp == MLP_SWIGLU ? 2 : 1);
-    if (recompute == RECOMPUTE_FULL) return tokens * width;
-    if (recompute == RECOMPUTE_SELECTIVE) return tokens * (3 * width + qkv + up);
-    return tokens * (5 * width + qkv + up + (double)c->mlp_width);
+    double split = sizes ? sizes->tensor : 1, shared = sizes && sizes->sequence ? split : 1;
+    if (recompute == RECOMPUTE_FULL) return tokens * width / shared;
+    double inner = width + qkv + up + (recompute == RECOMPUTE_SELECTIVE ? 0 : (double)c->mlp_width);
+    return tokens * ((recompute == RECOMPUTE_SELECTIVE ? 2 : 4) * width / shared + inner / split);
 }
 
 // ---- the cache ----

@@ -83,8 +83,9 @@ int64_t block_common(const BlockConfig *); // its layers divide over as many ten
 Tensor *mlp_forward(Tape *, const Linear *up, const Linear *down, MlpKind, Tensor *x);
 // Of forward. tokens: rows that pass; pairs: (query, key) pairs that attention computes.
 double block_flop(const BlockConfig *, double tokens, double pairs);
-double block_weights(const BlockConfig *);                    // elements of its matrices
-double block_activations(const BlockConfig *, double tokens, Recompute); // elements that a forward pass leaves behind
+// Of a rank, for an estimate of memory: elements of its matrices, and what a forward pass leaves behind.
+double block_weights(const BlockConfig *, const ParallelSizes *);
+double block_activations(const BlockConfig *, double tokens, Recompute, const ParallelSizes *);
 
 // A cache for `layers` blocks of this config; kv_cache_free(NULL) is allowed.
 KvCache *kv_cache_new(Backend *, const BlockConfig *, int layers, int64_t batch, int64_t capacity, Dtype);

@@ -13,6 +13,13 @@ typedef struct Parallel {
 } Parallel;
 // Outside the stacks of blocks every tensor rank holds the same activations and the same, whole, gradients of them.
 
+// The sizes of it alone, for estimates. NULL in their place: alone.
+typedef struct ParallelSizes {
+    int tensor, data; // ranks
+    bool sequence;
+    int zero;
+} ParallelSizes;
+
 // How a parameter is split over `tensor`: along `dimension`, which consists of segments (q | k | v, gate | up), each
 // cut evenly; a rank holds its piece of every segment, one behind the other. segments 0: whole on every rank.
 enum { SPLIT_SEGMENTS = 3 }; // at most

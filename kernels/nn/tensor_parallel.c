@@ -77,13 +77,16 @@ Tensor *column_linear(Tape *t, const Parallel *p, const Linear *l, Tensor *x, co
     return tape_recompute(t, gathered_linear, &g, sizeof g, x);
 }
 
-// The product is dropped once it has been summed: nothing reads it again.
+// What has been summed is dropped: nothing reads it again.
 Tensor *row_linear(Tape *t, const Parallel *p, const Linear *l, Tensor *x) {
     if (parallel_ranks(p) == 1) return linear_layer(t, l, x);
     Tensor *part = linear(t, x, l->weight, NULL);
     Tensor *y = p->sequence ? sequence_scatter(t, part, p->tensor) : tensor_reduce(t, part, p->tensor);
     tape_drop(t, part);
-    return l->bias ? add(t, y, l->bias) : y;
+    if (!l->bias) return y;
+    Tensor *sum = add(t, y, l->bias);
+    tape_drop(t, y);
+    return sum;
 }
 
 Tensor *stack_enter(Tape *t, const Parallel *p, Tensor *x, BlockContext *context) {

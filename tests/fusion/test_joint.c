@@ -443,7 +443,7 @@ static void memory_is_estimated_from_below(void **state) {
         JointSizes sizes = {b.images, b.mae_images,
                             b.lm.rows * b.lm.length + b.caption.rows * b.caption.length +
                                 b.contrastive.rows * b.contrastive.length};
-        JointMemory least = joint_memory(&c, &sizes, bf16 ? BF16 : F32);
+        JointMemory least = joint_memory(&c, &sizes, bf16 ? BF16 : F32, NULL);
         double model = (double)parameters_elements(joint_parameters(m.joint), false) * (bf16 ? 18 : 16);
         double activations = (double)tape_peak(m.tape);
         assert_true(least.model <= model && least.model > 0.7 * model);

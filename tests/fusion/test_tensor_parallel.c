@@ -31,6 +31,7 @@ typedef struct World { // one step of a model over ranks
     char **names;            // (count)
     float **gradient;        // (count), each the whole tensor
     int64_t *elements;       // (count) of the whole
+    int64_t held;            // elements of all parameters on rank 0
     int differing;           // elements of what is held alike that are not the same on another rank
     size_t peak[MOST_RANKS]; // bytes of the tape
 } World;
@@ -75,6 +76,7 @@ static void step(World *w, Tiny *m, Comm *tensor) {
 // Room for the gradients of all ranks, NAN until one brings them.
 static void make_room(World *w, Parameters *p) {
     w->count = parameters_count(p);
+    w->held = parameters_elements(p, false);
     w->names = calloc((size_t)w->count, sizeof *w->names);
     w->gradient = calloc((size_t)w->count, sizeof *w->gradient);
     w->elements = calloc((size_t)w->count, sizeof *w->elements);
@@ -279,6 +281,27 @@ static void activations_shrink_with_the_ranks(void **state) {
     arena_free(memory);
 }
 
+static void memory_is_estimated_from_below_on_every_layout(void **state) {
+    (void)state;
+    Arena *memory = arena_new(1 << 16);
+    Batch batch = tiny_batch(memory);
+    JointConfig c = like_gpt2();
+    JointSizes sizes = {batch.images, batch.mae_images,
+                        batch.lm.rows * batch.lm.length + batch.caption.rows * batch.caption.length +
+                            batch.contrastive.rows * batch.contrastive.length};
+    for (int i = 0; i < LAYOUTS; i++)
+        for (c.recompute = RECOMPUTE_NONE; c.recompute <= RECOMPUTE_FULL; c.recompute++) {
+            World *w = world_run(&c, layouts[i], F32, &batch);
+            ParallelSizes spread = {.tensor = w->layout.ranks, .data = 1, .sequence = w->layout.sequence};
+            JointMemory least = joint_memory(&c, &sizes, F32, &spread);
+            double held = 16 * (double)w->held, peak = (double)w->peak[0];
+            assert_true(least.model <= held && least.model > 0.6 * held);
+            assert_true(least.activations <= peak && least.activations > 0.1 * peak);
+            world_free(w);
+        }
+    arena_free(memory);
+}
+
 static void degrees_that_do_not_divide_are_refused_before_anything_is_allocated(void **state) {
     (void)state;
     Arena *memory = arena_new(1 << 12);
@@ -313,6 +336,7 @@ int main(void) {
         cmocka_unit_test(bf16_stays_near),
         cmocka_unit_test(recomputation_changes_no_bit),
         cmocka_unit_test(activations_shrink_with_the_ranks),
+        cmocka_unit_test(memory_is_estimated_from_below_on_every_layout),
         cmocka_unit_test(degrees_that_do_not_divide_are_refused_before_anything_is_allocated),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
