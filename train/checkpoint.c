@@ -9,6 +9,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 typedef enum Phase { IDLE, WRITING, SEALING } Phase;
 
@@ -89,12 +90,20 @@ static bool heard(const Saver *s, const bool *what) {
     return value;
 }
 
-static void wait_for(Saver *s, const bool *what) {
+// Returns what has become of it after `seconds` at the latest; 0: when it is true.
+static bool wait_for(Saver *s, const bool *what, int seconds) {
     double start = clock_seconds();
+    struct timespec until;
+    int failed = 0;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += seconds;
     pthread_mutex_lock(&s->mutex);
-    while (!*what) pthread_cond_wait(&s->news, &s->mutex);
+    while (!*what && !failed)
+        failed = seconds ? pthread_cond_timedwait(&s->news, &s->mutex, &until) : pthread_cond_wait(&s->news, &s->mutex);
+    bool value = *what;
     pthread_mutex_unlock(&s->mutex);
     s->held += clock_seconds() - start;
+    return value;
 }
 
 static void *touch(void *saver) {
@@ -178,7 +187,7 @@ bool checkpoint_start(Saver *s, const TrainState *state, Error *error) {
 }
 
 void checkpoint_hold(Saver *s) {
-    if (s && s->phase == WRITING) wait_for(s, &s->copied);
+    if (s && s->phase == WRITING) wait_for(s, &s->copied, 0);
 }
 
 // All have written: rank 0 seals while the others have nothing more to do.
@@ -220,10 +229,12 @@ bool checkpoint_commit(Saver *s, Error *error) {
     return not_saved(s, error);
 }
 
+// The ranks ask one another every second: a disk may be slow, but no rank waits in a call so long that it looks dead.
 bool checkpoint_finish(Saver *s, Error *error) {
     while (s->phase != IDLE) {
-        wait_for(s, &s->done);
-        if (!checkpoint_commit(s, error)) return false;
+        int32_t done = wait_for(s, &s->done, s->ranks > 1);
+        comm_all_reduce(s->world, &done, 1, COMM_I32, COMM_MIN, COMM_FAST, "end of a checkpoint");
+        if (done && !checkpoint_commit(s, error)) return false;
     }
     return true;
 }

@@ -128,7 +128,10 @@ bool checkpoint_job_seal(CheckpointJob *j, const CheckpointFile *files, int coun
     ok = ok && checkpoint_state_write(j->aside, &j->state, list, listed, error) && folder_sync(j->aside, error) &&
          folder_remove(j->folder, error) && path_rename(j->aside, j->folder, error);
     free(list);
-    return ok && checkpoint_prune(o->run, o->keep, o->keep_every, error);
+    Error kept = {0};
+    if (ok && !checkpoint_prune(o->run, o->keep, o->keep_every, &kept)) // the new one is there all the same
+        log_warning(o->log, "older checkpoints stay: %s", kept.message);
+    return ok;
 }
 
 void checkpoint_job_drop(const CheckpointJob *j) {

@@ -4,6 +4,7 @@
 #include "fusion/model_files.h"
 #include "tests/support/test.h"
 #include "tiny_joint.h"
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -108,7 +109,16 @@ static void a_run_gives_its_newest_complete_checkpoint(void **state) {
     assert_done(folder_create(newer, &error) && folder_create(half, &error) && folder_create(empty, &error), &error);
     assert_done(model_save(newer, s.tiny.joint, NULL, &error), &error);
     assert_done(model_save(half, s.tiny.joint, NULL, &error), &error);
-    assert_done(model_load(&m, s.tiny.backend, s.run, BF16, NULL, &error), &error);
+    char *said = NULL;
+    size_t length = 0;
+    FILE *stream = open_memstream(&said, &length);
+    Log *log = log_new(LOG_WARNING, stream);
+    assert_done(model_load(&m, s.tiny.backend, s.run, BF16, log, &error), &error);
+    log_free(log);
+    assert_int_equal(fclose(stream), 0);
+    assert_non_null(strstr(said, "step-00000300 is not a complete checkpoint: ignored"));
+    assert_null(strstr(said, "step-00000020"));
+    free(said);
     assert_int_equal(m.step, 100);
     assert_null(m.tokenizer);
     assert_string_equal(m.path, newer);
