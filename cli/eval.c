@@ -134,6 +134,18 @@ static void print_results(const Arguments *a, const json_t *results) {
     buffer_free(&table);
 }
 
+// What was found is kept, also where a later task failed (ok: none did); its error is the one that counts.
+static bool keep_results(const Arguments *a, const char *folder, const json_t *results, bool ok, Error *error) {
+    Error unwritten = {0};
+    if (!results) return ok;
+    bool written = write_results(a, folder, results, &unwritten);
+    if (written)
+        print_results(a, results);
+    else if (ok)
+        *error = unwritten;
+    return ok && written;
+}
+
 // The folder of a run's results, or NULL for a checkpoint; owned.
 static char *results_folder(const char *model) {
     Buffer path = {0};
@@ -165,9 +177,8 @@ static bool run(Arguments *a, Log *log, Error *error) {
     char *beside = strndup(a->out ? a->out : "", a->out ? (size_t)(path_base(a->out) - a->out) : 0);
     if (a->log_samples) a->options.samples = folder ? folder : *beside ? beside : ".";
     bool ok = model_load(&model, backend, a->model, a->precision ? BF16 : F32, log, error) &&
-              (results = evaluate(&model, backend, &a->options, log, error)) &&
-              write_results(a, folder, results, error);
-    if (ok) print_results(a, results);
+              evaluate(&model, backend, &a->options, &results, log, error);
+    ok = keep_results(a, folder, results, ok, error);
     json_decref(results);
     model_unload(&model);
     backend_free(backend);

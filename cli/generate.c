@@ -157,6 +157,7 @@ static bool run(const Arguments *a, Log *log, Error *error) {
     ok = model_load(&model, backend, a->model, a->precision ? BF16 : F32, log, error);
     if (ok && !model.tokenizer)
         ok = error_set(error, ERROR_FAILED, "%s: there is no tokenizer.model in it", model.path);
+    if (ok && !tokenizer_check_marks(model.tokenizer, error)) ok = error_prefix(error, "%s", model.path);
     ok = ok && answer_all(a, &model, backend, &requests, error);
 done:
     requests_free(&requests);

@@ -112,7 +112,7 @@ static bool open_sources(Loader *l, const Tokenizer *tokenizer, Error *error) {
     unsigned objectives = 0;
     for (int i = 0; i < c->source_count; i++) objectives |= c->sources[i].objectives;
     check(tokenizer || !(objectives & ~(1u << OBJECTIVE_MAE)));
-    if (!check_config(c, objectives, error)) return false;
+    if (!check_config(c, objectives, error) || (tokenizer && !tokenizer_check_marks(tokenizer, error))) return false;
     l->sources = calloc((size_t)c->source_count + 1, sizeof *l->sources);
     l->bad = calloc((size_t)c->source_count + 1, sizeof *l->bad);
     check(l->sources && l->bad);

@@ -64,14 +64,15 @@ static bool run_task(Evaluation *e, const EvaluateOptions *o, json_t *results, E
     return ok || error_prefix(error, "task %s", task->name);
 }
 
-json_t *evaluate(LoadedModel *model, Backend *backend, const EvaluateOptions *o, Log *log, Error *error) {
-    if (!model->tokenizer) {
-        error_set(error, ERROR_FAILED, "%s: there is no tokenizer.model in it", model->path);
-        return NULL;
-    }
+bool evaluate(LoadedModel *model, Backend *backend, const EvaluateOptions *o, json_t **results, Log *log,
+              Error *error) {
+    *results = NULL;
+    if (!model->tokenizer) return error_set(error, ERROR_FAILED, "%s: there is no tokenizer.model in it", model->path);
+    if (!tokenizer_check_marks(model->tokenizer, error)) return error_prefix(error, "%s", model->path);
     Arena *strings = arena_new(1 << 16), *scratch = arena_new(1 << 20);
     Task *tasks = arena_array(strings, Task, o->task_count + 1);
-    json_t *results = results_new(model->path, tokenizer_hash(model->tokenizer), model->step, o->batch);
+    json_t *all = results_new(model->path, tokenizer_hash(model->tokenizer), model->step, o->batch);
+    int done = 0;
     Evaluation e = {.model = model,
                     .tape = tape_new(backend, false),
                     .threads = threads_new(o->threads),
@@ -82,15 +83,17 @@ json_t *evaluate(LoadedModel *model, Backend *backend, const EvaluateOptions *o,
     for (int i = 0; ok && i < o->task_count; i++)
         ok = task_read(&tasks[i], o->tasks[i], strings, error) &&
              check_task(model, &tasks[i], o->data ? o->data : tasks[i].data, error);
-    for (int i = 0; ok && i < o->task_count; i++) {
-        e.task = &tasks[i];
-        ok = run_task(&e, o, results, error);
+    for (; ok && done < o->task_count; done += ok) {
+        e.task = &tasks[done];
+        ok = run_task(&e, o, all, error);
     }
     threads_free(e.threads);
     tape_free(e.tape);
     arena_free(scratch);
     arena_free(strings);
-    if (ok) return results;
-    json_decref(results);
-    return NULL;
+    if (done)
+        *results = all;
+    else
+        json_decref(all);
+    return ok;
 }

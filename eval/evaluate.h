@@ -12,5 +12,5 @@ typedef struct EvaluateOptions {
     int threads;          // that decode pictures; 0: one per core
 } EvaluateOptions;
 
-// A results object (new reference), or NULL.
-json_t *evaluate(LoadedModel *, Backend *, const EvaluateOptions *, Log *, Error *);
+// *results: a results object (new reference) of the tasks that were run, also where a later one failed; NULL: none was.
+bool evaluate(LoadedModel *, Backend *, const EvaluateOptions *, json_t **results, Log *, Error *);

@@ -77,6 +77,15 @@ int32_t tokenizer_unknown(const Tokenizer *t) { return sp_unknown(t->model); }
 int32_t tokenizer_begin(const Tokenizer *t) { return sp_begin(t->model); }
 int32_t tokenizer_end(const Tokenizer *t) { return sp_end(t->model); }
 
+bool tokenizer_check_marks(const Tokenizer *t, Error *error) {
+    bool begin = tokenizer_begin(t) >= 0, end = tokenizer_end(t) >= 0;
+    if (begin && end) return true;
+    return error_set(error, ERROR_FAILED,
+                     "the tokenizer has no %s, which mark%s where a text begins and ends; make one with `bifocal "
+                     "tokenizer train`, or with --bos_id and --eos_id of spm_train",
+                     begin ? "</s>" : end ? "<s>" : "<s> and no </s>", begin || end ? "s" : "");
+}
+
 const void *tokenizer_bytes(const Tokenizer *t, size_t *size) {
     *size = t->bytes.size;
     return t->bytes.data;

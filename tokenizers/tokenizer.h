@@ -1,5 +1,5 @@
-/* Text to token ids and back, over SentencePiece (Kudo and Richardson 2018). Ids 0..3 are <pad>, <unk>, <s> (begin) and
- * </s> (end). A tokenizer may be used from several threads at once. */
+/* Text to token ids and back, over SentencePiece (Kudo and Richardson 2018). Of models trained here
+ * ids 0..3 are <pad>, <unk>, <s> (begin) and </s> (end). A tokenizer may be used from several threads at once. */
 #pragma once
 #include "base/buffer.h"
 #include "base/error.h"
@@ -16,6 +16,8 @@ int32_t tokenizer_pad(const Tokenizer *);
 int32_t tokenizer_unknown(const Tokenizer *);
 int32_t tokenizer_begin(const Tokenizer *);
 int32_t tokenizer_end(const Tokenizer *);
+// Of a foreign model any of these may be -1: it has none. False, with what to do, where it has no <s> or no </s>.
+bool tokenizer_check_marks(const Tokenizer *, Error *);
 const void *tokenizer_bytes(const Tokenizer *, size_t *size); // the serialised model, to keep in a checkpoint
 uint64_t tokenizer_hash(const Tokenizer *);                   // XXH3-64 of it
 

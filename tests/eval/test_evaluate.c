@@ -107,6 +107,42 @@ static void perplexity_rolls_over_disjoint_windows(void **state) {
     tiny_eval_close(&t);
 }
 
+// Rows are as long as their windows need: their losses are those of windows that stand alone.
+static void texts_of_any_length_score_as_each_does_by_itself(void **state) {
+    (void)state;
+    enum { DOCUMENTS = 9, LONGEST = 46 };
+    static const int lengths[DOCUMENTS] = {1, 40, 3, 17, 46, 12, 24, 25, 2};
+    TinyEval t;
+    Error error = {0};
+    Buffer lines = {0};
+    double loss = 0, tokens = 0;
+    tiny_eval_open(&t, 1, F32);
+    Tape *tape = tape_new(t.backend, false);
+    for (int d = 0; d < DOCUMENTS; d++) {
+        char text[LONGEST + 1] = "";
+        TokenIds ids = {0};
+        for (int i = 0; i < lengths[d]; i++) text[i] = "adelrs"[(i + d) % 6];
+        buffer_printf(&lines, "{\"text\": \"%s\"}\n", text);
+        token_ids_push(&ids, tokenizer_begin(t.model.tokenizer));
+        assert_done(tokenizer_encode(t.model.tokenizer, text, strlen(text), &ids, &error), &error);
+        loss += window_loss(&t, tape, ids.ids, ids.count - 1);
+        tokens += ids.count - 1;
+        token_ids_free(&ids);
+    }
+    char *path = temporary_path(t.folder, "lengths.jsonl");
+    assert_done(file_write(path, lines.data, lines.size, &error), &error);
+    for (int batch = 1; batch <= 9; batch += 4) {
+        json_t *results = tiny_run(&t, "perplexity", path, batch);
+        double got = tiny_metric(results, "perplexity", "loss,none");
+        assert_true(fabs(got - loss / tokens) <= 1e-12 * got);
+        json_decref(results);
+    }
+    tape_free(tape);
+    buffer_free(&lines);
+    free(path);
+    tiny_eval_close(&t);
+}
+
 static void random_weights_guess(void **state) {
     (void)state;
     TinyEval t;
@@ -182,8 +218,8 @@ static void every_sample_is_logged_where_asked(void **state) {
     tiny_eval_open(&t, 1, F32);
     EvaluateOptions options = {
         .tasks = shipped, .task_count = 4, .data = t.captions, .batch = 5, .samples = t.folder, .limit = 11};
-    json_t *results = evaluate(&t.model, t.backend, &options, NULL, &error);
-    assert_done(results != NULL, &error);
+    json_t *results = NULL;
+    assert_done(evaluate(&t.model, t.backend, &options, &results, NULL, &error), &error);
     static const char *const logged[] = {"samples_zero_shot.jsonl", "samples_retrieval.jsonl", "samples_caption.jsonl",
                                          "samples_vqa.jsonl"};
     for (int i = 0; i < 4; i++) {
@@ -208,7 +244,9 @@ static void every_sample_is_logged_where_asked(void **state) {
 static void expect_refusal(TinyEval *t, const char *task, const char *data, const char *part) {
     Error error = {0};
     EvaluateOptions options = {.tasks = &task, .task_count = 1, .data = data, .batch = 4};
-    assert_null(evaluate(&t->model, t->backend, &options, NULL, &error));
+    json_t *results = NULL;
+    assert_false(evaluate(&t->model, t->backend, &options, &results, NULL, &error));
+    assert_null(results);
     assert_message_has(&error, part);
 }
 
@@ -231,6 +269,25 @@ static void what_cannot_be_run_is_refused_with_a_remedy(void **state) {
     free(other);
     free(unfit);
     free(fields);
+    tiny_eval_close(&t);
+}
+
+static void what_was_found_before_a_failure_is_kept_and_the_failure_named(void **state) {
+    (void)state;
+    TinyEval t;
+    Error error = {0};
+    tiny_eval_open(&t, 1, F32);
+    char *other = tiny_task(&t, "other.yaml", "type: zero_shot\nclass_field: kind\n"); // no sample has it
+    const char *const tasks[] = {"retrieval", other, "caption"};
+    EvaluateOptions options = {.tasks = tasks, .task_count = 3, .data = t.captions, .batch = 4};
+    json_t *results = NULL, *found;
+    assert_false(evaluate(&t.model, t.backend, &options, &results, NULL, &error));
+    assert_message_has(&error, "task other");
+    assert_non_null(found = json_object_get(results, "results"));
+    assert_int_equal(json_object_size(found), 1);
+    assert_non_null(json_object_get(found, "retrieval"));
+    json_decref(results);
+    free(other);
     tiny_eval_close(&t);
 }
 
@@ -262,11 +319,13 @@ int main(void) {
         cmocka_unit_test(scores_do_not_depend_on_the_batch_or_threads),
         cmocka_unit_test(scores_in_bf16_do_not_depend_on_the_batch),
         cmocka_unit_test(perplexity_rolls_over_disjoint_windows),
+        cmocka_unit_test(texts_of_any_length_score_as_each_does_by_itself),
         cmocka_unit_test(random_weights_guess),
         cmocka_unit_test(damaged_pictures_are_left_out_and_counted),
         cmocka_unit_test(questions_that_cannot_be_asked_are_left_out),
         cmocka_unit_test(every_sample_is_logged_where_asked),
         cmocka_unit_test(what_cannot_be_run_is_refused_with_a_remedy),
+        cmocka_unit_test(what_was_found_before_a_failure_is_kept_and_the_failure_named),
         cmocka_unit_test(ranks_count_what_goes_first),
         cmocka_unit_test(answers_are_compared_without_case_and_spaces),
     };

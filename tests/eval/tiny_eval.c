@@ -137,8 +137,8 @@ char *tiny_task(const TinyEval *t, const char *name, const char *yaml) {
 json_t *tiny_run(TinyEval *t, const char *task, const char *data, int64_t batch) {
     Error error = {0};
     EvaluateOptions options = {.tasks = &task, .task_count = 1, .data = data, .batch = batch, .threads = 2};
-    json_t *results = evaluate(&t->model, t->backend, &options, NULL, &error);
-    assert_done(results != NULL, &error);
+    json_t *results = NULL;
+    assert_done(evaluate(&t->model, t->backend, &options, &results, NULL, &error), &error);
     return results;
 }
 

@@ -311,6 +311,33 @@ static void a_normalisation_table_works_and_its_damage_is_refused(void **state) 
     buffer_free(&model);
 }
 
+// As models from elsewhere may be: T5's have no <s>.
+static void a_model_without_marks_encodes_but_is_refused_where_rows_need_them(void **state) {
+    (void)state;
+    static const char *const ids[][2] = {{"-1", "1"}, {"1", "-1"}, {"-1", "-1"}, {"1", "2"}}; // <s>, </s>
+    static const char *const missing[] = {"no <s>,", "no </s>,", "no <s> and no </s>", NULL};
+    for (int i = 0; i < 4; i++) {
+        const char *texts[] = {PLAY};
+        const char *const options[][2] = {{"vocab_size", "300"}, {"byte_fallback", "true"}, {"bos_id", ids[i][0]},
+                                          {"eos_id", ids[i][1]}, {"unk_id", "0"},           {"minloglevel", "3"}};
+        char message[SP_MESSAGE] = "";
+        Buffer model = {0};
+        Error error = {0};
+        TokenIds plain = {0};
+        if (!sp_train(options, 6, 1, next_text, &(Texts){texts, 1, 0}, append_bytes, &model, message))
+            fail_msg("%s", message);
+        Tokenizer *t = tokenizer_from_bytes(model.data, model.size, "foreign", &error);
+        expect_ok(t != NULL, &error);
+        expect_ok(tokenizer_encode(t, "Before we", 9, &plain, &error), &error);
+        assert_true(plain.count > 0);
+        assert_int_equal(tokenizer_check_marks(t, &error), missing[i] == NULL);
+        if (missing[i]) assert_non_null(strstr(error.message, missing[i]));
+        token_ids_free(&plain);
+        tokenizer_free(t);
+        buffer_free(&model);
+    }
+}
+
 static void *encode_often(void *tokenizer) {
     for (int i = 0; i < 200; i++) {
         expect_round_trip(tokenizer, PLAY, strlen(PLAY));
@@ -363,6 +390,7 @@ int main(void) {
         cmocka_unit_test(damaged_models_are_refused),
         cmocka_unit_test(a_flipped_bit_never_crashes),
         cmocka_unit_test(a_normalisation_table_works_and_its_damage_is_refused),
+        cmocka_unit_test(a_model_without_marks_encodes_but_is_refused_where_rows_need_them),
         cmocka_unit_test(threads_share_a_tokenizer),
         cmocka_unit_test(long_lines_are_learned_from),
     };
