@@ -58,7 +58,9 @@ static const Batch *take_batch(Run *r, Vote *sum, Error *error) {
     return loader_budget(sum->bad, sum->draws, r->config.bad_samples, error) ? batch : NULL;
 }
 
-static json_t *step_record(const Run *r, const StepLoss *loss, const Vote *sum, double norm, double seconds) {
+// communication: seconds that this rank waited for others.
+static json_t *step_record(const Run *r, const StepLoss *loss, const Vote *sum, double norm, double seconds,
+                           double communication) {
     char name[64];
     json_t *step = json_pack("{s:I, s:f}", "step", (json_int_t)r->state.step, "loss", loss->total);
     for (int o = 0; o < OBJECTIVES; o++) {
@@ -73,6 +75,7 @@ static json_t *step_record(const Run *r, const StepLoss *loss, const Vote *sum, 
     json_object_set_new(step, "images", json_integer(sum->images));
     json_object_set_new(step, "seconds", json_real(seconds));
     json_object_set_new(step, "waited", json_real(sum->data_wait));
+    if (r->layout.ranks > 1) json_object_set_new(step, "communication", json_real(communication));
     json_object_set_new(step, "flop", json_real(sum->flop));
     return step;
 }
@@ -113,11 +116,13 @@ static void update(Run *r, double norm) {
     r->state.step++;
 }
 
+static double waited_for_others(const Run *r) { return r->layout.ranks > 1 ? comm_waited(r->options->world) : 0; }
+
 static bool one_step(Run *r, int *stop, Error *error) {
     StepLoss loss;
     Vote sum;
     StepSetup setup = setup_of(r, r->tape);
-    double start = clock_seconds();
+    double start = clock_seconds(), waited = waited_for_others(r);
     watch_step(r->options->watch, r->state.step + 1);
     const Batch *batch = take_batch(r, &sum, error);
     if (!batch) return false;
@@ -131,7 +136,7 @@ static bool one_step(Run *r, int *stop, Error *error) {
     update(r, norm);
     double seconds = clock_seconds() - start;
     show(r, &loss, &sum, seconds);
-    record(r, step_record(r, &loss, &sum, norm, seconds));
+    record(r, step_record(r, &loss, &sum, norm, seconds, waited_for_others(r) - waited));
     return true;
 }
 

@@ -10,7 +10,6 @@
 #include "train/agree.h"
 #include "train/memory.h"
 #include "train/run_state.h"
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -79,9 +78,10 @@ static bool same_as_first(const Run *r, uint64_t hash, const char *what, Error *
 
 static bool open_config(Run *r, char found[1024], Error *error) {
     Comm *world = r->options->world;
+    r->hosts = hosts_gather(world, r->memory);
     bool ok = find_start(r->options, found, r->log, error) && read_config(r, error) &&
               layout_resolve(&r->config, comm_size(world), &r->layout, error) &&
-              memory_check(&r->config, &r->layout, memory_available(), error);
+              memory_check(&r->config, &r->layout, memory_available() / r->hosts.local, error);
     if (!agree(world, ok, error)) return false;
     Buffer yaml = config_text(r);
     ok = same_as_first(r, hash_u64(yaml.data, yaml.size), "the configuration", error);
@@ -94,33 +94,10 @@ static bool open_config(Run *r, char found[1024], Error *error) {
 
 // ---- how it is spread ----
 
-// Processors for this process: those it may run on, shared with the other ranks that may.
-static int fair_threads(Comm *world) {
-    typedef struct Seat {
-        char host[64];
-        cpu_set_t processors;
-    } Seat;
-    int ranks = comm_size(world);
-    double share = 0;
-    Seat own = {0}, *all = calloc((size_t)ranks, sizeof *all);
-    check(all);
-    gethostname(own.host, sizeof own.host - 1);
-    if (sched_getaffinity(0, sizeof own.processors, &own.processors)) CPU_ZERO(&own.processors);
-    comm_all_gather(world, all, &own, ranks, sizeof own, "processors");
-    for (int c = 0; c < CPU_SETSIZE; c++) {
-        int users = 0;
-        for (int r = 0; r < ranks; r++) users += !strcmp(all[r].host, own.host) && CPU_ISSET(c, &all[r].processors);
-        if (CPU_ISSET(c, &own.processors)) share += 1.0 / users;
-    }
-    free(all);
-    return share < 1 ? 1 : (int)(share + 1e-9);
-}
-
 static bool open_layout(Run *r, Error *error) {
     Comm *world = r->options->world;
     const ParallelConfig *c = &r->config.parallel;
     if (!mesh_open(&r->mesh, world, r->layout.size, error)) return false;
-    if (!r->config.threads) r->config.threads = comm_size(world) > 1 ? fair_threads(world) : 0;
     const int *size = r->layout.size;
     r->parallel = (Parallel){.tensor = size[MESH_TENSOR] > 1 ? r->mesh.axis[MESH_TENSOR] : NULL,
                              .sequence = c->sequence,
@@ -194,7 +171,7 @@ static bool open_model(Run *r, Error *error) {
         return error_set(
             error, ERROR_USAGE, "model.text.vocabulary is %lld, but %s has %d pieces; leave it out to take theirs",
             (long long)r->config.model.text.vocabulary, r->config.tokenizer, tokenizer_vocabulary(r->tokenizer));
-    r->backend = cpu_backend_new((int)r->config.threads, NULL, r->log);
+    r->backend = cpu_backend_new(r->config.threads ? (int)r->config.threads : r->hosts.threads, NULL, r->log);
     r->joint = joint_new(r->backend, &r->config.model, &r->parallel, compute, (uint64_t)r->config.seed, error);
     if (!r->joint) return false;
     r->optimizer = optimizer_new(r->backend, joint_parameters(r->joint), &r->config.optimizer, r->config.steps);
@@ -268,30 +245,14 @@ static void describe_start(const Run *r) {
              threads_count(cpu_threads(r->backend)));
     if (r->layout.ranks == 1) return;
     layout_describe(&r->config, &r->layout, &text);
+    buffer_text(&text, "\n");
+    mesh_describe(r->layout.size, r->hosts.names, &text);
     log_info(r->log, "%s", text.data);
     buffer_free(&text);
     int idle = layout_idle(&r->config, &r->layout);
     if (idle && r->leads)
         log_warning(r->log, "%d of %d data ranks get no sample of any step: raise data.*.batch, or lower parallel.data",
                     idle, r->layout.size[MESH_DATA]);
-}
-
-// Which rank stands where, on which machine.
-static void describe_mesh(const Run *r) {
-    Comm *world = r->options->world;
-    int ranks = comm_size(world);
-    char host[64] = "", *all = calloc((size_t)ranks, sizeof host);
-    const char **hosts = calloc((size_t)ranks, sizeof *hosts);
-    Buffer table = {0};
-    check(all && hosts);
-    gethostname(host, sizeof host - 1);
-    comm_all_gather(world, all, host, ranks, sizeof host, "hosts");
-    for (int i = 0; i < ranks; i++) hosts[i] = all + (size_t)i * sizeof host;
-    mesh_describe(r->layout.size, hosts, &table);
-    if (ranks > 1) log_info(r->log, "%s", table.data);
-    buffer_free(&table);
-    free(hosts);
-    free(all);
 }
 
 bool run_open(Run *r, const TrainOptions *options, Log *log, Error *error) {
@@ -304,7 +265,6 @@ bool run_open(Run *r, const TrainOptions *options, Log *log, Error *error) {
     }
     if (!run_trace_open(&r->trace, options->trace, options->world, error) || !open_stages(r, error)) return false;
     describe_start(r);
-    describe_mesh(r);
     watch_limit(options->watch, r->config.parallel.watchdog);
     if (!r->leads) return true;
     r->progress = progress_start(log, "training", "steps", r->config.steps);

@@ -2,6 +2,7 @@
 #pragma once
 #include "base/progress.h"
 #include "train/checkpoint.h"
+#include "train/hosts.h"
 #include "train/layout.h"
 #include "train/metrics.h"
 #include "train/run.h"
@@ -13,6 +14,7 @@ typedef struct Run {
     Log *log;
     Arena *memory; // strings of the config
     TrainConfig config;
+    Hosts hosts;
     Layout layout;
     Mesh mesh;
     Parallel parallel;

@@ -38,6 +38,7 @@ int run_records(const char *project, const char *run, json_t *records[MOST_RECOR
     while (count < MOST_RECORDS && json_lines_next(lines, &records[count], &error) && records[count]) {
         json_object_del(records[count], "seconds");
         json_object_del(records[count], "waited");
+        json_object_del(records[count], "communication");
         count++;
     }
     json_lines_close(lines);
