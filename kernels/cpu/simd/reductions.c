@@ -29,8 +29,9 @@ INLINE double sum_span(const void *x, int64_t first, int64_t end, Dtype t, bool 
         for (int k = 0; k < 4; k++) add_wide(total + 2 * k, vec_load(x, i + k * LANES, t), squares);
     for (; i < end; i += LANES) add_wide(total, vec_load_within(x, i, end, t), squares);
     double sum = 0;
-    for (int k = 0; k < 8; k++)
-        for (int lane = 0; lane < LANES / 2; lane++) sum += total[k][lane];
+    for (int apart = 4; apart; apart /= 2)
+        for (int k = 0; k < apart; k++) total[k] += total[k + apart];
+    for (int lane = 0; lane < LANES / 2; lane++) sum += total[0][lane];
     return sum;
 }
 
