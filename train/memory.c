@@ -68,9 +68,27 @@ bool memory_check(const TrainConfig *c, const Layout *l, double available, Error
     JointMemory need = joint_memory(&c->model, &sizes, c->precision ? BF16 : F32, &spread);
     if (need.model + need.activations <= available) return true;
     return error_set(error, ERROR_USAGE,
-                     "the run does not fit into memory: it needs at least %.1f GiB (%.1f for weights, gradients and "
+                     "the run does not fit into memory: it needs at least %.1f GiB%s (%.1f for weights, gradients and "
                      "moments, %.1f for the activations of a microbatch), %.1f GiB are free; make model.* or the "
-                     "batches smaller%s",
-                     (need.model + need.activations) / GIB, need.model / GIB, need.activations / GIB, available / GIB,
-                     need.activations > need.model ? ", or raise train.microbatches" : "");
+                     "batches smaller%s%s",
+                     (need.model + need.activations) / GIB, l->ranks > 1 ? " in each process" : "", need.model / GIB,
+                     need.activations / GIB, available / GIB,
+                     need.activations > need.model ? ", or raise train.microbatches" : "",
+                     spread.data > 1 && spread.zero < 3 ? ", or raise parallel.zero" : "");
+}
+
+static double total(ParameterMemory m) { return m.parameters + m.gradients + m.states; }
+
+void memory_report(const Parameters *p, Dtype compute, const Gradients *gradients, Log *log) {
+    const double mb = 1e6;
+    int ranks = comm_size(parameters_parallel(p)->data), stage = ranks > 1 ? parameters_parallel(p)->zero : 0;
+    ParameterMemory got = gradients_memory(gradients),
+                    want = parameters_formula((double)parameters_elements(p, false),
+                                              (double)parameters_elements(p, true), compute, stage, ranks);
+    got.states = 2 * sizeof(float) * (double)parameters_states(p);
+    log_info(log,
+             "memory of this process, in MB, and by the formula of ZeRO %d over %d: parameters %.1f (%.1f), gradients "
+             "%.1f (%.1f), moments %.1f (%.1f), together %.1f (%.1f); beside them buckets on their way %.1f",
+             stage, ranks, got.parameters / mb, want.parameters / mb, got.gradients / mb, want.gradients / mb,
+             got.states / mb, want.states / mb, total(got) / mb, total(want) / mb, got.buckets / mb);
 }

@@ -1,7 +1,10 @@
 /* Whether a run fits into this machine's memory, before anything of it is allocated. */
 #pragma once
+#include "train/gradients.h"
 #include "train/layout.h"
 
 double memory_available(void); // bytes that this process may still take: of the machine, its control group, its limits
 // An error with the estimate where even the least that a rank of the run needs is more than `available` bytes.
 bool memory_check(const TrainConfig *, const Layout *, double available, Error *);
+// Tells the log what parameters, gradients and moments take on this rank, beside what the formula says they should.
+void memory_report(const Parameters *, Dtype compute, const Gradients *, Log *);

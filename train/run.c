@@ -2,6 +2,7 @@
 #include "base/clock.h"
 #include "kernels/comm/watch.h"
 #include "train/agree.h"
+#include "train/memory.h"
 #include "train/run_state.h"
 #include <math.h>
 #include <string.h>
@@ -194,11 +195,14 @@ static bool every(int64_t period, int64_t step) { return period > 0 && step % pe
 
 static bool steps(Run *r, int *stop, Error *error) {
     const TrainConfig *c = &r->config;
+    int64_t first = r->state.step;
     while (r->state.step < c->steps) {
         double begin = trace_now();
         if (!one_step(r, stop, error)) return false;
         if (*stop) break;
         trace_step(r, begin);
+        if (r->state.step == first + 1) // buckets have come and gone once
+            memory_report(joint_parameters(r->joint), c->precision ? BF16 : F32, r->gradients, r->log);
         bool last = r->state.step == c->steps;
         if (r->validation && (last || every(c->validation_every, r->state.step)) && !validate(r, error)) return false;
         if ((last || every(c->checkpoint_every, r->state.step)) && !save(r, error)) return false;
