@@ -1,5 +1,5 @@
-/* bifocal bench: ops | train | loader | comm | checkpoint. Every figure stands beside the machine's limit, or a
- * peer's in the same run. */
+/* bifocal bench: ops | train | loader | comm | checkpoint | contrastive. Every figure stands beside the machine's limit,
+ * or a peer's in the same run. */
 #include "base/json.h"
 #include "base/log.h"
 #include "cli/commands.h"
