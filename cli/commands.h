@@ -10,6 +10,7 @@ int eval_main(int argc, char **argv);
 int generate_main(int argc, char **argv);
 int report_main(int argc, char **argv);
 int config_main(int argc, char **argv);
+int plan_main(int argc, char **argv);
 int bench_main(int argc, char **argv);
 int bench_ops_main(int argc, char **argv);
 int bench_train_main(int argc, char **argv);

@@ -16,11 +16,13 @@ static const Command commands[] = {
     {"tokenizer", "train | encode | decode: SentencePiece models", tokenizer_main},
     {"train", "pretrain a text-image model: CONFIG [section.key=value]... --run DIR", train_main},
     {"launch", "several processes that train together: -n N train CONFIG ...", launch_main},
+    {"plan", "what a run on N processes would take and send: CONFIG [section.key=value]... --ranks N", plan_main},
     {"eval", "zero-shot benchmarks: MODEL --task NAME,...", eval_main},
     {"generate", "text from a prompt and pictures: MODEL --prompt TEXT [--image FILE]...", generate_main},
     {"report", "one HTML page about a run: RUN", report_main},
     {"config", "every key of a training config, with default, range and meaning", config_main},
-    {"bench", "ops | train | loader | comm | checkpoint | contrastive: measured speed beside the machine's limits", bench_main},
+    {"bench", "ops | train | loader | comm | checkpoint | contrastive: measured speed beside the machine's limits",
+     bench_main},
     {"doctor", "what this machine has, and what the program makes of it", doctor_main},
 };
 enum { COMMANDS = sizeof commands / sizeof *commands };

@@ -34,10 +34,28 @@ static bool check_model(const TrainConfig *c, int tensor, Error *error) {
     return ok;
 }
 
+// Where the processes do not divide by parallel.tensor: what does, and fits the model.
+static bool check_ranks(const TrainConfig *c, int ranks, Error *error) {
+    int tensor = (int)c->parallel.size[MESH_TENSOR];
+    if (ranks % tensor == 0) return true;
+    Arena *memory = arena_new(4096);
+    Buffer fit = {0};
+    for (int t = 1; t <= ranks; t++)
+        if (ranks % t == 0 && !joint_check_parallel(&c->model, t, memory))
+            buffer_printf(&fit, "%s%d", fit.size ? ", " : "", t);
+    error_set(error, ERROR_USAGE,
+              "%d processes cannot be shared out with parallel.tensor %d: start a multiple of %d, or set "
+              "parallel.tensor to one of %s",
+              ranks, tensor, tensor, fit.data);
+    buffer_free(&fit);
+    arena_free(memory);
+    return false;
+}
+
 bool layout_resolve(const TrainConfig *c, int ranks, Layout *l, Error *error) {
     *l = (Layout){.ranks = ranks};
     for (int a = 0; a < MESH_AXES; a++) l->size[a] = (int)c->parallel.size[a];
-    if (!mesh_resolve(l->size, ranks, error)) return false;
+    if (!check_ranks(c, ranks, error) || !mesh_resolve(l->size, ranks, error)) return false;
     int64_t data = l->size[MESH_DATA];
     if (!check_model(c, l->size[MESH_TENSOR], error) || !check_reproducible(c, data, error)) return false;
     l->pieces = (int)((c->microbatches + data - 1) / data * data);

@@ -59,13 +59,17 @@ static JointSizes pass_sizes(const TrainConfig *c, int pieces) {
     return s;
 }
 
-bool memory_check(const TrainConfig *c, const Layout *l, double available, Error *error) {
+JointMemory memory_estimate(const TrainConfig *c, const Layout *l) {
     JointSizes sizes = pass_sizes(c, l->pieces);
     ParallelSizes spread = {.tensor = l->size[MESH_TENSOR],
                             .data = l->size[MESH_DATA],
                             .sequence = c->parallel.sequence,
                             .zero = (int)c->parallel.zero};
-    JointMemory need = joint_memory(&c->model, &sizes, c->precision ? BF16 : F32, &spread);
+    return joint_memory(&c->model, &sizes, c->precision ? BF16 : F32, &spread);
+}
+
+bool memory_check(const TrainConfig *c, const Layout *l, double available, Error *error) {
+    JointMemory need = memory_estimate(c, l);
     if (need.model + need.activations <= available) return true;
     return error_set(error, ERROR_USAGE,
                      "the run does not fit into memory: it needs at least %.1f GiB%s (%.1f for weights, gradients and "
@@ -74,7 +78,7 @@ bool memory_check(const TrainConfig *c, const Layout *l, double available, Error
                      (need.model + need.activations) / GIB, l->ranks > 1 ? " in each process" : "", need.model / GIB,
                      need.activations / GIB, available / GIB,
                      need.activations > need.model ? ", or raise train.microbatches" : "",
-                     spread.data > 1 && spread.zero < 3 ? ", or raise parallel.zero" : "");
+                     l->size[MESH_DATA] > 1 && c->parallel.zero < 3 ? ", or raise parallel.zero" : "");
 }
 
 static double total(ParameterMemory m) { return m.parameters + m.gradients + m.states; }

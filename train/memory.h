@@ -4,6 +4,7 @@
 #include "train/layout.h"
 
 double memory_available(void); // bytes that this process may still take: of the machine, its control group, its limits
+JointMemory memory_estimate(const TrainConfig *, const Layout *); // the least that a rank of the run needs
 // An error with the estimate where even the least that a rank of the run needs is more than `available` bytes.
 bool memory_check(const TrainConfig *, const Layout *, double available, Error *);
 // Tells the log what parameters, gradients and moments take on this rank, beside what the formula says they should.

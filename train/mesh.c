@@ -7,12 +7,6 @@ const char *const mesh_axis_names[MESH_AXES] = {"data", "pipeline", "expert", "t
 
 enum { MOST_ROWS = 64 }; // of the table
 
-// The sizes of the tensor axis that would work, the rest being as given: "1, 2, 4".
-static void list_divisors(Buffer *out, int number) {
-    for (int i = 1; i <= number; i++)
-        if (number % i == 0) buffer_printf(out, "%s%d", i > 1 ? ", " : "", i);
-}
-
 bool mesh_resolve(int size[MESH_AXES], int ranks, Error *error) {
     check(ranks > 0);
     for (int a = MESH_PIPELINE; a <= MESH_EXPERT; a++)
@@ -20,16 +14,10 @@ bool mesh_resolve(int size[MESH_AXES], int ranks, Error *error) {
             return error_set(error, ERROR_USAGE, "parallel.%s is %d; only 1 works for now", mesh_axis_names[a],
                              size[a]);
     int tensor = size[MESH_TENSOR];
-    if (ranks % tensor) {
-        Buffer fit = {0};
-        list_divisors(&fit, ranks);
-        error_set(error, ERROR_USAGE,
-                  "%d processes cannot be shared out with parallel.tensor %d: start a multiple of %d, or set "
-                  "parallel.tensor to one of %s",
-                  ranks, tensor, tensor, fit.data);
-        buffer_free(&fit);
-        return false;
-    }
+    if (ranks % tensor)
+        return error_set(error, ERROR_USAGE,
+                         "%d processes cannot be shared out with parallel.tensor %d: start a multiple of %d", ranks,
+                         tensor, tensor);
     int data = ranks / tensor;
     if (size[MESH_DATA] && size[MESH_DATA] != data)
         return error_set(error, ERROR_USAGE,

@@ -29,7 +29,7 @@ static void assert_refused(int data, int pipeline, int expert, int tensor, int r
 
 static void sizes_that_do_not_divide_are_refused_with_those_that_would(void **state) {
     (void)state;
-    assert_refused(0, 1, 1, 4, 6, "parallel.tensor to one of 1, 2, 3, 6");
+    assert_refused(0, 1, 1, 4, 6, "parallel.tensor 4: start a multiple of 4");
     assert_refused(4, 1, 1, 2, 6, "set parallel.data to 3");
     assert_refused(0, 2, 1, 1, 4, "parallel.pipeline is 2; only 1");
     assert_refused(0, 1, 3, 1, 3, "parallel.expert is 3; only 1");
@@ -145,6 +145,21 @@ static void a_layout_without_one_tree_of_pieces_is_refused(void **state) {
     assert_int_equal(l.pieces, 8);
 }
 
+static void tensor_degrees_that_fit_ranks_and_model_are_named(void **state) {
+    (void)state;
+    Layout l;
+    Error error = {0};
+    TrainConfig c = config(8, 4, REPRODUCIBLE_RUN);
+    c.model.text = (TextConfig){.vocabulary = 100, .width = 24, .heads = 6, .layers = 1};
+    c.model.weight[OBJECTIVE_LM] = 1;
+    assert_false(layout_resolve(&c, 10, &l, &error));
+    assert_int_equal(error.kind, ERROR_USAGE);
+    assert_message_has(&error, "parallel.tensor to one of 1, 2");
+    assert_null(strstr(error.message, "5"));         // divides the processes, not the heads
+    assert_false(layout_resolve(&c, 4, &l, &error)); // divides the processes, not the heads
+    assert_message_has(&error, "heads");
+}
+
 static void data_ranks_without_any_row_are_counted(void **state) {
     (void)state;
     Layout l;
@@ -168,6 +183,7 @@ int main(void) {
         cmocka_unit_test(the_table_names_every_rank_and_host),
         cmocka_unit_test(every_data_rank_has_as_many_pieces),
         cmocka_unit_test(a_layout_without_one_tree_of_pieces_is_refused),
+        cmocka_unit_test(tensor_degrees_that_fit_ranks_and_model_are_named),
         cmocka_unit_test(data_ranks_without_any_row_are_counted),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
