@@ -10,11 +10,12 @@
 #include <sys/prctl.h>
 #include <time.h>
 
-// Without anything new: how long to look again and again, where the core would do arithmetic or nothing otherwise; and,
-// once the others are known to have come, for the messages of a round as well, at the speed of a slow link.
-#define SPIN_BESIDE  20e-6
-#define SPIN_WAITING 100e-6
-#define SLOW_LINK    1e9 // bytes per second
+// Without anything new: how long to look again and again. Beside arithmetic; where the core has nothing else to do;
+// and, once the others are known to have come, in addition for the next of their messages: as long as MESSAGE_BYTES
+// take on a slow link.
+#define SPIN_BESIDE    20e-6
+#define SPIN_WAITING   100e-6
+#define SPIN_UNDER_WAY 2e-3
 // Then sleeps between looks: an eighth of the time without news, within these.
 #define SHORTEST_SLEEP 5e-6
 #define LONGEST_SLEEP  500e-6
@@ -52,10 +53,8 @@ static void begin_round(Engine *e, CommRequest *c) {
     c->count = c->complete = 0;
     if (c->at_round == 0) call_take_work(c);
     c->round(c, c->at_round);
-    c->round_bytes = 0;
     for (int i = 0; i < c->count; i++) {
         const Message *m = &c->messages[i];
-        c->round_bytes += m->bytes;
         if (m->send) atomic_fetch_add_explicit(&e->bytes, m->bytes, memory_order_relaxed);
         e->transport->post(e->state, &c->messages[i]);
     }
@@ -126,10 +125,10 @@ static void retire(Engine *e, CommRequest **link) {
     pthread_mutex_unlock(&e->lock);
 }
 
-// Whether anything was new. *patience: seconds in which news may still be expected.
-static bool progress(Engine *e, double *patience) {
+// Whether anything was new. *under_way: of some call the others have come.
+static bool progress(Engine *e, bool *under_way) {
     bool moved = false;
-    *patience = 0;
+    *under_way = false;
     take_inbox(e);
     for (CommRequest **link = &e->active; *link;) {
         CommRequest *c = *link;
@@ -138,9 +137,7 @@ static bool progress(Engine *e, double *patience) {
             retire(e, link);
             continue;
         }
-        bool others_came = c->at_round > 0 || c->complete > 0;
-        double seconds = (double)c->round_bytes / SLOW_LINK;
-        if (others_came && seconds > *patience) *patience = seconds;
+        *under_way |= c->at_round > 0 || c->complete > 0;
         link = &c->next;
     }
     return moved;
@@ -175,15 +172,15 @@ static void pause_between(Engine *e, uint64_t events, double idle, double spin) 
 
 // One look, and a pause where there was nothing. *news: when there was something last.
 static void look(Engine *e, uint64_t events, double spin, double *news) {
-    double patience;
+    bool under_way;
     pthread_mutex_lock(&e->drive);
-    bool moved = progress(e, &patience);
+    bool moved = progress(e, &under_way);
     pthread_mutex_unlock(&e->drive);
     double now = clock_seconds();
     if (moved)
         *news = now;
     else
-        pause_between(e, events, now - *news, spin + patience);
+        pause_between(e, events, now - *news, spin + (under_way ? SPIN_UNDER_WAY : 0));
 }
 
 // ---- the communication thread ----

@@ -64,7 +64,6 @@ struct CommRequest {
 
     Message *messages; // of the round under way
     int count, capacity, complete;
-    int64_t round_bytes;
     int64_t at_round; // -1: not begun
     double since, trace_begin;
     _Atomic bool done;

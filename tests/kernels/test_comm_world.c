@@ -72,7 +72,7 @@ static void a_failure_of_mpi_names_rank_host_and_call(void **state) {
     char command[4096], line[1024];
     snprintf(command, sizeof command, "'%s/tests/support/mpirun.sh' 2 '%s' disagree 2>&1", SOURCE_FOLDER, program);
     FILE *pipe = popen(command, "r"); // NOLINT(bugprone-command-processor): its words are ours
-    assert_non_null(pipe);
+    check(pipe);
     while (fgets(line, sizeof line, pipe)) buffer_text(&said, line);
     int status = pclose(pipe);
     if (WIFEXITED(status) && WEXITSTATUS(status) == 77) {
