@@ -116,9 +116,8 @@ void ring_gather_round(CommRequest *, int64_t round);
 
 // ---- arithmetic ----
 
-// into[i] = into[i] + from[i] (or max, min). A NaN on either side gives NaN.
-void combine(void *into, const void *from, int64_t n, CommType, CommReduction);
-// out = the parts combined along the binary tree over [0, count); out may be one of them. bf16 sums in f32.
+// out = the parts combined along the binary tree over [0, count); out may be one of them. bf16 sums in f32. A NaN in
+// any part gives NaN.
 void combine_tree(void *out, const void *const *parts, int count, int64_t n, CommType, CommReduction);
 
 // ---- the engine ----

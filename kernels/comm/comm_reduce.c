@@ -13,6 +13,10 @@ enum { WORK_BYTES = 8 << 20, LEAST_CHUNK = 4 << 10 }; // work space of a group; 
 
 static int64_t elements(const CommRequest *c, int64_t bytes) { return bytes / (int64_t)comm_type_size(c->type); }
 
+static void combine_two(const CommRequest *c, char *out, const char *lower, const char *upper, int64_t bytes) {
+    combine_tree(out, (const void *const[]){lower, upper}, 2, elements(c, bytes), c->type, c->reduction);
+}
+
 // Where this rank's chunk of the sum belongs.
 static char *own_out(const CommRequest *c, int64_t chunk) { return c->out + chunk * c->chunk; }
 
@@ -81,10 +85,8 @@ static void ring_reduce_round(CommRequest *c, int64_t chunk, int step, char *sum
     int64_t bytes = chunk_bytes(c, sent, chunk);
     if (step == 0)
         copy_bytes(partial, c->in + chunk_begin(c, sent, chunk), bytes);
-    else { // what has arrived is a partial sum of the share that is sent now
-        copy_bytes(partial, arrived, bytes);
-        combine(partial, c->in + chunk_begin(c, sent, chunk), elements(c, bytes), c->type, c->reduction);
-    }
+    else // what has arrived is a partial sum of the share that is sent now
+        combine_two(c, partial, arrived, c->in + chunk_begin(c, sent, chunk), bytes);
     if (step < p - 1) {
         call_receive(c, (r + p - 1) % p, arrived, chunk_bytes(c, taken, chunk));
         call_send(c, (r + 1) % p, partial, bytes);
@@ -115,12 +117,8 @@ static void doubling_round(CommRequest *c, int64_t round) {
     int r = c->comm->rank, far = 1 << round;
     int64_t bytes = c->at[c->comm->size];
     if (round > 0) {
-        if (r & far >> 1) { // the other holds the lower half
-            combine(c->comm->work, c->out, elements(c, bytes), c->type, c->reduction);
-            copy_bytes(c->out, c->comm->work, bytes);
-        } else {
-            combine(c->out, c->comm->work, elements(c, bytes), c->type, c->reduction);
-        }
+        bool other_is_lower = r & far >> 1;
+        combine_two(c, c->out, other_is_lower ? c->comm->work : c->out, other_is_lower ? c->out : c->comm->work, bytes);
     }
     if (round == c->rounds - 1) return;
     call_receive(c, r ^ far, c->comm->work, bytes);
