@@ -127,6 +127,32 @@ static void the_peak_falls_with_what_is_computed_again(void **state) {
     assert_true(pass[RECOMPUTE_FULL].replayed.flop > 0.5 * forward && pass[RECOMPUTE_FULL].replayed.flop < forward);
 }
 
+// Bytes that a forward pass over rows of text takes.
+static double text_peak(const JointConfig *config) {
+    Tiny m;
+    tiny_open(&m, config, F32);
+    Batch batch = {.lm = tiny_rows(m.memory, 4, 64, 1)};
+    assert_non_null(joint_loss(m.tape, m.joint, &batch, &(JointPass){.seed = 5}).total);
+    double peak = (double)tape_peak(m.tape);
+    tiny_close(&m);
+    return peak;
+}
+
+static void a_block_holds_what_the_estimate_says(void **state) {
+    (void)state;
+    for (int i = 0; i < 6; i++) {
+        JointConfig few = i % 2 ? llama_config() : tiny_config();
+        few.recompute = (Recompute)(i / 2);
+        few.text.layers = 4;
+        JointConfig many = few;
+        many.text.layers = 10;
+        double held = text_peak(&many) - text_peak(&few);
+        double said = sizeof(float) * (text_activations(&many.text, 4 * 64, many.recompute, NULL) -
+                                       text_activations(&few.text, 4 * 64, few.recompute, NULL));
+        assert_true(held >= said && held < 1.12 * said); // statistics of norms and of attention beside it
+    }
+}
+
 static Pass with_frozen(const char *freeze, unsigned objectives) {
     JointConfig c = gpt_config();
     c.recompute = RECOMPUTE_FULL;
@@ -165,6 +191,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_kind_of_recomputation_has_the_same_bits),
         cmocka_unit_test(training_goes_on_alike_without_new_memory),
+        cmocka_unit_test(a_block_holds_what_the_estimate_says),
         cmocka_unit_test(the_peak_falls_with_what_is_computed_again),
         cmocka_unit_test(a_frozen_trunk_runs_neither_again_nor_backwards),
         cmocka_unit_test(frozen_text_runs_backwards_for_the_image_alone),
