@@ -69,7 +69,14 @@ typedef struct Outcome {
     StepLoss loss;
     float *gradients; // of all parameters, one behind the other
     int64_t count;
+    float scale, bias; // the gradients of the logits' scale and bias
 } Outcome;
+
+// Of one number; 0 where there is none.
+static float gradient_of(Parameters *parameters, const char *name, bool recording) {
+    Parameter *p = recording ? parameters_find(parameters, name) : NULL;
+    return p ? *(float *)p->tensor.grad : 0;
+}
 
 static Outcome step_in(ContrastiveKind kind, int pieces, bool recording) {
     Arena *memory = arena_new(1 << 16);
@@ -94,6 +101,8 @@ static Outcome step_in(ContrastiveKind kind, int pieces, bool recording) {
         o.count += tensor_count(x);
     }
     gradients_free(gradients);
+    o.scale = gradient_of(parameters, "contrastive.log_scale", recording);
+    o.bias = gradient_of(parameters, "contrastive.bias", recording);
     tape_free(tape);
     joint_free(joint);
     backend_free(backend);
@@ -113,6 +122,9 @@ static void check_pieces(ContrastiveKind kind, int pieces) {
         if (!(d <= off)) off = d;
     }
     assert_true(largest > 0 && off < 2e-5 * largest);
+    assert_true(whole.scale != 0 && fabsf(whole.scale - cut.scale) < 1e-4f * fabsf(whole.scale));
+    assert_true((whole.bias != 0) == (kind == CONTRASTIVE_SIGMOID));
+    assert_true(fabsf(whole.bias - cut.bias) <= 1e-4f * fabsf(whole.bias));
     free(whole.gradients);
     free(cut.gradients);
     free(alone.gradients);
