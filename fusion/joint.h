@@ -3,6 +3,7 @@
  * mean over its own exact count in the whole batch. */
 #pragma once
 #include "base/config.h"
+#include "base/trace.h"
 #include "data/batch.h"
 #include "fusion/pair_ring.h"
 #include "text/transformer.h"
@@ -59,6 +60,7 @@ typedef struct JointPass {
     // the batch's own pairs.
     const float *image_gradient, *text_gradient;
     float scale_gradient, bias_gradient;
+    Trace *trace; // may be NULL: the forward passes of the trunk and of each objective are drawn there
 } JointPass;
 JointLoss joint_loss(Tape *, Joint *, const Batch *, const JointPass *);
 void joint_counts(const JointConfig *, const Batch *, int64_t count[OBJECTIVES]);

@@ -106,6 +106,7 @@ static Tensor *trunk(Step *s, const int32_t *list, int count) {
 static void look(Step *s) {
     const Batch *b = s->batch;
     Joint *j = s->joint;
+    double begin = trace_now();
     check(b->side == j->config.vision.image_size);
     s->images = joint_pixels(s->tape, j, b->pixels, b->images);
     int32_t *list = arena_array(j->host, int32_t, b->images);
@@ -114,6 +115,7 @@ static void look(Step *s) {
     for (int i = 0; i < b->images; i++) s->place[i] = -1;
     for (int i = 0; i < s->seen; i++) s->place[list[i]] = i;
     s->tokens = trunk(s, list, s->seen);
+    trace_slice(s->pass->trace, "compute", "vision trunk", begin, trace_now());
 }
 
 static void add_to_total(Step *s, Tensor *part) {
@@ -219,22 +221,29 @@ static Tensor *masked_loss(Step *s) {
 
 // ---- the step ----
 
-JointLoss joint_loss(Tape *tape, Joint *j, const Batch *batch, const JointPass *pass) {
+static void run_objective(Step *s, Objective o) {
     static Tensor *(*const objective[OBJECTIVES])(Step *) = {
         [OBJECTIVE_LM] = lm_loss,
         [OBJECTIVE_CAPTION] = caption_loss,
         [OBJECTIVE_CONTRASTIVE] = contrastive_loss,
         [OBJECTIVE_MAE] = masked_loss,
     };
+    const JointPass *pass = s->pass;
+    double begin = trace_now();
+    if (o == OBJECTIVE_CONTRASTIVE && pass->image_gradient)
+        add_to_total(s, replayed_pairs(s));
+    else
+        account(s, o, pass->global_count ? pass->global_count[o] : s->loss.count[o], objective[o](s));
+    trace_slice(pass->trace, "compute", objective_names[o], begin, trace_now());
+}
+
+JointLoss joint_loss(Tape *tape, Joint *j, const Batch *batch, const JointPass *pass) {
     Step s = {.tape = tape, .joint = j, .batch = batch, .pass = pass};
     ArenaMark mark = arena_mark(j->host);
     joint_counts(&j->config, batch, s.loss.count);
     if (j->config.has_vision && batch->images) look(&s);
     for (int o = 0; o < OBJECTIVES; o++)
-        if (s.loss.count[o] > 0 && o == OBJECTIVE_CONTRASTIVE && pass->image_gradient)
-            add_to_total(&s, replayed_pairs(&s));
-        else if (s.loss.count[o] > 0)
-            account(&s, (Objective)o, pass->global_count ? pass->global_count[o] : s.loss.count[o], objective[o](&s));
+        if (s.loss.count[o] > 0) run_objective(&s, (Objective)o);
     arena_rewind(j->host, mark);
     return s.loss;
 }

@@ -18,7 +18,8 @@ static StepSetup setup_of(const Run *r, Tape *tape) {
                        .pieces = r->layout.pieces,
                        .first = layout_first(&r->layout, place),
                        .end = layout_first(&r->layout, place + 1),
-                       .seed = (uint64_t)r->config.seed};
+                       .seed = (uint64_t)r->config.seed,
+                       .trace = r->trace};
 }
 
 // The step again with every tensor looked at, to name the first bad one. Collective, like what it explains.

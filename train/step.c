@@ -120,8 +120,12 @@ static void run_pieces(Step *s) {
     int64_t width = joint_config(setup->joint)->embedding;
     bool pairs = s->loss->count[OBJECTIVE_CONTRASTIVE] > 0 && setup->pieces > 1;
     if (pairs) {
+        double begin = trace_now();
         cache_features(s);
+        double cached = trace_now();
         pair_gradients(s);
+        trace_slice(setup->trace, "compute", "features of all pairs", begin, cached);
+        trace_slice(setup->trace, "compute", "loss of all pairs", cached, trace_now());
     }
     bool recording = tape_recording(setup->tape);
     if (recording) gradients_begin_step(setup->gradients, setup->end - setup->first);
@@ -168,7 +172,7 @@ bool step_run(const StepSetup *setup, const Batch *batch, StepLoss *loss, Error 
     comm_all_reduce(setup->data, loss->count, OBJECTIVES, COMM_I64, COMM_SUM, COMM_FAST, "counts");
     Step s = {.setup = setup,
               .batch = batch,
-              .pass = {.seed = setup->seed, .training = recording, .global_count = loss->count},
+              .pass = {.seed = setup->seed, .training = recording, .global_count = loss->count, .trace = setup->trace},
               .memory = arena_new(1 << 20),
               .loss = loss,
               .error = error};

@@ -18,6 +18,7 @@ typedef struct StepSetup { // what stays from step to step; all borrowed
     Comm *data;             // the ranks that share out the pieces; NULL: alone
     int pieces, first, end; // of a step, over all data ranks; this rank's own: [first, end)
     uint64_t seed;
+    Trace *trace; // may be NULL
 } StepSetup;
 
 // Collective over `data`. The batch is the part of the step that this rank's pieces lie in. False on every data rank

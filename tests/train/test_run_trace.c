@@ -2,6 +2,7 @@
  */
 #include "base/files.h"
 #include "base/json.h"
+#include "data/batch.h"
 #include "tests/train/tiny_run.h"
 #include <math.h>
 #include <stdlib.h>
@@ -78,6 +79,8 @@ static void every_rank_has_its_tracks_in_one_file(void **state) {
         assert_int_equal(count_of(events, rank, "compute", "optimizer"), STEPS);
         assert_in_range(count_of(events, rank, "compute", "forward"), STEPS, 4 * STEPS);
         assert_in_range(count_of(events, rank, "compute", "backward"), STEPS, 4 * STEPS);
+        for (int o = 0; o < OBJECTIVES; o++)
+            assert_true(count_of(events, rank, "compute", objective_names[o]) >= STEPS);
         assert_int_equal(count_of(events, rank, "loader", "wait for data"), STEPS);
         assert_int_equal(count_of(events, rank, "save", "copy"), 2);
         assert_true(count_of(events, rank, "communication", "") >= STEPS);
