@@ -100,12 +100,17 @@ static int mpirun_flags(const Launch *l, const char **out) {
     static const char *const always[] = {"--quiet", "--bind-to",           "none", "--oversubscribe",
                                          "--mca",   "mpi_yield_when_idle", "1"};
     static const char *const one_machine[] = {"--mca", "btl", "self,vader"};
+    // mpirun and its daemons notice in half a minute, not in some, that a machine is out of reach.
+    static const char *const more[] = {"--mca", "oob_tcp_keepalive_time",   "10",
+                                       "--mca", "oob_tcp_keepalive_intvl",  "2",
+                                       "--mca", "oob_tcp_keepalive_probes", "5"};
     int n = 0;
     for (size_t i = 0; i < sizeof always / sizeof *always; i++) out[n++] = always[i];
     if (geteuid() == 0) out[n++] = "--allow-run-as-root";
     if (l->hosts) {
         out[n++] = "--host";
         out[n++] = l->hosts;
+        for (size_t i = 0; i < sizeof more / sizeof *more; i++) out[n++] = more[i];
     } else
         for (int i = 0; i < 3; i++) out[n++] = one_machine[i];
     return n;
@@ -168,7 +173,7 @@ int launch_main(int argc, char **argv) {
     for (int restart = 0;; restart++) {
         const char **line = command_line(&l, restart > 0, program, mpirun, ranks);
         bool asked = false;
-        int status = processes_run(line, &asked, &error);
+        int status = processes_run(line, l.hosts ? program : NULL, &asked, &error);
         free(line);
         if (status < 0) {
             fprintf(stderr, "bifocal launch: %s\n", error.message);
