@@ -1,7 +1,8 @@
 #!/bin/bash
 # Two hosts on one machine: network namespaces with host names of their own, on a bridge. A run over both trains, the
 # link of one goes down in the middle: all processes end within the limit, saying why; the link comes up, the run goes
-# on, and its losses are those of a run that was left alone. Wants root, and the packages openmpi-bin and iproute2.
+# on, and its losses are those of a run that was left alone. Then a rank is killed. Wants root, and the packages
+# openmpi-bin and iproute2.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 . "$here/common.sh"
@@ -78,6 +79,21 @@ echo "cut: all processes ended within $((SECONDS - start)) s of the link going d
 grep -h "no sign of life" cut/log.txt cut/logs/* || fail "no rank says that the other one is out of reach"
 
 ip link set "${id}2" up
+reachable() { # a closed port of the first host says so; a host out of reach says nothing
+    ip netns exec "$id-2" timeout 1 bash -c "exec 3<>/dev/tcp/$NET.1/9" 2>&1 | grep -q refused
+}
+wait_for 20 reachable || fail "the link does not come up again"
 train cut --resume || fail "the run does not go on"
 same_losses whole cut $STEPS || fail "the losses are not those of the run that was left alone"
 echo "cut: resumed, as the undisturbed run"
+
+train bereft &
+launch=$!
+wait_for 60 has_steps bereft 200 || fail "bereft does not train"
+for process in $(ip netns pids "$id-2"); do
+    [ "$(readlink "/proc/$process/exe")" != "$BIFOCAL" ] || victim=$process
+done
+kill -9 "$victim"
+! wait $launch || fail "a run that lost a rank says that it is done"
+wait_for 10 no_process || fail "processes are left after the death of a rank"
+grep -h "rank 1 (host2, process $victim) died" bereft/log.txt || fail "rank 0 does not say who died"
