@@ -4,6 +4,7 @@
 #include "tests/support/test.h"
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 char *run_path(const char *project, const char *run, const char *name) {
@@ -70,4 +71,22 @@ void assert_same_files(const char *project, const char *a, const char *b) {
     buffer_free(&y);
     free(first);
     free(second);
+}
+
+void assert_same_checkpoints(const char *project, const char *a, const char *b) {
+    Error error = {0};
+    char *folder = temporary_path(project, a), **names;
+    int count, compared = 0;
+    assert_done(folder_list(folder, &names, &count, &error), &error);
+    for (int i = 0; i < count; i++) {
+        if (strcmp(path_extension(names[i]), "safetensors") != 0) continue;
+        char *first = temporary_path(a, names[i]), *second = temporary_path(b, names[i]);
+        assert_same_files(project, first, second);
+        compared++;
+        free(first);
+        free(second);
+    }
+    assert_true(compared >= 2); // weights and the optimizer's states
+    names_free(names, count);
+    free(folder);
 }

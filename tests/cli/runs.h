@@ -10,4 +10,6 @@ void run_wait_for_lines(const char *project, const char *run, int lines);
 // The records of its metrics without what depends on the clock; ends with NULL. Returns how many.
 int run_records(const char *project, const char *run, json_t *records[MOST_RECORDS]);
 void assert_same_runs(const char *project, const char *a, const char *b, int steps); // their metrics: steps 1..steps
-void assert_same_files(const char *project, const char *a, const char *b);           // names inside the project
+// The .safetensors of two checkpoints, whatever they are called.
+void assert_same_checkpoints(const char *project, const char *a, const char *b);
+void assert_same_files(const char *project, const char *a, const char *b); // names inside the project
