@@ -64,10 +64,10 @@ static bool open_file(SafeTensorsSet *set, char *path, Error *error) {
 }
 
 // The index's entries name plain files beside it; each is opened once.
-static bool open_files(SafeTensorsSet *set, const char *folder, const json_t *map, Error *error) {
+static bool open_files(SafeTensorsSet *set, const char *folder, json_t *map, Error *error) {
     const char *key;
     json_t *value;
-    json_object_foreach((json_t *)(uintptr_t)map, key, value) {
+    json_object_foreach(map, key, value) {
         const char *name = json_string_value(value);
         if (!name || strchr(name, '/') || strcmp(path_extension(name), "safetensors") != 0)
             return error_set(error, ERROR_FAILED, "%s: weight_map: '%.200s' must lie in a .safetensors file beside it",
@@ -81,7 +81,7 @@ static bool open_files(SafeTensorsSet *set, const char *folder, const json_t *ma
 }
 
 // Each tensor lies where the index says, and no file holds another one.
-static bool check_map(const SafeTensorsSet *set, const json_t *map, Error *error) {
+static bool check_map(const SafeTensorsSet *set, json_t *map, Error *error) {
     for (int i = 0; i < set->count; i++) {
         for (int k = 0; k < set->files[i].count; k++) {
             const char *name = set->files[i].tensors[k].name, *said = json_get_string(map, name, NULL);
@@ -93,7 +93,7 @@ static bool check_map(const SafeTensorsSet *set, const json_t *map, Error *error
     if ((size_t)set->all.count == json_object_size(map)) return true;
     const char *key;
     json_t *value;
-    json_object_foreach((json_t *)(uintptr_t)map, key, value) {
+    json_object_foreach(map, key, value) {
         if (!safetensors_find(&set->all, key))
             return error_set(error, ERROR_FAILED, "%s: '%.200s' is not in %s", set->index, key,
                              json_string_value(value));
@@ -131,7 +131,7 @@ static bool same_step(const SafeTensorsSet *set, Error *error) {
 
 static bool open_index(SafeTensorsSet *set, const char *folder, Error *error) {
     json_t *index = json_read_file(set->index, error);
-    const json_t *map = json_object_get(index, "weight_map");
+    json_t *map = json_object_get(index, "weight_map");
     bool ok = index != NULL;
     if (ok && !json_is_object(map))
         ok = error_set(error, ERROR_FAILED, "%s: no object weight_map; it is not an index of safetensors files",

@@ -82,11 +82,10 @@ static void tell(Saver *s, bool *what) {
     pthread_mutex_unlock(&s->mutex);
 }
 
-static bool heard(const Saver *s, const bool *what) {
-    pthread_mutex_t *mutex = (pthread_mutex_t *)(uintptr_t)&s->mutex;
-    pthread_mutex_lock(mutex);
+static bool heard(Saver *s, const bool *what) {
+    pthread_mutex_lock(&s->mutex);
     bool value = *what;
-    pthread_mutex_unlock(mutex);
+    pthread_mutex_unlock(&s->mutex);
     return value;
 }
 
@@ -243,7 +242,7 @@ bool checkpoint_finish(Saver *s, Error *error) {
 
 bool checkpoint_under_way(const Saver *s) { return s->phase != IDLE; }
 
-bool checkpoint_written(const Saver *s) { return s->phase != IDLE && heard(s, &s->done); }
+bool checkpoint_written(Saver *s) { return s->phase != IDLE && heard(s, &s->done); }
 
 int64_t checkpoint_saved(const Saver *s) { return s->saved; }
 

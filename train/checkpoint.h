@@ -46,7 +46,7 @@ bool checkpoint_finish(Saver *, Error *);
 void checkpoint_prepare(Saver *);         // takes memory for the copies, beside the caller's work
 void checkpoint_hold(Saver *);            // waits until parameters and moments may change
 bool checkpoint_under_way(const Saver *); // the same on every rank
-bool checkpoint_written(const Saver *);   // a save is under way, and this rank has done its part of it
+bool checkpoint_written(Saver *);         // a save is under way, and this rank has done its part of it
 int64_t checkpoint_saved(const Saver *);  // step of the newest checkpoint that is complete; -1: none by this saver
 typedef struct CheckpointTimes {
     double held, written; // seconds: the caller waited; from the start to the end of the last save

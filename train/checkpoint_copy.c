@@ -5,8 +5,8 @@
 
 enum { ALIGN = 64, PAGE = 4096 }; // bytes
 
-void checkpoint_copy_init(CheckpointCopy *c, Backend *backend, const Parameters *parameters,
-                          const CheckpointLayout *layout, const Mesh *mesh, Arena *memory) {
+void checkpoint_copy_init(CheckpointCopy *c, Backend *backend, Parameters *parameters, const CheckpointLayout *layout,
+                          const Mesh *mesh, Arena *memory) {
     *c = (CheckpointCopy){.backend = backend, .parameters = parameters, .layout = layout, .mesh = mesh};
     c->rank = mesh ? comm_rank(mesh->world) : 0;
     c->to = arena_array(memory, float *, layout->count + 1);
@@ -58,7 +58,7 @@ int checkpoint_copy_writer(const CheckpointCopy *c, const StateRange *r) {
     int writer = c->layout->writer[checkpoint_copy_tensor(c, r)], place[MESH_AXES];
     if (!c->mesh || writer == c->rank) return writer;
     const Mesh *m = c->mesh;
-    const Parameter *p = parameters_at((Parameters *)(uintptr_t)c->parameters, r->parameter);
+    const Parameter *p = parameters_at(c->parameters, r->parameter);
     mesh_place(m->size, writer, place);
     bool whole = !p->split.segments;
     if (r->everywhere && place[MESH_DATA] != m->place[MESH_DATA]) return -1;
@@ -67,7 +67,7 @@ int checkpoint_copy_writer(const CheckpointCopy *c, const StateRange *r) {
 }
 
 void checkpoint_copy_run(const CheckpointCopy *c, const StateRange *r, int64_t done, int64_t *first, int64_t *count) {
-    const Parameter *p = parameters_at((Parameters *)(uintptr_t)c->parameters, r->parameter);
+    const Parameter *p = parameters_at(c->parameters, r->parameter);
     parameter_run(p, parameters_parallel(c->parameters), r->first + done, first, count);
     if (*count > r->count - done) *count = r->count - done;
 }

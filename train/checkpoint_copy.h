@@ -6,7 +6,7 @@
 
 typedef struct CheckpointCopy {
     Backend *backend;
-    const Parameters *parameters;
+    Parameters *parameters;
     const CheckpointLayout *layout;
     const Mesh *mesh;         // NULL: alone
     const StateRange *ranges; // (range_count) what this rank holds
@@ -18,8 +18,7 @@ typedef struct CheckpointCopy {
 } CheckpointCopy;
 
 // Everything is borrowed; mesh NULL: alone.
-void checkpoint_copy_init(CheckpointCopy *, Backend *, const Parameters *, const CheckpointLayout *, const Mesh *,
-                          Arena *);
+void checkpoint_copy_init(CheckpointCopy *, Backend *, Parameters *, const CheckpointLayout *, const Mesh *, Arena *);
 void checkpoint_copy_free(CheckpointCopy *);
 // Makes room for a copy; false where there is none.
 bool checkpoint_copy_reserve(CheckpointCopy *, Error *);

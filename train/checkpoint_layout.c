@@ -4,12 +4,12 @@
 
 const char *const checkpoint_part_names[CHECKPOINT_PARTS] = {"model", "optimizer"};
 
-static void list_kind(CheckpointLayout *l, const Parameters *parameters, StateKind kind, Arena *memory) {
+static void list_kind(CheckpointLayout *l, Parameters *parameters, StateKind kind, Arena *memory) {
     static const char *const prefixes[STATE_KINDS] = {"", "m/", "v/"};
     int parameter_count = parameters_count(parameters);
     l->number[kind] = arena_array(memory, int, parameter_count + 1);
     for (int i = 0; i < parameter_count; i++) {
-        const Parameter *p = parameters_at((Parameters *)(uintptr_t)parameters, i);
+        const Parameter *p = parameters_at(parameters, i);
         l->number[kind][i] = -1;
         if (kind != STATE_MASTER && p->frozen) continue;
         l->number[kind][i] = l->count;
@@ -50,7 +50,7 @@ static void share_out(CheckpointLayout *l, CheckpointPart part, int64_t *loads) 
     free(order);
 }
 
-CheckpointLayout *checkpoint_layout_new(const Parameters *parameters, int writers, Arena *memory) {
+CheckpointLayout *checkpoint_layout_new(Parameters *parameters, int writers, Arena *memory) {
     CheckpointLayout *l = arena_zeroed(memory, sizeof *l);
     int most = STATE_KINDS * parameters_count(parameters) + 1;
     int64_t *loads = arena_array(memory, int64_t, writers);

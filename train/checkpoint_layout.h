@@ -18,6 +18,6 @@ typedef struct CheckpointLayout {
 } CheckpointLayout;
 
 // Lives in the arena, but for the indexes.
-CheckpointLayout *checkpoint_layout_new(const Parameters *, int writers, Arena *);
+CheckpointLayout *checkpoint_layout_new(Parameters *, int writers, Arena *);
 void checkpoint_layout_free(CheckpointLayout *); // NULL is allowed
 int64_t checkpoint_layout_bytes(const CheckpointLayout *, int writer);

@@ -51,13 +51,13 @@ bool checkpoint_state_write(const char *folder, const TrainState *s, const Check
     return ok;
 }
 
-static bool check_files(const char *folder, const json_t *list, int64_t step, Error *error) {
+static bool check_files(const char *folder, json_t *list, int64_t step, Error *error) {
     const char *name;
     json_t *hash;
     if (!json_is_object(list))
         return error_set(error, ERROR_FAILED, "%s/%s: names no files; it was written by another version", folder,
                          STATE_FILE);
-    json_object_foreach((json_t *)(uintptr_t)list, name, hash) {
+    json_object_foreach(list, name, hash) {
         CheckpointFile file = {0};
         snprintf(file.name, sizeof file.name, "%s", name);
         if (!checkpoint_file_look(&file, folder, error))

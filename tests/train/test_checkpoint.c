@@ -50,8 +50,8 @@ static void load_spread(int rank, Comm *world, void *argument) {
     free(folder);
 }
 
-static void run_case(RankFunction function, const Case *c) {
-    ranks_run(c->how.data * c->how.tensor, function, (void *)(uintptr_t)c);
+static void run_case(RankFunction function, Case *c) {
+    ranks_run(c->how.data * c->how.tensor, function, c);
 }
 
 static const Spread layouts[] = {{1, 1, 0}, {2, 1, 0}, {2, 1, 1}, {3, 1, 2}, {4, 1, 3},
