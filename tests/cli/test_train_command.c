@@ -150,6 +150,43 @@ static void a_run_is_evaluated(void **state) {
     free(kept);
 }
 
+static void results_before_a_failure_are_kept(void **state) {
+    (void)state;
+    Error error = {0};
+    char *task = temporary_path(project, "kind.yaml"), *kept = run_path(project, "run", "eval/results.json");
+    static const char other[] = "type: zero_shot\nclass_field: kind\n"; // no sample has it
+    temporary_write(task, other, sizeof other - 1);
+    unlink(kept);
+    Answer a = command_run(project, NULL,
+                           WORDS("eval", "run", "--task", "retrieval,kind.yaml", "--data", "data", "--limit", "4"));
+    assert_true(a.status == 1 || a.status == 2);
+    assert_non_null(strstr(a.err.data, "task kind"));
+    assert_non_null(strstr(a.out.data, "retrieval"));
+    json_t *results = json_read_file(kept, &error);
+    assert_done(results != NULL, &error);
+    assert_int_equal(json_object_size(json_object_get(results, "results")), 1);
+    json_decref(results);
+    answer_free(&a);
+    free(task);
+    free(kept);
+}
+
+static void a_timeline_is_written_where_asked(void **state) {
+    (void)state;
+    Error error = {0};
+    char *path = temporary_path(project, "trace.json");
+    assert_status(0, project, "train", "config.yaml", "train.recompute=full", "--run", "traced", "--trace",
+                  "trace.json");
+    json_t *trace = json_read_file(path, &error);
+    assert_done(trace != NULL, &error);
+    assert_true(json_array_size(json_object_get(trace, "traceEvents")) > 20);
+    json_decref(trace);
+    assert_refuses(1, "nowhere/trace.json", project, "train", "config.yaml", "--run", "untraced", "--trace",
+                   "nowhere/trace.json");
+    assert_same_runs(project, "run", "traced", 4); // recomputation changed nothing
+    free(path);
+}
+
 static void a_run_speaks_with_and_without_pictures(void **state) {
     (void)state;
     static const char lines[] = "{\"prompt\": \"a red\"}\n{\"image\": \"raw/train/images/000000.jpg\"}\n";
@@ -219,6 +256,8 @@ int main(void) {
         cmocka_unit_test(a_killed_run_leaves_a_checkpoint_that_loads),
         cmocka_unit_test(a_checkpoint_that_cannot_be_written_leaves_the_last_one),
         cmocka_unit_test(a_run_is_evaluated),
+        cmocka_unit_test(results_before_a_failure_are_kept),
+        cmocka_unit_test(a_timeline_is_written_where_asked),
         cmocka_unit_test(a_run_speaks_with_and_without_pictures),
         cmocka_unit_test(a_run_is_reported),
         cmocka_unit_test(a_young_run_is_reported_without_pictures),
