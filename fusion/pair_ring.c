@@ -137,7 +137,7 @@ static int64_t own_row(const Ring *r, int piece, int64_t tile) { return r->place
 static CommRequest *start_tile(const Ring *r, int64_t tile, float *out) {
     for (int i = r->first; i < r->end; i++) {
         int64_t rows = share_of(r, i, tile);
-        memcpy(row_of(r, out, i * r->chunk), row_of(r, r->texts, own_row(r, i, tile)), row_bytes(r, rows));
+        if (rows) memcpy(row_of(r, out, i * r->chunk), row_of(r, r->texts, own_row(r, i, tile)), row_bytes(r, rows));
         memset(row_of(r, out, i * r->chunk + rows), 0, row_bytes(r, r->chunk - rows));
     }
     if (r->ranks == 1) return NULL;
@@ -254,8 +254,10 @@ static void settle_sums(Ring *r, int64_t tile) {
     float *lse = r->column_lse + tile * r->wide;
     add_ranks(r, 0, r->ranks, columns);
     r->p->backend->clip_logsumexp(r->p->backend, lse, sums_of(r, r->gathered, 0), columns);
-    for (int i = r->first; i < r->end; i++)
-        memcpy(r->own_lse + own_row(r, i, tile), lse + r->column[i], (size_t)share_of(r, i, tile) * sizeof *lse);
+    for (int i = r->first; i < r->end; i++) {
+        int64_t rows = share_of(r, i, tile);
+        if (rows) memcpy(r->own_lse + own_row(r, i, tile), lse + r->column[i], (size_t)rows * sizeof *lse);
+    }
 }
 
 // ---- losses of the sigmoid, where no gradients are wanted ----
@@ -319,9 +321,11 @@ static void send_gradients(Ring *r) {
 }
 
 static void settle_gradients(Ring *r, int64_t tile) {
-    for (int i = r->first; i < r->end; i++)
-        memcpy(row_of(r, r->texts, own_row(r, i, tile)), row_of(r, r->d_texts_sent, i * r->chunk),
-               row_bytes(r, share_of(r, i, tile)));
+    for (int i = r->first; i < r->end; i++) {
+        float *sum = row_of(r, r->d_texts_sent, i * r->chunk);
+        int64_t rows = share_of(r, i, tile);
+        if (rows) memcpy(row_of(r, r->texts, own_row(r, i, tile)), sum, row_bytes(r, rows));
+    }
 }
 
 // ---- the whole ----
