@@ -5,8 +5,16 @@
 
 enum { DEFAULT_BUCKET = 32 << 20 }; // bytes of gradients
 
-static int64_t blocks_of(const Parameter *item) {
-    return (tensor_count(&item->tensor) + PARAMETER_BLOCK - 1) / PARAMETER_BLOCK;
+// As many as the tensor rank with the largest piece needs: buckets must be the same on all of them, for what they sum
+// together and so that sums over data ranks have the same bits.
+static int64_t blocks_of(const Parameters *p, const Parameter *item) {
+    const Tensor *t = &item->tensor;
+    int64_t count = 1;
+    for (int d = 0; d < t->rank; d++) {
+        bool cut = item->split.segments && d == item->split.dimension;
+        count *= cut ? split_largest(&item->split, p->parallel.tensor) : t->shape[d];
+    }
+    return (count + PARAMETER_BLOCK - 1) / PARAMETER_BLOCK;
 }
 
 // ---- cutting ----
@@ -19,8 +27,8 @@ static int cut(Parameters *p, bool frozen, Dtype type, int next) {
     for (int i = 0; i < p->count; i++) {
         Parameter *item = p->items[i];
         if (item->frozen != frozen || item->tensor.dtype != type) continue;
-        if (current < 0 || filled + blocks_of(item) > room) current = next++, filled = 0;
-        filled += blocks_of(item);
+        if (current < 0 || filled + blocks_of(p, item) > room) current = next++, filled = 0;
+        filled += blocks_of(p, item);
         item->bucket = current;
     }
     return next;
@@ -38,8 +46,8 @@ static void fill(Parameters *p, Bucket *b, int number, int64_t block) {
             if (item->bucket != number || item->partial != partial) continue;
             item->offset = (block + b->blocks) * PARAMETER_BLOCK;
             b->items[b->count++] = item;
-            b->blocks += blocks_of(item);
-            if (partial) b->partial_blocks += blocks_of(item);
+            b->blocks += blocks_of(p, item);
+            if (partial) b->partial_blocks += blocks_of(p, item);
         }
     }
     b->frozen = b->items[0]->frozen;
@@ -194,7 +202,7 @@ void bucket_end_backward(const Parameters *p, const Bucket *b) {
         Tensor *t = &b->items[i]->tensor;
         int64_t count = tensor_count(t), written = t->grad_written ? count : 0;
         p->backend->zero(p->backend, (float *)t->grad + written,
-                         bucket_bytes(blocks_of(b->items[i]), F32) - (size_t)written * sizeof(float));
+                         bucket_bytes(blocks_of(p, b->items[i]), F32) - (size_t)written * sizeof(float));
         t->grad_written = true;
     }
 }

@@ -10,6 +10,13 @@ int64_t split_local(const Split *s, const Comm *tensor) {
     return local;
 }
 
+int64_t split_largest(const Split *s, const Comm *tensor) {
+    int size = comm_size(tensor);
+    int64_t largest = 0; // of every segment: shares differ by one at the most
+    for (int i = 0; i < s->segments; i++) largest += (s->size[i] + size - 1) / size;
+    return largest;
+}
+
 void split_run(const Split *s, const Comm *tensor, int64_t index, int64_t *global, int64_t *count) {
     int rank = comm_rank(tensor), size = comm_size(tensor);
     int64_t before = 0; // of the whole

@@ -27,6 +27,7 @@ typedef struct Split {
     int dimension, segments;
     int64_t size[SPLIT_SEGMENTS]; // of each segment, over all ranks
 } Split;
-int64_t split_local(const Split *, const Comm *tensor); // this rank's size along the dimension
+int64_t split_local(const Split *, const Comm *tensor);   // this rank's size along the dimension
+int64_t split_largest(const Split *, const Comm *tensor); // the largest of any rank
 // Local index [index, index + *count) along the dimension lie together in the whole, from *global on.
 void split_run(const Split *, const Comm *tensor, int64_t index, int64_t *global, int64_t *count);

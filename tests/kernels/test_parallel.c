@@ -98,6 +98,38 @@ static void a_piece_knows_its_own_shape_and_the_whole_ones(void **state) {
     backend_free(backend);
 }
 
+// Shares of 1000 and 1001 words would end in different blocks, and buckets in different places.
+static void buckets_are_the_same_on_every_tensor_rank(void **state) {
+    (void)state;
+    enum { RANKS = 2, WORDS = 2001, WIDTH = 1024 };
+    Backend *backend = cpu_backend_new(1, NULL, NULL);
+    Comm *ends[RANKS];
+    Parameters *p[RANKS];
+    Error error = {0};
+    Init normal = {.kind = INIT_NORMAL, .value = 1};
+    comm_threads_new(RANKS, ends);
+    for (int r = 0; r < RANKS; r++) {
+        Parallel parallel = {.tensor = ends[r], .bucket_bytes = 1003 * WIDTH * 4};
+        p[r] = parameters_new(backend, &parallel);
+        parameters_add_split(p[r], "words", SHAPE(WORDS, WIDTH), normal, true, (Split){0, 1, {WORDS}});
+        for (int i = 0; i < 3; i++) {
+            char name[8] = {'v', (char)('0' + i)};
+            parameters_set_partial(p[r], parameters_add(p[r], name, SHAPE(WIDTH), normal, false));
+        }
+        assert_done(parameters_finish(p[r], F32, 9, &error), &error);
+    }
+    assert_true(parameters_at(p[0], 0)->tensor.shape[0] != parameters_at(p[1], 0)->tensor.shape[0]);
+    for (int i = 0; i < parameters_count(p[0]); i++) {
+        assert_int_equal(parameters_at(p[0], i)->bucket, parameters_at(p[1], i)->bucket);
+        assert_int_equal(parameters_at(p[0], i)->offset, parameters_at(p[1], i)->offset);
+    }
+    for (int r = 0; r < RANKS; r++) {
+        parameters_free(p[r]);
+        comm_free(ends[r]);
+    }
+    backend_free(backend);
+}
+
 static void degrees_that_work_are_named(void **state) {
     (void)state;
     Arena *memory = arena_new(1 << 12);
@@ -111,6 +143,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(pieces_make_up_the_whole_tensor),
         cmocka_unit_test(a_piece_knows_its_own_shape_and_the_whole_ones),
+        cmocka_unit_test(buckets_are_the_same_on_every_tensor_rank),
         cmocka_unit_test(degrees_that_work_are_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
