@@ -75,7 +75,8 @@ Comm *comm_split(Comm *parent, int colour, int key, const char *name) {
         if (places[r].next_group > id) id = places[r].next_group;
     if (!alone) {
         engine_next_group(parent->engine, id + 1);
-        check(id < engine_tag_limit(parent->engine) / (USER_TAGS + 1)); // too many groups in the life of a process
+        check(id < engine_transport(parent->engine)->tag_limit /
+                       (USER_TAGS + 1)); // too many groups in the life of a process
     }
     Comm *comm = NULL;
     if (colour >= 0) {

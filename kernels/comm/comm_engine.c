@@ -281,7 +281,7 @@ int engine_next_group(Engine *e, int least_number) {
     return number;
 }
 
-int engine_tag_limit(const Engine *e) { return e->transport->tag_limit; }
+const Transport *engine_transport(const Engine *e) { return e->transport; }
 
 bool engine_bare_all_reduce(Engine *e, float *data, int64_t n) {
     if (!e->transport->bare_all_reduce) return false;

@@ -36,7 +36,8 @@ typedef struct Transport {
     bool (*test)(void *state, Message *); // whether it is complete; not called again after that
     // What a program without an engine would call to sum; NULL where there is no such thing. Nothing else is under way.
     void (*bare_all_reduce)(void *state, float *data, int64_t n);
-    int tag_limit; // greatest tag
+    int tag_limit;    // greatest tag
+    bool one_machine; // no message crosses a network
     void (*close)(void *state);
 } Transport;
 
@@ -133,7 +134,7 @@ void engine_set_trace(Engine *, struct Trace *);
 double engine_waited(Engine *);
 int64_t engine_bytes(const Engine *);
 int engine_next_group(Engine *, int least_number); // raises the next group's number to that; returns it
-int engine_tag_limit(const Engine *);
+const Transport *engine_transport(const Engine *);
 bool engine_bare_all_reduce(Engine *, float *data, int64_t n); // false where the transport has none
 
 // The group of all ranks of an engine, which the group owns.

@@ -2,8 +2,8 @@
  * rounds; see comm_internal.h. */
 #include "kernels/comm/comm_internal.h"
 
-// Up to this a rank sends its part to every other at once; above, parts travel around a ring of neighbours, which
-// crosses the link between two machines once, however many ranks they hold.
+// Up to this, and on one machine, a rank sends its part to every other at once; else parts travel around a ring of
+// neighbours, which crosses the link between two machines once, however many ranks they hold.
 enum { SMALL_BYTES = 64 << 10 };
 
 static void copy_own(const CommRequest *c) {
@@ -41,7 +41,7 @@ void plan_all_gather(CommRequest *c) {
     int p = c->comm->size;
     c->chunk = MESSAGE_BYTES;
     call_share_out(c);
-    bool direct = p == 2 || c->at[p] <= SMALL_BYTES;
+    bool direct = p == 2 || c->at[p] <= SMALL_BYTES || engine_transport(c->comm->engine)->one_machine;
     c->round = direct ? direct_all_gather : ring_all_gather;
     c->rounds = direct ? c->chunks : c->chunks * (p - 1);
 }

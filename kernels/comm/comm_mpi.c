@@ -77,6 +77,17 @@ static int tag_limit(const Mpi *mpi) {
     return found ? *limit : 32767; // what every MPI has
 }
 
+// Whether all ranks share one machine's memory.
+static bool one_machine(const Mpi *mpi, int size) {
+    MPI_Comm here;
+    int count = 0;
+    must(mpi, MPI_Comm_split_type(mpi->comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &here), "MPI_Comm_split_type",
+         NULL);
+    must(mpi, MPI_Comm_size(here, &count), "MPI_Comm_size", NULL);
+    must(mpi, MPI_Comm_free(&here), "MPI_Comm_free", NULL);
+    return count == size;
+}
+
 static Mpi *mpi_new(Log *log, int *size) {
     Mpi *mpi = calloc(1, sizeof *mpi);
     check(mpi);
@@ -91,6 +102,7 @@ static Mpi *mpi_new(Log *log, int *size) {
                                  .test = mpi_test,
                                  .bare_all_reduce = mpi_bare_all_reduce,
                                  .tag_limit = tag_limit(mpi),
+                                 .one_machine = one_machine(mpi, *size),
                                  .close = mpi_close};
     return mpi;
 }

@@ -158,7 +158,8 @@ static void plan_ring(CommRequest *c) {
 
 // A partial sum of bf16 would have to travel in f32: no ring.
 static bool rings(const CommRequest *c, CommOrder order) {
-    return order == COMM_FAST && c->comm->size > 2 && c->type != COMM_BF16;
+    return order == COMM_FAST && c->comm->size > 2 && c->type != COMM_BF16 &&
+           !engine_transport(c->comm->engine)->one_machine;
 }
 
 static bool plan_small(CommRequest *c) {

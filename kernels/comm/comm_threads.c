@@ -61,6 +61,7 @@ static void threads_close(void *state) {
     free(fabric);
 }
 
+// Not said to be one machine: the tests go the ways between machines too.
 static const Transport transport = {
     .wakes = true, .post = threads_post, .test = threads_test, .close = threads_close, .tag_limit = INT_MAX};
 

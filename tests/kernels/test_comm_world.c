@@ -80,7 +80,7 @@ static void a_failure_of_mpi_names_rank_host_and_call(void **state) {
         skip();
     }
     assert_int_not_equal(status, 0);
-    assert_non_null(said.data);
+    check(said.data);
     const char *message = strstr(said.data, "rank 1 on ");
     if (!message || !strstr(message, "of 4 bytes from rank 0, for receive 1 of group world (little), failed:"))
         fail_msg("it said: %s", said.data);
