@@ -55,7 +55,7 @@ static const Batch *take_batch(Run *r, Vote *sum, Error *error) {
         own.flop = joint_flop(&r->config.model, batch);
     }
     *sum = agree_on(o->world, &own, r->mesh.place[MESH_TENSOR] == 0);
-    if (sum->failed) return agree(o->world, ready, error), NULL;
+    if (sum->failed || !batch) return agree(o->world, ready, error), NULL; // no batch: this rank has failed
     sum->images = batch->all_images;
     return loader_budget(sum->bad, sum->draws, r->config.bad_samples, error) ? batch : NULL;
 }

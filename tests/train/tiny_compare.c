@@ -30,7 +30,7 @@ static double apart(const json_t *x, const json_t *y) {
     const char *key;
     const json_t *value;
     double most = json_object_size(x) == json_object_size(y) ? 0 : INFINITY;
-    json_object_foreach((json_t *)(uintptr_t)x, key, value) {
+    json_object_foreach((json_t *)x, key, value) {
         const json_t *other = json_object_get(y, key);
         double p = json_number_value(value), q = other ? json_number_value(other) : INFINITY;
         double difference = p == q ? 0 : fabs(p - q) / fabs(p);
@@ -130,7 +130,7 @@ static void poison(const char *path, const char *tensor) {
         copy[i].data = data;
     }
     assert_done(safetensors_write(path, copy, file.count, NULL, 0, &error), &error);
-    for (int i = 0; i < file.count; i++) free((void *)(uintptr_t)copy[i].data);
+    for (int i = 0; i < file.count; i++) free((void *)copy[i].data);
     free(copy);
     safetensors_close(&file);
 }
