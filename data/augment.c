@@ -1,4 +1,4 @@
-/* Which part of a picture a training sample shows: torchvision's RandomResizedCrop, and the centre for evaluation. */
+/* How a training sample shows a picture: torchvision's RandomResizedCrop and ColorJitter; the centre for evaluation. */
 #include "data/image.h"
 #include <math.h>
 
@@ -30,4 +30,27 @@ Crop crop_random(int width, int height, const double scale[2], const double rati
 Crop crop_center(int width, int height) {
     int side = width < height ? width : height;
     return (Crop){(width - side) / 2.0, (height - side) / 2.0, side, side};
+}
+
+// ITU-R 601, as torchvision's and Pillow's grey.
+static float luma(const float colour[3]) { return 0.299f * colour[0] + 0.587f * colour[1] + 0.114f * colour[2]; }
+
+static float mean_luma(const uint8_t *rgb, int64_t pixels) {
+    double sum = 0;
+    for (int64_t i = 0; i < pixels; i++) sum += luma((float[]){rgb[3 * i], rgb[3 * i + 1], rgb[3 * i + 2]});
+    return (float)(sum / (double)(pixels > 0 ? pixels : 1));
+}
+
+static uint8_t to_byte(float value) { return (uint8_t)(value <= 0 ? 0 : value >= 255 ? 255 : value + 0.5f); }
+
+void colour_jitter(uint8_t *rgb, int64_t pixels, double strength, Rng *rng) {
+    float factor[3]; // brightness, contrast, saturation
+    for (int i = 0; i < 3; i++) factor[i] = (float)uniform_between(rng, 1 - strength, 1 + strength);
+    float grey = factor[0] * mean_luma(rgb, pixels);
+    for (int64_t i = 0; i < 3 * pixels; i += 3) {
+        float colour[3];
+        for (int c = 0; c < 3; c++) colour[c] = grey + factor[1] * (factor[0] * rgb[i + c] - grey);
+        float own = luma(colour);
+        for (int c = 0; c < 3; c++) rgb[i + c] = to_byte(own + factor[2] * (colour[c] - own));
+    }
 }

@@ -42,6 +42,9 @@ typedef struct Crop {
 void image_resize(const Image *, Crop, uint8_t *out, int out_width, int out_height, bool flip);
 // torchvision's RandomResizedCrop draw: area share in `scale`, aspect in `ratio` (log-uniform), 10 tries, then centre.
 Crop crop_random(int width, int height, const double scale[2], const double ratio[2], Rng *);
+// torchvision's ColorJitter without hue, on (pixels, 3): brightness, contrast (about the picture's mean grey) and
+// saturation, each by a factor drawn from [1 - strength, 1 + strength]; strength in [0, 1].
+void colour_jitter(uint8_t *rgb, int64_t pixels, double strength, Rng *);
 // Evaluation: the shorter side to `side`, then the centre (as Resize + CenterCrop): the crop of the source that gives
 // it.
 Crop crop_center(int width, int height);

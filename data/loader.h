@@ -21,6 +21,7 @@ typedef struct SourceConfig { // one entry of `data` in a training config
     double crop_scale[2]; // least and most share of the area, random resized crop; 1, 1: none, the centre square
     double crop_ratio[2]; // aspect
     double flip;          // probability
+    double jitter;        // of brightness, contrast and saturation: factors in [1 - jitter, 1 + jitter]; 0: none
 } SourceConfig;
 
 typedef struct LoaderConfig {

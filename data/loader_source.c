@@ -239,4 +239,6 @@ void source_show(const Source *s, const Picture *picture, uint64_t element, uint
     }
     bool flip = !s->validation && rng_uniform(&rng) < s->config->flip;
     image_resize(&image, crop, out, s->side, s->side, flip);
+    if (!s->validation && s->config->jitter > 0)
+        colour_jitter(out, (int64_t)s->side * s->side, s->config->jitter, &rng);
 }

@@ -87,6 +87,13 @@ static const ConfigKey source_keys[] = {
      .least = 0,
      .most = 1,
      .help = "probability of mirroring a picture"},
+    {.name = "jitter",
+     .type = CONFIG_FLOAT,
+     .offset = SOURCE(jitter),
+     .fallback = "0",
+     .least = 0,
+     .most = 1,
+     .help = "brightness, contrast and saturation each by a factor drawn from [1 - jitter, 1 + jitter]"},
 };
 static const ConfigSchema source_schema = {source_keys, sizeof source_keys / sizeof *source_keys, sizeof(SourceConfig)};
 

@@ -26,7 +26,8 @@ static SourceConfig source(const char *path, unsigned objectives, int64_t batch)
                           .documents = true,
                           .crop_scale = {0.3, 1},
                           .crop_ratio = {0.75, 4.0 / 3},
-                          .flip = 0.5};
+                          .flip = 0.5,
+                          .jitter = 0.2};
 }
 
 // Sources that overlap in some objectives and not in others, samples of several pictures, damage, both kinds of text.

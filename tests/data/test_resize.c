@@ -109,6 +109,35 @@ static void the_centre_is_the_largest_square(void **state) {
     assert_true(c.x == 4.5 && c.y == 0 && c.width == 21 && c.height == 21);
 }
 
+// A grey ramp and a colour: brightness moves the mean, contrast the spread, saturation alone the distance from grey.
+static void jitter_changes_colours_within_its_range(void **state) {
+    enum { PIXELS = 64, DRAWS = 500 };
+    uint8_t picture[PIXELS * 3], out[PIXELS * 3];
+    double brightest = 0, darkest = 255, mean = 0;
+    Rng rng = rng_for(5, PURPOSE_TEST, 4);
+    (void)state;
+    for (int i = 0; i < PIXELS * 3; i++) picture[i] = (uint8_t)(96 + i / 3);
+    for (int draw = 0; draw < DRAWS; draw++) {
+        double level = 0;
+        memcpy(out, picture, sizeof out);
+        colour_jitter(out, PIXELS, 0.25, &rng);
+        for (int i = 0; i < PIXELS; i++) {
+            assert_true(out[3 * i] == out[3 * i + 1] && out[3 * i] == out[3 * i + 2]); // grey has no saturation
+            assert_true(i == 0 || out[3 * i] >= out[3 * i - 3]);
+            level += out[3 * i] / (double)PIXELS;
+        }
+        brightest = fmax(brightest, level);
+        darkest = fmin(darkest, level);
+        mean += level / DRAWS;
+    }
+    assert_true(fabs(mean - 127.5) < 3); // factors are 1 in the mean
+    assert_true(brightest > 150 && brightest < 127.5 * 1.25 + 1);
+    assert_true(darkest < 105 && darkest > 127.5 * 0.75 - 1);
+    uint8_t colour[3] = {200, 100, 50};
+    colour_jitter(colour, 1, 0, &rng);
+    assert_memory_equal(colour, ((uint8_t[]){200, 100, 50}), 3); // factors of 1
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(resampling_is_pillows_to_the_byte),
@@ -117,6 +146,7 @@ int main(void) {
         cmocka_unit_test(random_crops_have_the_drawn_area_and_aspect),
         cmocka_unit_test(a_crop_that_cannot_fit_becomes_the_centre),
         cmocka_unit_test(the_centre_is_the_largest_square),
+        cmocka_unit_test(jitter_changes_colours_within_its_range),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
