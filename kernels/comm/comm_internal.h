@@ -25,8 +25,8 @@ typedef struct Message {
     union {
         void *pointer;
         int number;
-    } handle; // the transport's
-    bool complete;
+    } handle;                // the transport's
+    bool complete;           // the transport's too
     const CommRequest *call; // what it is for
 } Message;
 

@@ -1,10 +1,11 @@
 /* Sums over ranks. The elements are shared out; every rank is the owner of a share and takes the contributions to it.
  *
- * direct   each owner gets the p - 1 contributions to its share, chunk by chunk, and combines them along the tree:
- * fixed order, as few bytes as a ring ring     partial sums travel around the ring of neighbours, which crosses the
- * link between two machines once, however many ranks they hold (Patarasuk and Yuan 2009); for COMM_FAST doubling
- * partial sums are exchanged at distance 1, 2, 4, ...: for few bytes and p = 2^k; the order is the tree's gathered
- * everybody gets everything and combines it along the tree: for few bytes otherwise */
+ * - Direct: each owner gets the p - 1 contributions to its share, chunk by chunk, and combines them along the tree: a
+ *   fixed order, and as few bytes as around a ring.
+ * - Ring: partial sums travel around the ring of neighbours, which crosses the link between two machines once, however
+ *   many ranks they hold (Patarasuk and Yuan 2009). For COMM_FAST over several machines.
+ * - Doubling: partial sums are exchanged at distance 1, 2, 4, ..., in the tree's order. For few bytes and p = 2^k.
+ * - Gathered: everybody gets everything and combines it along the tree. For few bytes otherwise. */
 #include "kernels/comm/comm_internal.h"
 #include <stdlib.h>
 
