@@ -67,19 +67,17 @@ static void update_range(const Optimizer *o, const OwnedRange *range, AdamW *upd
 }
 
 void optimizer_step(Optimizer *o, int64_t step, double norm) {
-    int count, buckets = buckets_count(o->parameters);
+    int count;
     const OwnedRange *ranges = parameters_owned(o->parameters, &count);
     AdamW update = update_of(o, step, norm);
-    CommRequest **gathers = calloc((size_t)buckets + 1, sizeof *gathers);
-    check(gathers);
-    for (int i = 0; i < buckets; i++) {
+    for (int i = 0; i < buckets_count(o->parameters); i++) {
         Bucket *b = bucket_at(o->parameters, i);
         if (b->frozen) continue;
+        bucket_settle(b);
         for (int k = 0; k < b->ranges; k++) update_range(o, &ranges[b->first_range + k], &update);
-        gathers[i] = bucket_start_gather(o->parameters, b);
+        bucket_start_gather(o->parameters, b);
     }
-    for (int i = 0; i < buckets; i++) comm_wait(gathers[i]);
-    free(gathers);
+    parameters_look_ahead(o->parameters);
 }
 
 int optimizer_ranges(const Optimizer *o, Arena *memory, StateRange **out) {

@@ -13,7 +13,8 @@ void optimizer_free(Optimizer *); // NULL is allowed
 
 // The learning rate of update `step`, counted from 1: linear warm-up, then the schedule down to final_ratio x peak.
 double learning_rate_at(const OptimizerConfig *, int64_t step, int64_t total_steps);
-// Applies update `step`; `norm` is that of the gradients, for clipping. All data ranks call it.
+// Applies update `step`; `norm` is that of the gradients, for clipping. All data ranks call it. Other ranks' new values
+// come beside what follows: who reads them without a tape that waits for them (parameters_follow) must parameters_meet.
 void optimizer_step(Optimizer *, int64_t step, double norm);
 
 // Training state that a rank holds: elements [first, first + count) of a parameter as the rank has it (its piece where

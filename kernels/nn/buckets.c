@@ -207,8 +207,14 @@ void bucket_end_backward(const Parameters *p, const Bucket *b) {
     }
 }
 
-CommRequest *bucket_start_gather(const Parameters *p, Bucket *b) {
-    if (p->stage != 1 && p->stage != 2) return NULL;
-    return comm_start_all_gather(p->parallel.data, b->values, b->own_values, b->blocks,
-                                 (int64_t)bucket_bytes(1, b->dtype), "parameters");
+void bucket_start_gather(const Parameters *p, Bucket *b) {
+    if (p->stage != 1 && p->stage != 2) return;
+    bucket_settle(b);
+    b->gathering = comm_start_all_gather(p->sharing, b->values, b->own_values, b->blocks,
+                                         (int64_t)bucket_bytes(1, b->dtype), "parameters");
+}
+
+void bucket_settle(Bucket *b) {
+    comm_wait(b->gathering);
+    b->gathering = NULL;
 }

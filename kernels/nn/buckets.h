@@ -18,6 +18,7 @@ typedef struct Bucket {
     float *masters;   // (owned); f32: own_values
     float *gradients; // (blocks) where operators write; NULL while there are none
     float *sums;      // (owned) this rank's part of the summed gradients
+    CommRequest *gathering; // stages 1 and 2: the values of other ranks are on their way
 } Bucket;
 
 int parameters_stage(const Parameters *); // Parallel.zero; 0 where there is but one data rank
@@ -32,12 +33,16 @@ void bucket_set_gradients(Bucket *, float *gradients);
 void bucket_set_sums(Parameters *, Bucket *, float *sums);
 // Zeroes the gradients nobody wrote, and what lies behind each parameter up to its last block's end.
 void bucket_end_backward(const Parameters *, const Bucket *);
-// Sends all data ranks' own values to all of them (stages 1 and 2). Ends with comm_wait; NULL where nothing is sent.
-CommRequest *bucket_start_gather(const Parameters *, Bucket *);
+// Stages 1 and 2 (else nothing happens): sends all data ranks' own values to all of them, beside what follows; and waits
+// until those of the others are here. They are waited for before a node reads them, and before own values change.
+void bucket_start_gather(const Parameters *, Bucket *);
+void bucket_settle(Bucket *);
 
-// Stage 3 (else nothing happens). Before a node reads its parameters: waits for their values, has the next ones gathered.
+// Before a node reads its parameters: waits for their values; at stage 3 has them and the next ones gathered.
 void parameters_use(Parameters *, const Node *);
-// After parameters_meet, when a step's last piece is done: no values are kept, since they are about to change.
+// Stage 3 (else nothing happens). When a step's last piece is done: no values are kept, since they are about to change.
 void parameters_give_back(Parameters *);
+// Stage 3: all ranks have changed their values; has those gathered that the next step uses first.
+void parameters_look_ahead(Parameters *);
 // How often a bucket was gathered, and how often one was wanted that nobody had foreseen.
 void parameters_gathered(const Parameters *, int64_t *gathers, int64_t *unforeseen);

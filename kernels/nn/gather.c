@@ -1,5 +1,6 @@
-/* Stage 3: a bucket's values are here only while they are used; see buckets.h. Gathered on use, ahead of it where the
- * step before tells what comes next, given back when others are needed sooner.
+/* Values of parameters from all data ranks; see buckets.h. At stages 1 and 2 they are waited for where they are used.
+ * At stage 3 a bucket's values are here only while they are used: gathered on use, ahead of it where the step before
+ * tells what comes next, given back when others are needed sooner.
  *
  * Gathering takes all data ranks, whose graphs may differ (a rank without pictures). So they go in rounds: each rank
  * proposes up to PROPOSALS buckets, the proposals are exchanged, and all ranks gather all that was proposed, in one
@@ -24,7 +25,7 @@ typedef struct Visit {    // of one bucket
 } Visit;
 
 struct Gather {
-    Comm *group; // of the data ranks: calls in a group run in order, and these must not wait for reductions
+    Comm *group; // of the data ranks
     Buffers *buffers;
     Visit *visits;          // (buckets)
     int pinned[MAX_INPUTS]; // (pinned_count) buckets of the node that went on to another bucket last
@@ -182,10 +183,10 @@ static void need(Parameters *p, int number) {
     if (!v->spare) settle(g, number); // else what is under way is for others
 }
 
-// Has the buckets that come next gathered, while the node runs.
-static void look_ahead(Parameters *p) {
+// Has the buckets that come next gathered, beside what is computed now.
+void parameters_look_ahead(Parameters *p) {
     int32_t wanted[PROPOSALS];
-    int count = foresee(p->gather, PROPOSALS, wanted);
+    int count = p->gather ? foresee(p->gather, PROPOSALS, wanted) : 0;
     if (!count) return;
     for (; count < PROPOSALS; count++) wanted[count] = NONE;
     propose(p, wanted);
@@ -197,9 +198,10 @@ void parameters_use(Parameters *p, const Node *n) {
     Gather *g = p->gather;
     int needed[MAX_INPUTS], count = 0;
     bool moves = false;
-    if (!g) return;
     for (int i = 0; i < MAX_INPUTS; i++)
         if (n->in[i] && n->in[i]->is_parameter) needed[count++] = ((const Parameter *)n->in[i])->bucket;
+    for (int i = 0; i < count; i++) bucket_settle(&p->buckets[needed[i]]);
+    if (!g) return;
     for (int i = 0; i < count; i++) moves |= needed[i] != g->last;
     take_round(p, moves); // before anything changes: what it gives back does not depend on when it ended
     if (!moves) return;
@@ -207,18 +209,19 @@ void parameters_use(Parameters *p, const Node *n) {
     g->pinned_count = count;
     for (int i = 0; i < count; i++) note_use(g, g->last = needed[i]);
     for (int i = 0; i < count; i++) need(p, needed[i]);
-    look_ahead(p);
+    parameters_look_ahead(p);
 }
 
 static void use_hook(void *context, const Node *n) { parameters_use(context, n); }
 
 void parameters_follow(Parameters *p, Tape *tape) {
-    if (p->gather) tape_set_hooks(tape, &(TapeHooks){.context = p, .use = use_hook});
+    if (p->stage) tape_set_hooks(tape, &(TapeHooks){.context = p, .use = use_hook});
 }
 
 void parameters_meet(Parameters *p) {
     static const int32_t nothing[PROPOSALS] = {DONE, DONE};
     Gather *g = p->gather;
+    for (int i = 0; i < p->bucket_count; i++) bucket_settle(&p->buckets[i]);
     if (!g) return;
     take_round(p, true);
     g->pinned_count = 0;
@@ -233,7 +236,7 @@ void parameters_meet(Parameters *p) {
 void parameters_give_back(Parameters *p) {
     Gather *g = p->gather;
     if (!g) return;
-    check(!g->round);
+    take_round(p, true);
     for (int i = 0; i < p->bucket_count; i++)
         if (g->visits[i].here) give_back(p, i);
     int *used = g->before, room = g->before_room;
@@ -251,23 +254,21 @@ void parameters_gathered(const Parameters *p, int64_t *gathers, int64_t *unfores
 
 size_t gather_bytes(const Gather *g) { return g ? buffers_bytes(g->buffers) : 0; }
 
-Gather *gather_new(Backend *backend, Comm *data, int buckets) {
+Gather *gather_new(Backend *backend, Comm *sharing, int buckets) {
     Gather *g = calloc(1, sizeof *g);
     check(g);
     g->last = -1;
-    g->group = comm_split(data, 0, comm_rank(data), "parameters");
+    g->group = sharing;
     g->buffers = buffers_new(backend);
     g->visits = calloc((size_t)buckets + 1, sizeof *g->visits);
-    g->proposals = calloc((size_t)comm_size(data) * PROPOSALS, sizeof *g->proposals);
-    check(g->group && g->visits && g->proposals);
+    g->proposals = calloc((size_t)comm_size(sharing) * PROPOSALS, sizeof *g->proposals);
+    check(g->visits && g->proposals);
     return g;
 }
 
 void gather_free(Gather *g) {
     if (!g) return;
-    check(!g->round);
     buffers_free(g->buffers);
-    comm_free(g->group);
     free(g->visits);
     free(g->before);
     free(g->now);

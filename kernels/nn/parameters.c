@@ -16,8 +16,11 @@ Parameters *parameters_new(Backend *backend, const Parallel *parallel) {
 
 void parameters_free(Parameters *p) {
     if (!p) return;
+    parameters_give_back(p);
+    for (int i = 0; i < p->bucket_count; i++) bucket_settle(&p->buckets[i]);
     parameters_release(p);
     gather_free(p->gather);
+    comm_free(p->sharing);
     arena_free(p->memory);
     free(p->items);
     free(p);
@@ -96,12 +99,21 @@ static void draw(Parameters *p, uint64_t seed) {
     free(host);
 }
 
+// False on all data ranks where one of them has no memory for its part: they would wait for it.
+static bool all_have(const Parameters *p, bool ok, Error *error) {
+    int32_t all = ok;
+    if (p->stage) comm_all_reduce(p->parallel.data, &all, 1, COMM_I32, COMM_MIN, COMM_FAST, "memory of the model");
+    if (ok && !all) return error_set(error, ERROR_FAILED, "another rank has no memory for its part of the model");
+    return ok;
+}
+
 bool parameters_finish(Parameters *p, Dtype compute, uint64_t seed, Error *error) {
     check(!p->finished && (compute == F32 || compute == BF16));
     p->finished = true;
     parameters_lay_out(p, compute);
-    if (!parameters_allocate(p, error)) return false;
-    if (p->stage == 3) p->gather = gather_new(p->backend, p->parallel.data, p->bucket_count);
+    if (!all_have(p, parameters_allocate(p, error), error)) return false;
+    if (p->stage) p->sharing = comm_split(p->parallel.data, 0, comm_rank(p->parallel.data), "parameters");
+    if (p->stage == 3) p->gather = gather_new(p->backend, p->sharing, p->bucket_count);
     draw(p, seed);
     parameters_refresh(p);
     return true;
@@ -169,8 +181,9 @@ void parameters_refresh(Parameters *p) {
         Bucket *b = &p->buckets[i];
         if (b->dtype == BF16)
             p->backend->convert(p->backend, b->own_values, BF16, b->masters, F32, b->owned * PARAMETER_BLOCK);
-        comm_wait(bucket_start_gather(p, b));
+        bucket_start_gather(p, b);
     }
+    for (int i = 0; i < p->bucket_count; i++) bucket_settle(&p->buckets[i]);
 }
 
 // ---- what this rank owns ----

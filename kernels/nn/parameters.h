@@ -72,9 +72,10 @@ void parameters_end_backward(Parameters *); // zeroes the gradients nobody wrote
 const OwnedRange *parameters_owned(const Parameters *, int *count);
 int64_t parameters_states(const Parameters *); // elements of a buffer that holds a moment of all that is owned
 void parameters_refresh(Parameters *);
-// With Parallel.zero 3 values are gathered as they are used, which takes all data ranks. A tape without gradients_new
-// (inference) must be followed; and before data ranks wait for one another in any other way, all of them must have done
-// all that uses parameters up to there: they meet. Else neither does anything.
+// With Parallel.zero above 0 values come from their owners as they are used. A tape without gradients_new (inference)
+// must be followed, so that it waits for them. At stage 3 gathering takes all data ranks: before these wait for one
+// another in any other way, all of them must have done all that uses parameters up to there: they meet. After that, at
+// stages 1 and 2, all values are here.
 void parameters_follow(Parameters *, Tape *);
 void parameters_meet(Parameters *);
 // The global norm of the gradients, over all data and tensor ranks, which all call it: sums of blocks, in f64, in the

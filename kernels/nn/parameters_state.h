@@ -13,6 +13,7 @@ struct Parameters {
     Backend *backend;
     Parallel parallel;
     int stage;
+    Comm *sharing; // the data ranks, to gather values: these calls must not wait for others; NULL at stage 0
     Arena *memory;
     Parameter **items; // (count) in the order of declaration
     int count, capacity;
@@ -31,6 +32,6 @@ void parameters_lay_out(Parameters *, Dtype compute);
 bool parameters_allocate(Parameters *, Error *);
 void parameters_release(Parameters *);
 
-Gather *gather_new(Backend *, Comm *data, int buckets); // collective
-void gather_free(Gather *);                             // NULL is allowed
-size_t gather_bytes(const Gather *);                    // of buckets that are here, at the most; 0 for NULL
+Gather *gather_new(Backend *, Comm *sharing, int buckets); // all borrowed
+void gather_free(Gather *);                                // NULL is allowed
+size_t gather_bytes(const Gather *);                       // of buckets that are here, at the most; 0 for NULL
