@@ -60,6 +60,25 @@ static void expect_nested(const json_t *events) {
     }
 }
 
+// Slices of a rank whose name holds `part` and that begin inside one of a backward pass.
+static int begun_in_backward(const json_t *events, int rank, const char *part) {
+    size_t i, k;
+    int count = 0;
+    json_t *call, *pass;
+    json_array_foreach(events, i, call) {
+        double begin = json_get_number(call, "ts", NAN);
+        bool meant = json_get_int(call, "pid", -1) == rank && strstr(json_get_string(call, "name", ""), part);
+        json_array_foreach(events, k, pass) {
+            if (!meant || json_get_int(pass, "pid", -1) != rank ||
+                strcmp(json_get_string(pass, "name", ""), "backward"))
+                continue;
+            double from = json_get_number(pass, "ts", NAN), end = from + json_get_number(pass, "dur", NAN);
+            count += begin > from && begin < end;
+        }
+    }
+    return count;
+}
+
 static void every_rank_has_its_tracks_in_one_file(void **state) {
     (void)state;
     TinyRun r;
@@ -67,8 +86,14 @@ static void every_rank_has_its_tracks_in_one_file(void **state) {
     Error error = {0};
     tiny_run_open(&r, 1);
     char *path = temporary_path(r.folder, "trace.json"), *part = temporary_path(r.folder, "trace.json.rank-00001");
-    const char *const settings[] = {
-        "threads=1", "train.steps=3", "checkpoint.every=2", "parallel.data=2", "optimizer.warmup_steps=0", NULL};
+    const char *const settings[] = {"threads=1",
+                                    "train.steps=3",
+                                    "checkpoint.every=2",
+                                    "parallel.data=2",
+                                    "parallel.bucket=65536",
+                                    "optimizer.warmup_steps=0",
+                                    "parallel.zero=1",
+                                    NULL};
     r.trace = path;
     assert_done(tiny_train_ranks(&r, "traced", settings, false, RANKS, NULL, &result, &error), &error);
     assert_false(file_exists(part));
@@ -84,6 +109,7 @@ static void every_rank_has_its_tracks_in_one_file(void **state) {
         assert_int_equal(count_of(events, rank, "loader", "wait for data"), STEPS);
         assert_int_equal(count_of(events, rank, "save", "copy"), 2);
         assert_true(count_of(events, rank, "communication", "") >= STEPS);
+        assert_true(begun_in_backward(events, rank, "gradients") >= STEPS); // beside what they are reduced from
     }
     json_decref(events);
     free(path);
