@@ -1,0 +1,25 @@
+/* bifocal bench contrastive on a handful of pairs: what it prints is there and makes sense. */
+#include "tests/cli/command.h"
+
+static double number_of(const json_t *object, const char *key) { return json_get_number(object, key, -1); }
+
+static void the_contrastive_bench_prints_speed_and_memory(void **state) {
+    (void)state;
+    json_t *r = command_json(0, "/",
+                             WORDS("bench", "contrastive", "--pairs", "90", "--width", "8", "--rounds", "2",
+                                   "--threads", "1", "--pieces", "4", "--json"));
+    assert_true(number_of(r, "pairs") == 90 && number_of(r, "width") == 8 && number_of(r, "pieces") == 4);
+    assert_true(number_of(r, "ranks") == 1 && number_of(r, "threads") == 1);
+    assert_true(number_of(r, "seconds") > 0 && number_of(r, "fastest") <= number_of(r, "seconds"));
+    assert_true(number_of(r, "gflops") > 0 && number_of(r, "peak_gflops") > 0);
+    assert_true(number_of(r, "work_space_bytes") > 0);
+    assert_true(number_of(r, "work_space_bytes") <= number_of(r, "predicted_bytes"));
+    json_decref(r);
+    assert_prints("pairs/s", "/", "bench", "contrastive", "--pairs", "3", "--width", "2", "--rounds", "1", "--kind",
+                  "sigmoid");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(the_contrastive_bench_prints_speed_and_memory)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
