@@ -16,9 +16,11 @@ static const double LOSS_BOUND = 1e-6, GRADIENT_BOUND = 5e-6;
 typedef struct Layout {
     int ranks;
     bool sequence;
+    bool halves; // gradients of activations first, then those of parameters
 } Layout;
 
-static const Layout layouts[] = {{2, false}, {2, true}, {4, false}, {4, true}};
+static const Layout layouts[] = {
+    {.ranks = 2}, {.ranks = 2, .sequence = true}, {.ranks = 4}, {.ranks = 4, .sequence = true}};
 enum { LAYOUTS = sizeof layouts / sizeof *layouts };
 
 typedef struct World { // one step of a model over ranks
@@ -67,7 +69,8 @@ static void step(World *w, Tiny *m, Comm *tensor) {
     if (tape_error(m->tape)) check_failed(tape_error(m->tape), __FILE__, __LINE__);
     for (int o = 0; o < OBJECTIVES; o++)
         if (loss.mean[o]) tape_read(m->tape, loss.mean[o], &w->mean[rank][o]);
-    tape_backward(m->tape, loss.total, ALL_GRADIENTS);
+    tape_backward(m->tape, loss.total, w->layout.halves ? INPUT_GRADIENTS : ALL_GRADIENTS);
+    if (w->layout.halves) tape_backward(m->tape, loss.total, WEIGHT_GRADIENTS);
     parameters_end_backward(p);
     for (int i = 0; i < parameters_count(p); i++) complete(tensor, parameters_at(p, i));
     w->peak[rank] = tape_peak(m->tape);
@@ -203,7 +206,7 @@ static void expect_close(const World *got, const World *want, double loss_bound,
 
 static void check_layouts(const JointConfig *config, Dtype dtype, const Batch *batch, double loss_bound,
                           double gradient_bound) {
-    World *alone = world_run(config, (Layout){1, false}, dtype, batch);
+    World *alone = world_run(config, (Layout){.ranks = 1}, dtype, batch);
     for (int i = 0; i < LAYOUTS; i++) {
         World *w = world_run(config, layouts[i], dtype, batch);
         expect_same_everywhere(w);
@@ -241,18 +244,48 @@ static void bf16_stays_near(void **state) {
     arena_free(memory);
 }
 
+static void expect_same_bits(const World *a, const World *b) {
+    assert_memory_equal(a->mean[0], b->mean[0], sizeof a->mean[0]);
+    for (int i = 0; i < a->count; i++)
+        assert_memory_equal(a->gradient[i], b->gradient[i], sizeof(float) * (size_t)a->elements[i]);
+}
+
+static void frozen_parts_stay_out_on_every_layout(void **state) {
+    (void)state;
+    static const char *const frozen[] = {"vision.blocks.0", "text.blocks.1", "text.norm", "mae.blocks"};
+    Arena *memory = arena_new(1 << 16);
+    Batch batch = tiny_batch(memory);
+    JointConfig c = like_gpt2();
+    c.freeze = (StringList){(const char **)frozen, 4};
+    check_layouts(&c, F32, &batch, LOSS_BOUND, GRADIENT_BOUND);
+    arena_free(memory);
+}
+
+static void the_halves_of_a_backward_pass_give_the_bits_of_the_whole(void **state) {
+    (void)state;
+    Arena *memory = arena_new(1 << 16);
+    Batch batch = tiny_batch(memory);
+    JointConfig c = like_llama();
+    for (int sequence = 0; sequence < 2; sequence++) {
+        World *whole = world_run(&c, (Layout){.ranks = 2, .sequence = sequence}, F32, &batch);
+        World *halves = world_run(&c, (Layout){.ranks = 2, .sequence = sequence, .halves = true}, F32, &batch);
+        expect_same_bits(halves, whole);
+        world_free(halves);
+        world_free(whole);
+    }
+    arena_free(memory);
+}
+
 static void recomputation_changes_no_bit(void **state) {
     (void)state;
     Arena *memory = arena_new(1 << 16);
     Batch batch = tiny_batch(memory);
     for (int sequence = 0; sequence < 2; sequence++) {
         JointConfig c = like_llama();
-        World *kept = world_run(&c, (Layout){2, sequence}, F32, &batch);
+        World *kept = world_run(&c, (Layout){.ranks = 2, .sequence = sequence}, F32, &batch);
         for (c.recompute = RECOMPUTE_SELECTIVE; c.recompute <= RECOMPUTE_FULL; c.recompute++) {
-            World *again = world_run(&c, (Layout){2, sequence}, F32, &batch);
-            assert_memory_equal(again->mean[0], kept->mean[0], sizeof kept->mean[0]);
-            for (int i = 0; i < kept->count; i++)
-                assert_memory_equal(again->gradient[i], kept->gradient[i], sizeof(float) * (size_t)kept->elements[i]);
+            World *again = world_run(&c, (Layout){.ranks = 2, .sequence = sequence}, F32, &batch);
+            expect_same_bits(again, kept);
             world_free(again);
         }
         world_free(kept);
@@ -268,9 +301,9 @@ static void activations_shrink_with_the_ranks(void **state) {
     JointConfig c = like_gpt2();
     c.text.width = 64;
     c.text.layers = 6;
-    World *alone = world_run(&c, (Layout){1, false}, F32, &batch);
-    World *split = world_run(&c, (Layout){4, false}, F32, &batch),
-          *shared = world_run(&c, (Layout){4, true}, F32, &batch);
+    World *alone = world_run(&c, (Layout){.ranks = 1}, F32, &batch);
+    World *split = world_run(&c, (Layout){.ranks = 4}, F32, &batch),
+          *shared = world_run(&c, (Layout){.ranks = 4, .sequence = true}, F32, &batch);
     double whole = (double)alone->peak[0], layers = (double)split->peak[0] / whole,
            rows = (double)shared->peak[0] / whole;
     assert_true(layers < 0.6); // norms, dropout and the residual stream stay whole
@@ -334,6 +367,8 @@ int main(void) {
         cmocka_unit_test(losses_and_gradients_do_not_depend_on_the_layout),
         cmocka_unit_test(a_rank_may_have_no_rows),
         cmocka_unit_test(bf16_stays_near),
+        cmocka_unit_test(frozen_parts_stay_out_on_every_layout),
+        cmocka_unit_test(the_halves_of_a_backward_pass_give_the_bits_of_the_whole),
         cmocka_unit_test(recomputation_changes_no_bit),
         cmocka_unit_test(activations_shrink_with_the_ranks),
         cmocka_unit_test(memory_is_estimated_from_below_on_every_layout),
