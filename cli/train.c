@@ -28,18 +28,21 @@ static void catch_signals(void) {
 }
 
 static void usage(FILE *out) {
-    fputs("usage: bifocal train CONFIG [section.key=value]... --run DIR [--resume] [--trace FILE]\n\n"
-          "  CONFIG                 YAML file (`bifocal config` lists its keys); with --resume it may be left out\n"
-          "  section.key=value      set before the run starts; data.0.path=DIR reaches into lists\n"
-          "  --run DIR              folder of the run: config.yaml, metrics.jsonl, log.txt, checkpoints/\n"
-          "  --resume               go on from the newest checkpoint, bit for bit; start where there is none\n"
-          "  --allow-changed-data   resume although a dataset is not the one trained on so far\n"
-          "  --trace FILE           a timeline of all processes, in Chrome's format: compute, communication, data, "
-          "saving\n"
-          "  --quiet                warnings and errors alone\n\n"
-          "SIGINT, SIGTERM and SIGUSR1 save and stop (exit status 128 + the signal's number); another SIGINT stops at\n"
-          "once.\n",
-          out);
+    fputs(
+        "usage: bifocal train CONFIG [section.key=value]... --run DIR [--resume] [--trace FILE]\n\n"
+        "  CONFIG                 YAML file (`bifocal config` lists its keys); with --resume it may be left out\n"
+        "  section.key=value      set before the run starts; data.0.path=DIR reaches into lists\n"
+        "  --run DIR              folder of the run: config.yaml, metrics.jsonl, log.txt, checkpoints/\n"
+        "  --resume               go on from the newest checkpoint, bit for bit; start where there is none\n"
+        "  --allow-changed-data   resume although a dataset is not the one trained on so far\n"
+        "  --trace FILE           a timeline of all processes, in Chrome's format: compute, communication, data, "
+        "saving\n"
+        "  --quiet                warnings and errors alone\n\n"
+        "Started by mpirun, srun or `bifocal launch -n N`, N processes train together (parallel.* says how); each but\n"
+        "the first keeps a log of its own, DIR/logs/rank-00001.txt.\n\n"
+        "SIGINT, SIGTERM and SIGUSR1 save and stop (exit status 128 + the signal's number); another SIGINT stops at\n"
+        "once.\n",
+        out);
 }
 
 typedef struct Arguments {

@@ -222,11 +222,20 @@ static bool open_files(Run *r, Error *error) {
     return write_config(r, error) && (r->metrics = metrics_open(r->options->run, r->state.step, error));
 }
 
+// What all ranks hold alike must stay alike to the bit.
+static bool same_arithmetic(const Run *r, Error *error) {
+    char text[128];
+    int n = snprintf(text, sizeof text, "%s %s %s", BIFOCAL_VERSION, r->backend->name, r->backend->isa);
+    return same_as_first(r, hash_u64(text, (size_t)n),
+                         "the program's version or instruction set (BIFOCAL_CPU=avx2 gives all ranks one)", error);
+}
+
 static bool open_stages(Run *r, Error *error) {
     Comm *world = r->options->world;
     char found[1024];
     if (!open_config(r, found, error) || !agree(world, open_layout(r, error), error)) return false;
     if (!agree(world, open_model(r, error) && open_loaders(r, error), error)) return false;
+    if (!agree(world, same_arithmetic(r, error), error)) return false;
     uint64_t roots = hash_u64(r->state.roots, sizeof r->state.roots);
     if (!agree(world, same_as_first(r, roots, "a dataset (or its place in `data`)", error), error)) return false;
     if (found[0] && !load_checkpoint(r, found, error)) return false;

@@ -250,15 +250,19 @@ static void the_budget_of_bad_samples_counts_over_all_ranks(void **state) {
 
 static void a_number_that_is_not_finite_ends_all_ranks_with_its_place(void **state) {
     (void)state;
-    TrainResult result;
-    Error error = {0};
+    static const char *const settings[][4] = {{"train.microbatches=4", NULL},
+                                              {"train.microbatches=8", "parallel.zero=3", NULL},
+                                              {"parallel.tensor=2", "parallel.sequence=true", "parallel.zero=2", NULL}};
     train("poisoned", 1, (const char *[]){"train.steps=3", NULL}, false);
     tiny_poison(&shared, "poisoned", "checkpoints/step-00000003", "mae.blocks.0.up.weight");
-    assert_false(tiny_train_ranks(&shared, "poisoned",
-                                  (const char *[]){"train.reproducible=layout", "train.microbatches=4", NULL}, true, 4,
-                                  NULL, &result, &error));
-    assert_message_has(&error, "step 4: the loss is not a finite number; nothing was updated");
-    assert_message_has(&error, "of mae.blocks.0.up.weight");
+    for (int i = 0; i < 3; i++) {
+        TrainResult result;
+        Error error = {0};
+        assert_false(tiny_train_ranks(&shared, "poisoned", settings[i], true, 4, NULL, &result, &error));
+        assert_message_has(&error, "step 4: the loss is not a finite number; nothing was updated");
+        assert_message_has(&error, "of mae.blocks.0.up.weight");
+        assert_int_equal(result.step, 3);
+    }
 }
 
 int main(void) {
