@@ -71,13 +71,14 @@ JointMemory memory_estimate(const TrainConfig *c, const Layout *l) {
 bool memory_check(const TrainConfig *c, const Layout *l, double available, Error *error) {
     JointMemory need = memory_estimate(c, l);
     if (need.model + need.activations <= available) return true;
+    bool much = need.activations > need.model;
     return error_set(error, ERROR_USAGE,
                      "the run does not fit into memory: it needs at least %.1f GiB%s (%.1f for weights, gradients and "
                      "moments, %.1f for the activations of a microbatch), %.1f GiB are free; make model.* or the "
-                     "batches smaller%s%s",
+                     "batches smaller%s%s%s",
                      (need.model + need.activations) / GIB, l->ranks > 1 ? " in each process" : "", need.model / GIB,
-                     need.activations / GIB, available / GIB,
-                     need.activations > need.model ? ", or raise train.microbatches" : "",
+                     need.activations / GIB, available / GIB, much ? ", or raise train.microbatches" : "",
+                     much && c->model.recompute != RECOMPUTE_FULL ? ", or set train.recompute: full" : "",
                      l->size[MESH_DATA] > 1 && c->parallel.zero < 3 ? ", or raise parallel.zero" : "");
 }
 
