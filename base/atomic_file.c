@@ -1,5 +1,8 @@
 /* See files.h: files written aside as NAME.tmp, synced, renamed over NAME, and their folder synced. A process that dies
- * at any moment leaves the old file or the new one under NAME, whole. */
+ * at any moment leaves the old file or the new one under NAME, whole.
+ *
+ * A large file goes to the disk in blocks from memory of our own (O_DIRECT), where the file system can do that: the
+ * system then copies nothing and its cache keeps what it held, so that those who compute beside it are not held up. */
 #include "base/files.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -7,11 +10,22 @@
 #include <string.h>
 #include <unistd.h>
 
+enum { BLOCK = 4 << 20, PAGE = 4096 }; // bytes; what direct writes are aligned to
+
 struct AtomicFile {
     char *path, *aside;
     int descriptor;
     int64_t position; // bytes written one behind the other
+    bool direct;      // the descriptor writes past the system's cache: whole pages alone
+    char *block;      // of a large file: (BLOCK) bytes that are not written yet, `filled` of them; else NULL
+    size_t filled;
 };
+
+static void end_direct(AtomicFile *file) {
+    int flags = fcntl(file->descriptor, F_GETFL);
+    if (file->direct && flags >= 0) fcntl(file->descriptor, F_SETFL, flags & ~O_DIRECT);
+    file->direct = false;
+}
 
 static bool write_failed(const AtomicFile *file, int64_t offset, Error *error) {
     bool full = errno == ENOSPC || errno == EDQUOT || errno == EFBIG;
@@ -35,11 +49,24 @@ AtomicFile *atomic_open(const char *path, Error *error) {
     return NULL;
 }
 
-bool atomic_write_at(AtomicFile *file, int64_t offset, const void *bytes, size_t count, Error *error) {
-    const char *at = bytes;
+AtomicFile *atomic_open_large(const char *path, Error *error) {
+    AtomicFile *file = atomic_open(path, error);
+    if (!file) return NULL;
+    file->block = aligned_alloc(PAGE, BLOCK);
+    check(file->block);
+    int flags = fcntl(file->descriptor, F_GETFL);
+    file->direct = flags >= 0 && fcntl(file->descriptor, F_SETFL, flags | O_DIRECT) == 0;
+    return file;
+}
+
+static bool write_at(AtomicFile *file, int64_t offset, const char *at, size_t count, Error *error) {
     while (count > 0) {
         ssize_t n = pwrite(file->descriptor, at, count, offset);
         if (n < 0 && errno == EINTR) continue;
+        if (n < 0 && errno == EINVAL && file->direct) { // the file system cannot, or not from here on
+            end_direct(file);
+            continue;
+        }
         if (n == 0) errno = ENOSPC; // a short write with no reason given
         if (n <= 0) return write_failed(file, offset, error);
         at += n;
@@ -49,9 +76,33 @@ bool atomic_write_at(AtomicFile *file, int64_t offset, const void *bytes, size_t
     return true;
 }
 
+bool atomic_write_at(AtomicFile *file, int64_t offset, const void *bytes, size_t count, Error *error) {
+    check(!file->block);
+    return write_at(file, offset, bytes, count, error);
+}
+
+static bool flush(AtomicFile *file, Error *error) {
+    if (file->filled % PAGE) end_direct(file); // the end of the file
+    if (!write_at(file, file->position, file->block, file->filled, error)) return false;
+    file->position += (int64_t)file->filled;
+    file->filled = 0;
+    return true;
+}
+
 bool atomic_write(AtomicFile *file, const void *bytes, size_t count, Error *error) {
-    if (!atomic_write_at(file, file->position, bytes, count, error)) return false;
-    file->position += (int64_t)count;
+    if (!file->block) {
+        if (!write_at(file, file->position, bytes, count, error)) return false;
+        file->position += (int64_t)count;
+        return true;
+    }
+    for (const char *from = bytes; count > 0;) {
+        size_t n = BLOCK - file->filled < count ? BLOCK - file->filled : count;
+        memcpy(file->block + file->filled, from, n);
+        file->filled += n;
+        from += n;
+        count -= n;
+        if (file->filled == BLOCK && !flush(file, error)) return false;
+    }
     return true;
 }
 
@@ -59,6 +110,7 @@ bool atomic_write(AtomicFile *file, const void *bytes, size_t count, Error *erro
 static void discard(AtomicFile *file, bool renamed) {
     if (file->descriptor >= 0) close(file->descriptor);
     if (!renamed) unlink(file->aside);
+    free(file->block);
     free(file->path);
     free(file->aside);
     free(file);
@@ -66,6 +118,7 @@ static void discard(AtomicFile *file, bool renamed) {
 
 bool atomic_commit(AtomicFile *file, Error *error) {
     bool renamed = false, ok = false;
+    if (file->filled && !flush(file, error)) goto done;
     if (fsync(file->descriptor) != 0) {
         error_set_errno(error, ERROR_FAILED, "%s: cannot sync", file->aside);
         goto done;

@@ -26,6 +26,7 @@ const char *path_base(const char *path);                              // the las
 // A file being written aside. Every write is checked; commit syncs and renames, abandon removes.
 typedef struct AtomicFile AtomicFile;
 AtomicFile *atomic_open(const char *path, Error *);
+AtomicFile *atomic_open_large(const char *path, Error *); // for gigabytes: past the system's cache; no atomic_write_at
 bool atomic_write(AtomicFile *, const void *bytes, size_t count, Error *);
 bool atomic_write_at(AtomicFile *, int64_t offset, const void *bytes, size_t count, Error *);
 bool atomic_commit(AtomicFile *, Error *); // frees it, also where it fails (then the aside file is gone)

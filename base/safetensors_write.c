@@ -7,6 +7,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { LARGE = 1 << 20 }; // bytes of data
+
+static int64_t data_bytes(const SafeTensor *tensors, int count) {
+    int64_t bytes = 0;
+    for (int i = 0; i < count; i++) bytes += tensors[i].bytes;
+    return bytes;
+}
+
 static int append_text(const char *text, size_t size, void *buffer) {
     buffer_append(buffer, text, size);
     return 0;
@@ -105,7 +113,7 @@ bool safetensors_write(const char *path, const SafeTensor *tensors, int count, c
     if (count) memcpy(sorted, tensors, (size_t)count * sizeof *sorted);
     qsort(sorted, (size_t)count, sizeof *sorted, by_size_then_name);
     if (!build_header(&header, sorted, count, metadata, pairs, path, error)) goto done;
-    AtomicFile *file = atomic_open(path, error);
+    AtomicFile *file = data_bytes(sorted, count) < LARGE ? atomic_open(path, error) : atomic_open_large(path, error);
     if (!file) goto done;
     if (write_all(file, &header, sorted, count, error))
         ok = atomic_commit(file, error);

@@ -92,6 +92,57 @@ static void pieces_may_be_written_anywhere(void **state) {
     assert_string_equal(f->text.data, "headbodytail");
 }
 
+// Odd pieces of odd sizes around the blocks in which a large file is written.
+static void a_large_file_is_what_was_written(void **state) {
+    enum { MOST = 9000123, PIECE = 1000003 };
+    static const size_t sizes[] = {0, 1, 4096, 4 << 20, (4 << 20) + 1, MOST};
+    Fixture *f = *state;
+    char *bytes = malloc(MOST);
+    assert_non_null(bytes);
+    for (size_t i = 0; i < MOST; i++) bytes[i] = (char)(i * 2654435761u >> 13);
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        AtomicFile *file = atomic_open_large(f->path, &f->error);
+        assert_non_null(file);
+        for (size_t at = 0; at < sizes[i]; at += PIECE) {
+            size_t left = sizes[i] - at;
+            assert_done(atomic_write(file, bytes + at, left < PIECE ? left : PIECE, &f->error), &f->error);
+        }
+        assert_done(atomic_commit(file, &f->error), &f->error);
+        assert_done(file_read(f->path, &f->text, &f->error), &f->error);
+        assert_int_equal(f->text.size, sizes[i]);
+        assert_true(!sizes[i] || memcmp(f->text.data, bytes, sizes[i]) == 0);
+    }
+    AtomicFile *file = atomic_open_large(f->path, &f->error);
+    assert_done(atomic_write(file, "new", 3, &f->error), &f->error);
+    atomic_abandon(file);
+    assert_false(file_exists(f->aside));
+    assert_int_equal(file_size(f->path), MOST);
+    free(bytes);
+}
+
+static void a_full_disk_stops_a_large_file(void **state) {
+    Fixture *f = *state;
+    size_t size = 10 << 20;
+    char *bytes = calloc(1, size);
+    struct rlimit before, limit;
+    assert_non_null(bytes);
+    assert_done(file_write(f->path, "old", 3, &f->error), &f->error);
+    getrlimit(RLIMIT_FSIZE, &before);
+    limit = before;
+    limit.rlim_cur = 5000001;
+    signal(SIGXFSZ, SIG_IGN);
+    setrlimit(RLIMIT_FSIZE, &limit);
+    AtomicFile *file = atomic_open_large(f->path, &f->error);
+    bool written = file && atomic_write(file, bytes, size, &f->error);
+    atomic_abandon(file);
+    setrlimit(RLIMIT_FSIZE, &before);
+    assert_false(written);
+    assert_message_has(&f->error, "free some space");
+    assert_false(file_exists(f->aside));
+    assert_int_equal(file_size(f->path), 3);
+    free(bytes);
+}
+
 static void a_full_disk_is_an_error_and_leaves_the_old_file(void **state) {
     Fixture *f = *state;
     char bytes[20000] = {0};
@@ -256,6 +307,8 @@ int main(void) {
         TEST(files_of_unknown_size_are_read_whole),
         TEST(what_cannot_be_read_is_named),
         TEST(pieces_may_be_written_anywhere),
+        TEST(a_large_file_is_what_was_written),
+        TEST(a_full_disk_stops_a_large_file),
         TEST(a_full_disk_is_an_error_and_leaves_the_old_file),
         TEST(a_write_to_a_full_device_is_an_error),
         TEST(a_killed_writer_leaves_a_whole_file),
