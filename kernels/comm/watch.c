@@ -25,8 +25,6 @@ enum {
 };
 static const double LONGEST_BEAT = 1, JUDGES_FIRST = 2; // seconds
 
-typedef enum Phase { WATCHING, CLOSING, GIVING_UP } Phase;
-
 struct Watch {
     Comm *world;
     Log *log;
@@ -40,9 +38,7 @@ struct Watch {
     pthread_t thread;
     _Atomic int64_t step;
     _Atomic double limit;
-    _Atomic Phase phase;
-    int status;         // when giving up, with
-    char message[1024]; // this
+    atomic_bool closing;
 };
 
 // ---- the end ----
@@ -61,18 +57,17 @@ static void farewell(Watch *w) { // until all others have closed their ends, so 
     }
 }
 
-// why: the sentence that the others get; own: whether it is already in this rank's log.
-_Noreturn static void end_all(Watch *w, int status, const char *why, bool own) {
+// why: the sentence that every rank gets.
+_Noreturn static void end_all(Watch *w, const Buffer *why) {
     Buffer doing = {0};
     alarm(LAST_SECONDS); // a log that blocks, say; its default action ends the process
-    for (int r = 0; r < w->size; r++) watch_send(&w->links[r], WATCH_END, status, why, strlen(why));
+    for (int r = 0; r < w->size; r++) watch_send(&w->links[r], WATCH_END, why->data, why->size);
     watch_observe(&w->reports[w->rank], w->world, atomic_load(&w->step), w->awake);
     watch_doing(&doing, &w->reports[w->rank].state);
-    if (!own)
-        log_error(w->log, "%s. Rank %d, at step %lld, was %s; it ends", why, w->rank, (long long)atomic_load(&w->step),
-                  doing.data);
+    log_error(w->log, "%s. Rank %d, at step %lld, was %s; it ends", why->data, w->rank,
+              (long long)atomic_load(&w->step), doing.data);
     farewell(w);
-    _exit(status);
+    _exit(1);
 }
 
 static void end_by_death(Watch *w, int rank) {
@@ -82,7 +77,7 @@ static void end_by_death(Watch *w, int rank) {
     buffer_printf(&why, " died; %.1f s ago it was at step %lld, ", clock_seconds() - w->links[rank].heard,
                   (long long)last->step);
     watch_doing(&why, last);
-    end_all(w, 1, why.data, false);
+    end_all(w, &why);
 }
 
 // Those that are silent, and the call that has waited longest.
@@ -104,7 +99,13 @@ static void end_by_waiting(Watch *w, double now, double silence) {
         buffer_text(&why, between);
         watch_account(&why, w->reports, longest);
     }
-    end_all(w, 1, why.data, false);
+    end_all(w, &why);
+}
+
+static void end_as_orphan(Watch *w) {
+    Buffer why = {0};
+    buffer_text(&why, "the process that started the ranks (mpirun, srun) is gone");
+    end_all(w, &why);
 }
 
 // ---- once a second ----
@@ -120,7 +121,7 @@ static void send_beat(Watch *w) {
     watch_observe(own, w->world, atomic_load(&w->step), w->awake);
     buffer_append(&beat, &own->state, sizeof own->state);
     buffer_append(&beat, own->members.data, own->members.size);
-    for (int r = 0; r < w->size; r++) watch_send(&w->links[r], WATCH_BEAT, 0, beat.data, beat.size);
+    for (int r = 0; r < w->size; r++) watch_send(&w->links[r], WATCH_BEAT, beat.data, beat.size);
     buffer_free(&beat);
 }
 
@@ -142,7 +143,7 @@ static void tick(Watch *w, double now) {
     }
     w->ticked = now;
     send_beat(w);
-    if (getppid() != w->parent) end_all(w, 1, "the process that started the ranks (mpirun, srun) is gone", false);
+    if (getppid() != w->parent) end_as_orphan(w);
     judge(w, now);
 }
 
@@ -167,7 +168,7 @@ static void take_news(Watch *w, WatchLink *link) {
         if (head.kind == WATCH_END) {
             Buffer why = {0};
             buffer_append(&why, payload, head.bytes);
-            end_all(w, head.status, why.data, false);
+            end_all(w, &why);
         }
     }
     if (open) return;
@@ -186,18 +187,12 @@ static void wait_for_news(Watch *w) {
 
 static void *watch_main(void *context) {
     Watch *w = context;
-    while (atomic_load(&w->phase) == WATCHING) {
+    while (!atomic_load(&w->closing)) {
         wait_for_news(w);
         double now = clock_seconds();
         if (now - w->ticked >= beat_seconds(w)) tick(w, now);
     }
-    if (atomic_load(&w->phase) == GIVING_UP) {
-        Buffer why = {0};
-        watch_name(&why, w->rank, &w->identities[w->rank]);
-        buffer_printf(&why, " gave up at step %lld: %s", (long long)atomic_load(&w->step), w->message);
-        end_all(w, w->status, why.data, true);
-    }
-    for (int r = 0; r < w->size; r++) watch_send(&w->links[r], WATCH_GOODBYE, 0, NULL, 0);
+    for (int r = 0; r < w->size; r++) watch_send(&w->links[r], WATCH_GOODBYE, NULL, 0);
     return NULL;
 }
 
@@ -315,25 +310,12 @@ void watch_step(Watch *w, int64_t step) {
     if (w) atomic_store(&w->step, step);
 }
 
-static void wake_thread(Watch *w, Phase phase) {
-    uint64_t one = 1;
-    atomic_store(&w->phase, phase);
-    check(write(w->wake, &one, sizeof one) == sizeof one);
-}
-
-void watch_give_up(Watch *w, int status, const char *message) {
-    if (!w) return;
-    log_error(w->log, "%s", message);
-    w->status = status;
-    snprintf(w->message, sizeof w->message, "%s", message);
-    wake_thread(w, GIVING_UP);
-    for (;;) pause();
-}
-
 void watch_close(Watch *w) {
+    uint64_t one = 1;
     if (!w) return;
     comm_barrier(w->world, "end of the run");
-    wake_thread(w, CLOSING);
+    atomic_store(&w->closing, true);
+    check(write(w->wake, &one, sizeof one) == sizeof one);
     check(pthread_join(w->thread, NULL) == 0);
     watch_free(w);
 }

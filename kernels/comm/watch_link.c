@@ -151,8 +151,8 @@ int watch_connect(const WatchAddress *address, int rank, double until, Error *er
 
 // ---- messages ----
 
-void watch_send(WatchLink *link, WatchKind kind, int status, const void *payload, size_t bytes) {
-    WatchMessage head = {.kind = kind, .status = status, .bytes = (uint32_t)bytes};
+void watch_send(WatchLink *link, WatchKind kind, const void *payload, size_t bytes) {
+    WatchMessage head = {.kind = kind, .bytes = (uint32_t)bytes};
     struct iovec parts[] = {{&head, sizeof head}, {(void *)payload, bytes}};
     struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
     int waiting = 0;

@@ -26,7 +26,6 @@ typedef enum WatchKind { WATCH_HELLO = 0x57415401, WATCH_WELCOME, WATCH_BEAT, WA
 
 typedef struct WatchMessage { // a head; `bytes` of payload follow
     uint32_t kind;
-    int32_t status; // WATCH_END: to end with
     uint32_t bytes;
 } WatchMessage;
 
@@ -38,7 +37,7 @@ typedef struct WatchLink {
 } WatchLink;
 
 // Dropped where the other side has not taken what was sent before.
-void watch_send(WatchLink *, WatchKind, int status, const void *payload, size_t bytes);
+void watch_send(WatchLink *, WatchKind, const void *payload, size_t bytes);
 // Takes in what has come. False: the connection has ended.
 bool watch_receive(WatchLink *);
 // The next complete message and its payload: until the next call of watch_receive. False where there is none.

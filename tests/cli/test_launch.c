@@ -207,7 +207,8 @@ static void a_launch_that_cannot_work_says_why(void **state) {
     assert_refuses(2, "did you mean '--restarts'", project, "launch", "--restrats", "1", "-n", "2", "train");
     assert_refuses(2, "did you mean", project, "launch", "-n", "2", "--restarts", "2", "train", "config.yaml",
                    "train.step=3", "--run", "none");
-    char *path = strdup(getenv("PATH"));
+    const char *own = getenv("PATH");
+    char *path = strdup(own ? own : "/usr/bin");
     setenv("PATH", "/nowhere", 1);
     assert_refuses(2, "no mpirun on the PATH", project, "launch", "-n", "2", "train", "config.yaml");
     setenv("PATH", path, 1);
@@ -219,6 +220,7 @@ int main(void) {
         fprintf(stderr, "skipped: there is no mpirun\n");
         return SKIPPED;
     }
+    setenv("ASAN_OPTIONS", "detect_leaks=0", 1); // what MPI keeps at its end is none of ours
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_launch_that_cannot_work_says_why),
         cmocka_unit_test(a_killed_rank_is_named_by_all_others_and_all_end),

@@ -1,4 +1,4 @@
-/* What the watch says and does when ranks die, give up, stop or do not come. Ranks are threads of a child process here:
+/* What the watch says and does when ranks die, stop or do not come. Ranks are threads of a child process here:
  * the end of one is the end of all, so a case is what the child's log says and how it ended. Deaths of processes are
  * tested on the program itself (cli.launch). */
 #include "base/files.h"
@@ -86,20 +86,6 @@ static void ranks_that_all_arrive_are_left_alone(void **state) {
     buffer_free(&log);
 }
 
-static void work_and_give_up(Rank *rank, Watch *watch) {
-    watch_step(watch, 17);
-    if (comm_rank(rank->world) == 2) watch_give_up(watch, 2, "no room for the checkpoint");
-    comm_barrier(rank->world, "steps");
-}
-
-static void a_rank_that_gives_up_ends_all_with_its_status_and_reason(void **state) {
-    (void)state;
-    Buffer log = {0};
-    assert_int_equal(run(work_and_give_up, &log), 2);
-    assert_says(&log, "error no room for the checkpoint\n");
-    buffer_free(&log);
-}
-
 static void work_and_stay_away(Rank *rank, Watch *watch) {
     Comm *odd = comm_split(rank->world, comm_rank(rank->world) % 2, 0, "pair");
     watch_limit(watch, 0.5);
@@ -183,7 +169,6 @@ static void a_single_rank_is_not_watched(void **state) {
     assert_null(watch);
     watch_limit(watch, 1);
     watch_step(watch, 1);
-    watch_give_up(watch, 1, "nobody hears this");
     watch_close(watch);
     comm_free(alone);
 }
@@ -191,7 +176,6 @@ static void a_single_rank_is_not_watched(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(ranks_that_all_arrive_are_left_alone),
-        cmocka_unit_test(a_rank_that_gives_up_ends_all_with_its_status_and_reason),
         cmocka_unit_test(a_rank_that_does_not_come_is_named_with_the_call_and_who_is_there),
         cmocka_unit_test(calls_are_told_apart_by_number_and_members),
         cmocka_unit_test(a_process_is_known_by_rank_host_and_number),
