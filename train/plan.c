@@ -57,11 +57,14 @@ static double block_elements(const TrainConfig *c, const Plan *p) {
     return elements * share;
 }
 
-// Attention and MLP of each block put together and share out (or sum) once forward and once backward.
+// Attention and MLP of each block sum once forward and once backward: a scatter and a gather each. Where rows are
+// shared out, the two gathers of the forward pass are made again; full recomputation makes its first sum again.
 static void add_tensor(const TrainConfig *c, Plan *p) {
     int tensor = p->layout.size[MESH_TENSOR];
-    double bytes = block_elements(c, p) * (c->precision ? 2 : 4), again = c->model.recompute == RECOMPUTE_FULL ? 6 : 4;
-    p->tensor = 2 * again * moved(bytes, tensor);
+    bool full = c->model.recompute == RECOMPUTE_FULL;
+    double bytes = block_elements(c, p) * (c->precision ? 2 : 4);
+    double moves = c->parallel.sequence ? (full ? 11 : 10) : (full ? 10 : 8);
+    p->tensor = moves * moved(bytes, tensor);
 }
 
 static void add_pairs(const TrainConfig *c, Plan *p) {
