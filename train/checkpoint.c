@@ -15,7 +15,8 @@ typedef enum Phase { IDLE, WRITING, SEALING } Phase;
 
 struct Saver {
     CheckpointOptions options;
-    Comm *world; // NULL: alone
+    Comm *world;    // NULL: alone
+    Comm *exchange; // the same ranks, for the threads: their calls wait for none of the training's
     int ranks;
     Arena *memory, *ranges; // of the saver; of a save
     CheckpointLayout *layout;
@@ -40,6 +41,7 @@ Saver *saver_new(const CheckpointOptions *options) {
     *s = (Saver){.options = *options, .saved = -1, .copied = true, .done = true, .ok = true};
     s->world = options->mesh ? options->mesh->world : NULL;
     s->ranks = comm_size(s->world);
+    if (s->ranks > 1) s->exchange = comm_split(s->world, 0, comm_rank(s->world), "checkpoint");
     s->memory = arena_new(1 << 16);
     s->ranges = arena_new(1 << 16);
     pthread_mutex_init(&s->mutex, NULL);
@@ -63,6 +65,7 @@ void saver_free(Saver *s) {
     if (!s) return;
     join(s);
     if (s->phase != IDLE && !s->ok) log_warning(s->options.log, "%s", s->error.message);
+    comm_free(s->exchange);
     checkpoint_copy_free(&s->job.copy);
     checkpoint_layout_free(s->layout);
     buffer_free(&s->job.description);
@@ -115,6 +118,7 @@ static void *touch(void *saver) {
 static void *write_all(void *saver) {
     Saver *s = saver;
     double begin = trace_now();
+    checkpoint_copy_exchange(&s->job.copy, s->exchange);
     checkpoint_copy_own(&s->job.copy);
     checkpoint_copy_end(&s->job.copy);
     double copied = trace_now();
@@ -177,7 +181,6 @@ bool checkpoint_start(Saver *s, const TrainState *state, Error *error) {
     arena_reset(s->ranges);
     int count = optimizer_ranges(s->options.optimizer, s->ranges, &ranges);
     checkpoint_copy_begin(&s->job.copy, ranges, count);
-    checkpoint_copy_exchange(&s->job.copy, s->world);
     s->phase = WRITING;
     s->copied = false;
     run_beside(s, write_all);

@@ -26,14 +26,15 @@ typedef struct CheckpointOptions { // all borrowed
 
 typedef struct Saver Saver;
 
-Saver *saver_new(const CheckpointOptions *); // before it the parameters and the optimizer are complete
-// Waits for what this rank is writing. A save that was not finished stays aside.
+// Collective. The parameters and the optimizer are complete by then.
+Saver *saver_new(const CheckpointOptions *);
+// Waits for what this rank is writing; over several ranks, a save that was not finished stays aside.
 void saver_free(Saver *); // NULL is allowed
 
 // ---- collective: every rank calls them at the same place, and all return the same ----
 
-// Begins to save, after the end of a save under way. Returns when the ranks have exchanged what others write; what a
-// rank copies from itself is copied beside the caller's work: call checkpoint_hold before the next update.
+// Begins to save, after the end of a save under way. The copy, for which ranks send each other what the other writes,
+// is made beside the caller's work: call checkpoint_hold before the next update.
 bool checkpoint_start(Saver *, const TrainState *, Error *);
 // One step on the way to the end of a save: to be called when checkpoint_written is true on all ranks. False where the
 // save failed on any rank: then nothing of it is left, and the checkpoints before it are intact.

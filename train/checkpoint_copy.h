@@ -24,10 +24,10 @@ void checkpoint_copy_free(CheckpointCopy *);
 bool checkpoint_copy_reserve(CheckpointCopy *, Error *);
 void checkpoint_copy_touch(const CheckpointCopy *); // the system's part of the work, ahead of the first copy
 
-// A copy: begin, then what comes from other ranks (collective), what this rank holds itself, and the end: every element
-// has come, once. ranges: what this rank holds, borrowed until then.
+// A copy: begin, then in any thread what ranks send each other (collective), what this rank holds itself, and the end:
+// every element has come, once. ranges: what this rank holds, borrowed until then.
 void checkpoint_copy_begin(CheckpointCopy *, const StateRange *ranges, int count);
-void checkpoint_copy_exchange(CheckpointCopy *, Comm *world); // checkpoint_exchange.c
+void checkpoint_copy_exchange(CheckpointCopy *, Comm *); // checkpoint_exchange.c
 void checkpoint_copy_own(CheckpointCopy *);
 void checkpoint_copy_end(const CheckpointCopy *);
 

@@ -179,7 +179,6 @@ static bool open_model(Run *r, Error *error) {
     r->gradients = gradients_new(joint_parameters(r->joint), r->tape, r->trace);
     r->inference = tape_new(r->backend, false);
     parameters_follow(joint_parameters(r->joint), r->inference);
-    r->saver = open_saver(r);
     return true;
 }
 
@@ -235,6 +234,7 @@ static bool open_stages(Run *r, Error *error) {
     char found[1024];
     if (!open_config(r, found, error) || !agree(world, open_layout(r, error), error)) return false;
     if (!agree(world, open_model(r, error) && open_loaders(r, error), error)) return false;
+    r->saver = open_saver(r);
     if (!agree(world, same_arithmetic(r, error), error)) return false;
     uint64_t roots = hash_u64(r->state.roots, sizeof r->state.roots);
     if (!agree(world, same_as_first(r, roots, "a dataset (or its place in `data`)", error), error)) return false;
