@@ -36,6 +36,7 @@ typedef struct World { // one step of a model over ranks
     int64_t held;            // elements of all parameters on rank 0
     int differing;           // elements of what is held alike that are not the same on another rank
     size_t peak[MOST_RANKS]; // bytes of the tape
+    double flop[MOST_RANKS]; // forward and backward
 } World;
 
 static int64_t whole_count(const Parameter *p) {
@@ -74,6 +75,7 @@ static void step(World *w, Tiny *m, Comm *tensor) {
     parameters_end_backward(p);
     for (int i = 0; i < parameters_count(p); i++) complete(tensor, parameters_at(p, i));
     w->peak[rank] = tape_peak(m->tape);
+    w->flop[rank] = tape_cost(m->tape).flop + tape_cost(m->tape).backward_flop;
 }
 
 // Room for the gradients of all ranks, NAN until one brings them.
@@ -314,6 +316,25 @@ static void activations_shrink_with_the_ranks(void **state) {
     arena_free(memory);
 }
 
+static void work_is_shared_out(void **state) {
+    (void)state;
+    Arena *memory = arena_new(1 << 16);
+    Batch batch = {.lm = tiny_rows(memory, 4, 64, 1)};
+    JointConfig c = like_gpt2();
+    c.text.width = 64;
+    World *alone = world_run(&c, (Layout){.ranks = 1}, F32, &batch);
+    World *split = world_run(&c, (Layout){.ranks = 4}, F32, &batch);
+    World *shared = world_run(&c, (Layout){.ranks = 4, .sequence = true}, F32, &batch);
+    for (int r = 0; r < 4; r++) { // a quarter of the products, and what every rank does alike
+        assert_true(split->flop[r] < 0.27 * alone->flop[0] && split->flop[r] > 0.24 * alone->flop[0]);
+        assert_true(shared->flop[r] < 0.255 * alone->flop[0] && shared->flop[r] > 0.24 * alone->flop[0]);
+    }
+    world_free(shared);
+    world_free(split);
+    world_free(alone);
+    arena_free(memory);
+}
+
 static void memory_is_estimated_from_below_on_every_layout(void **state) {
     (void)state;
     Arena *memory = arena_new(1 << 16);
@@ -371,6 +392,7 @@ int main(void) {
         cmocka_unit_test(the_halves_of_a_backward_pass_give_the_bits_of_the_whole),
         cmocka_unit_test(recomputation_changes_no_bit),
         cmocka_unit_test(activations_shrink_with_the_ranks),
+        cmocka_unit_test(work_is_shared_out),
         cmocka_unit_test(memory_is_estimated_from_below_on_every_layout),
         cmocka_unit_test(degrees_that_do_not_divide_are_refused_before_anything_is_allocated),
     };
