@@ -159,30 +159,39 @@ static bool worth_another(int status) {
     return status != 0 && status != 2;
 }
 
+// What the ranks could not say themselves: a signal ends before anything can be said.
+static void say_end(int status) {
+    if (status > 128)
+        fprintf(stderr, "bifocal launch: the run ended with status %d: a rank was ended by signal %d (%s)\n", status,
+                status - 128, strsignal(status - 128));
+    else
+        fprintf(stderr, "bifocal launch: the run ended with status %d\n", status);
+}
+
+static int run_with_restarts(const Launch *l, Error *error) {
+    char program[PATH_MAX], mpirun[PATH_MAX], ranks[16];
+    if (!prepare(l, program, mpirun, ranks, error)) return -1;
+    processes_prepare();
+    for (int restart = 0;; restart++) {
+        const char **line = command_line(l, restart > 0, program, mpirun, ranks);
+        bool asked = false;
+        int status = processes_run(line, l->hosts ? program : NULL, &asked, error);
+        free(line);
+        if (status < 0 || asked || !worth_another(status)) return status;
+        say_end(status);
+        if (restart == l->restarts) return status;
+        fprintf(stderr, "bifocal launch: going on from the last checkpoint, restart %d of %d\n", restart + 1,
+                l->restarts);
+    }
+}
+
 int launch_main(int argc, char **argv) {
     Launch l;
     Error error = {0};
-    char program[PATH_MAX], mpirun[PATH_MAX], ranks[16];
     parse(&l, argc, argv);
     if (l.status >= 0) return l.status;
-    if (!prepare(&l, program, mpirun, ranks, &error)) {
-        fprintf(stderr, "bifocal launch: %s\n", error.message);
-        return (int)error.kind;
-    }
-    processes_prepare();
-    for (int restart = 0;; restart++) {
-        const char **line = command_line(&l, restart > 0, program, mpirun, ranks);
-        bool asked = false;
-        int status = processes_run(line, l.hosts ? program : NULL, &asked, &error);
-        free(line);
-        if (status < 0) {
-            fprintf(stderr, "bifocal launch: %s\n", error.message);
-            return (int)error.kind;
-        }
-        if (asked || !worth_another(status) || restart == l.restarts) return status;
-        fprintf(stderr,
-                "bifocal launch: the run ended with status %d; going on from its last checkpoint, restart %d of "
-                "%d\n",
-                status, restart + 1, l.restarts);
-    }
+    int status = run_with_restarts(&l, &error);
+    if (status >= 0) return status;
+    fprintf(stderr, "bifocal launch: %s\n", error.message);
+    return (int)error.kind;
 }
