@@ -1,13 +1,16 @@
 /* What the watch says and does when ranks die, stop or do not come. Ranks are threads of a child process here:
  * the end of one is the end of all, so a case is what the child's log says and how it ended. Deaths of processes are
  * tested on the program itself (cli.launch). */
+#include "base/clock.h"
 #include "base/files.h"
 #include "kernels/comm/watch.h"
+#include "kernels/comm/watch_link.h"
 #include "kernels/comm/watch_report.h"
 #include "tests/support/test.h"
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -160,6 +163,69 @@ static void a_process_is_known_by_rank_host_and_number(void **state) {
     buffer_free(&text);
 }
 
+// ---- connections ----
+
+typedef struct Door {
+    WatchAddress address;
+    int listener, socket, rank;
+} Door;
+
+static void *keep_door(void *context) {
+    Door *door = context;
+    door->socket = watch_accept(door->listener, &door->address, RANKS, clock_seconds() + 60, &door->rank);
+    return NULL;
+}
+
+static void only_who_knows_the_token_gets_in(void **state) {
+    (void)state;
+    Error error = {0};
+    Door door = {.rank = -1};
+    pthread_t keeper;
+    door.listener = watch_listen(&door.address, true, &error);
+    assert_done(door.listener >= 0, &error);
+    check(pthread_create(&keeper, NULL, keep_door, &door) == 0);
+    WatchAddress wrong = door.address;
+    wrong.token[WATCH_TOKEN - 1] ^= 1;
+    assert_int_equal(watch_connect(&wrong, 2, clock_seconds() + 60, &error), -1);
+    assert_message_has(&error, "127.0.0.1");
+    assert_int_equal(watch_connect(&door.address, RANKS, clock_seconds() + 60, &error), -1); // no such rank
+    int own = watch_connect(&door.address, 2, clock_seconds() + 60, &error);
+    assert_done(own >= 0, &error);
+    check(pthread_join(keeper, NULL) == 0);
+    assert_int_equal(door.rank, 2);
+    assert_true(door.socket >= 0);
+    close(own);
+    close(door.socket);
+    close(door.listener);
+}
+
+static void messages_arrive_whole_and_before_the_end(void **state) {
+    (void)state;
+    int pair[2];
+    WatchMessage head;
+    const char *payload;
+    size_t taken = 0;
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+    WatchLink from = {.socket = pair[0]}, to = {.socket = pair[1]};
+    watch_send(&from, WATCH_BEAT, "12345", 5);
+    assert_true(watch_receive(&to));
+    assert_true(watch_next(&to, &taken, &head, &payload));
+    assert_int_equal(head.kind, WATCH_BEAT);
+    assert_int_equal(head.bytes, 5);
+    assert_memory_equal(payload, "12345", 5);
+    assert_false(watch_next(&to, &taken, &head, &payload));
+    WatchMessage cut = {.kind = WATCH_END, .bytes = 100}; // of which only the head comes
+    watch_send(&from, WATCH_GOODBYE, NULL, 0);
+    assert_int_equal(write(pair[0], &cut, sizeof cut), sizeof cut);
+    watch_link_close(&from);
+    assert_false(watch_receive(&to)); // ended; what came before is there
+    taken = 0;
+    assert_true(watch_next(&to, &taken, &head, &payload));
+    assert_int_equal(head.kind, WATCH_GOODBYE);
+    assert_false(watch_next(&to, &taken, &head, &payload));
+    watch_link_close(&to);
+}
+
 static void a_single_rank_is_not_watched(void **state) {
     (void)state;
     Error error = {0};
@@ -179,6 +245,8 @@ int main(void) {
         cmocka_unit_test(a_rank_that_does_not_come_is_named_with_the_call_and_who_is_there),
         cmocka_unit_test(calls_are_told_apart_by_number_and_members),
         cmocka_unit_test(a_process_is_known_by_rank_host_and_number),
+        cmocka_unit_test(only_who_knows_the_token_gets_in),
+        cmocka_unit_test(messages_arrive_whole_and_before_the_end),
         cmocka_unit_test(a_single_rank_is_not_watched),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
