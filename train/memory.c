@@ -32,9 +32,9 @@ static double group_limit(void) {
     return INFINITY;
 }
 
-double memory_available(void) {
+double memory_available(int processes) {
     double machine = machine_bytes("MemAvailable") + machine_bytes("SwapFree");
-    double least = fmin(machine > 0 ? machine : INFINITY, group_limit());
+    double least = fmin(machine > 0 ? machine : INFINITY, group_limit()) / processes;
     struct rlimit limit;
     if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
         least = fmin(least, (double)limit.rlim_cur);

@@ -3,7 +3,8 @@
 #include "train/gradients.h"
 #include "train/layout.h"
 
-double memory_available(void); // bytes that this process may still take: of the machine, its control group, its limits
+// Bytes that each of so many processes of this machine may still take: of the machine, its control group, its limits.
+double memory_available(int processes);
 JointMemory memory_estimate(const TrainConfig *, const Layout *); // the least that a rank of the run needs
 // An error with the estimate where even the least that a rank of the run needs is more than `available` bytes.
 bool memory_check(const TrainConfig *, const Layout *, double available, Error *);

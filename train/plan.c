@@ -39,32 +39,32 @@ static void add_parameters(const TrainConfig *c, Plan *p) {
     if (stage) p->parameters = moved((c->precision ? 2 : 4) * weights, data) * (stage == 3 ? passes * own : 1);
 }
 
-// Width x tokens that go through the blocks of a data rank in a step, each block counted.
-static double block_elements(const TrainConfig *c, const Plan *p) {
+// Tokens x width of a data rank in a step: through blocks, each counted; and through the shared vocabulary.
+static void count_elements(const TrainConfig *c, const Plan *p, double *blocks, double *words) {
     const JointConfig *m = &c->model;
-    double share = 1.0 / p->layout.size[MESH_DATA], elements = 0;
-    double images =
-        (double)(p->rows[OBJECTIVE_CAPTION] > p->rows[OBJECTIVE_CONTRASTIVE] ? p->rows[OBJECTIVE_CAPTION]
-                                                                             : p->rows[OBJECTIVE_CONTRASTIVE]);
-    double tokens = (double)(p->rows[OBJECTIVE_LM] * c->lm_length + p->rows[OBJECTIVE_CAPTION] * c->caption_length +
-                             p->rows[OBJECTIVE_CONTRASTIVE] * c->contrastive_length);
-    elements += tokens * (double)(m->text.layers * m->text.width);
-    if (!m->has_vision) return elements * share;
-    double patches = (double)vit_tokens(&m->vision), repainted = (double)p->rows[OBJECTIVE_MAE];
-    double seen = images * patches + repainted * patches * (1 - m->mae.mask_ratio);
-    elements += seen * (double)(m->vision.layers * m->vision.width);
-    elements += repainted * patches * (double)(m->mae.decoder_layers * m->mae.decoder_width);
-    return elements * share;
+    const int64_t *rows = p->rows;
+    int64_t images =
+        rows[OBJECTIVE_CAPTION] > rows[OBJECTIVE_CONTRASTIVE] ? rows[OBJECTIVE_CAPTION] : rows[OBJECTIVE_CONTRASTIVE];
+    double share = 1.0 / p->layout.size[MESH_DATA];
+    double tokens = (double)(rows[OBJECTIVE_LM] * c->lm_length + rows[OBJECTIVE_CAPTION] * c->caption_length +
+                             rows[OBJECTIVE_CONTRASTIVE] * c->contrastive_length);
+    *words = share * tokens * (double)m->text.width;
+    *blocks = *words * (double)m->text.layers;
+    if (!m->has_vision) return;
+    double patches = (double)vit_tokens(&m->vision), repainted = (double)rows[OBJECTIVE_MAE];
+    double seen = (double)images * patches + repainted * patches * (1 - m->mae.mask_ratio);
+    *blocks += share * seen * (double)(m->vision.layers * m->vision.width);
+    *blocks += share * repainted * patches * (double)(m->mae.decoder_layers * m->mae.decoder_width);
 }
 
 // Attention and MLP of each block sum once forward and once backward: a scatter and a gather each. Where rows are
-// shared out, the two gathers of the forward pass are made again; full recomputation makes its first sum again.
+// shared out, the two gathers of the forward pass are made again; full recomputation makes its first sum again. Words
+// are summed forward where they come in, backward where they leave.
 static void add_tensor(const TrainConfig *c, Plan *p) {
-    int tensor = p->layout.size[MESH_TENSOR];
     bool full = c->model.recompute == RECOMPUTE_FULL;
-    double bytes = block_elements(c, p) * (c->precision ? 2 : 4);
-    double moves = c->parallel.sequence ? (full ? 11 : 10) : (full ? 10 : 8);
-    p->tensor = moves * moved(bytes, tensor);
+    double moves = c->parallel.sequence ? (full ? 11 : 10) : (full ? 10 : 8), blocks, words;
+    count_elements(c, p, &blocks, &words);
+    p->tensor = moved((c->precision ? 2 : 4) * (moves * blocks + 4 * words), p->layout.size[MESH_TENSOR]);
 }
 
 static void add_pairs(const TrainConfig *c, Plan *p) {
@@ -106,7 +106,7 @@ static void write_memory(const TrainConfig *c, const Plan *p, Buffer *out) {
     write_bytes(out, "activations of a piece", p->activations, "");
     if (p->pairs > 0) write_bytes(out, "contrastive loss over all pairs", p->pairs, "features and work space");
     write_bytes(out, "together", p->model + p->activations + p->pairs, "");
-    buffer_printf(out, "  this machine has %.1f GiB free\n", memory_available() / 0x1p30);
+    buffer_printf(out, "  this machine has %.1f GiB free\n", memory_available(1) / 0x1p30);
 }
 
 // Rows of a piece lie between these two.

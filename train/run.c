@@ -60,9 +60,7 @@ static const Batch *take_batch(Run *r, Vote *sum, Error *error) {
     return loader_budget(sum->bad, sum->draws, r->config.bad_samples, error) ? batch : NULL;
 }
 
-// communication: seconds that this rank waited for others.
-static json_t *step_record(const Run *r, const StepLoss *loss, const Vote *sum, double norm, double seconds,
-                           double communication) {
+static json_t *step_record(const Run *r, const StepLoss *loss, const Vote *sum, double norm, const Traffic *traffic) {
     char name[64];
     json_t *step = json_pack("{s:I, s:f}", "step", (json_int_t)r->state.step, "loss", loss->total);
     for (int o = 0; o < OBJECTIVES; o++) {
@@ -75,9 +73,9 @@ static json_t *step_record(const Run *r, const StepLoss *loss, const Vote *sum, 
     json_object_set_new(step, "gradient_norm", json_real(norm));
     json_object_set_new(step, "tokens", json_integer(sum->tokens));
     json_object_set_new(step, "images", json_integer(sum->images));
-    json_object_set_new(step, "seconds", json_real(seconds));
+    json_object_set_new(step, "seconds", json_real(traffic->seconds));
     json_object_set_new(step, "waited", json_real(sum->data_wait));
-    if (r->layout.ranks > 1) json_object_set_new(step, "communication", json_real(communication));
+    if (r->layout.ranks > 1) json_object_set_new(step, "communication", json_real(traffic->waited));
     json_object_set_new(step, "flop", json_real(sum->flop));
     return step;
 }
@@ -118,13 +116,33 @@ static void update(Run *r, double norm) {
     r->state.step++;
 }
 
-static double waited_for_others(const Run *r) { return r->layout.ranks > 1 ? comm_waited(r->options->world) : 0; }
+// What there is of it up to now, in steps or not.
+static Traffic traffic_of(const Run *r) {
+    if (r->layout.ranks == 1) return (Traffic){.seconds = clock_seconds()};
+    Comm *world = r->options->world;
+    return (Traffic){.sent = (double)comm_sent_bytes(world), .waited = comm_waited(world), .seconds = clock_seconds()};
+}
+
+// Since `begin`, a step ago; added to the run's.
+static Traffic add_traffic(Run *r, const Traffic *begin) {
+    Traffic t = traffic_of(r), *all = &r->traffic;
+    t = (Traffic){1, t.sent - begin->sent, t.waited - begin->waited, t.seconds - begin->seconds};
+    *all = (Traffic){all->steps + 1, all->sent + t.sent, all->waited + t.waited, all->seconds + t.seconds};
+    return t;
+}
+
+static void report_traffic(const Run *r) {
+    const Traffic *t = &r->traffic;
+    if (r->layout.ranks == 1 || !t->steps) return;
+    log_info(r->log, "this rank sent %.2f MB to others in a step, and waited for them %.1f %% of the time",
+             t->sent / 1e6 / (double)t->steps, 100 * t->waited / t->seconds);
+}
 
 static bool one_step(Run *r, int *stop, Error *error) {
     StepLoss loss;
     Vote sum;
     StepSetup setup = setup_of(r, r->tape);
-    double start = clock_seconds(), waited = waited_for_others(r);
+    Traffic begin = traffic_of(r);
     watch_step(r->options->watch, r->state.step + 1);
     const Batch *batch = take_batch(r, &sum, error);
     if (!batch) return false;
@@ -136,9 +154,9 @@ static bool one_step(Run *r, int *stop, Error *error) {
     double norm = gradients_norm(r->gradients);
     if (!isfinite(norm)) return explain_not_finite(r, batch, "the gradient's norm", error);
     update(r, norm);
-    double seconds = clock_seconds() - start;
-    show(r, &loss, &sum, seconds);
-    record(r, step_record(r, &loss, &sum, norm, seconds, waited_for_others(r) - waited));
+    Traffic traffic = add_traffic(r, &begin);
+    show(r, &loss, &sum, traffic.seconds);
+    record(r, step_record(r, &loss, &sum, norm, &traffic));
     return true;
 }
 
@@ -216,6 +234,7 @@ bool train_run(const TrainOptions *options, TrainResult *result, Log *log, Error
     int stop = 0;
     double start = clock_seconds();
     bool ok = run_open(&r, options, log, error) && steps(&r, &stop, error);
+    if (ok) report_traffic(&r);
     ok = ok && run_trace_write(r.trace, options->trace, options->world, error);
     Error ignored;
     if (!ok && r.saver) checkpoint_finish(r.saver, &ignored); // all ranks stop: what was begun before is whole

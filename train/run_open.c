@@ -1,6 +1,5 @@
 /* Opening and closing a run. After each stage the ranks agree whether all of them could do it, so that what is wrong on
  * one ends all of them with one message, before the first step. */
-#include "base/clock.h"
 #include "base/files.h"
 #include "base/philox.h"
 #include "base/threads.h"
@@ -12,7 +11,6 @@
 #include "train/run_state.h"
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 // ---- what is written once, or by every rank for itself ----
 
@@ -79,9 +77,9 @@ static bool same_as_first(const Run *r, uint64_t hash, const char *what, Error *
 static bool open_config(Run *r, char found[1024], Error *error) {
     Comm *world = r->options->world;
     r->hosts = hosts_gather(world, r->memory);
-    bool ok = find_start(r->options, found, r->log, error) && read_config(r, error) &&
+    bool ok = find_start(r->options, found, r->leads ? r->log : NULL, error) && read_config(r, error) &&
               layout_resolve(&r->config, comm_size(world), &r->layout, error) &&
-              memory_check(&r->config, &r->layout, memory_available() / r->hosts.local, error);
+              memory_check(&r->config, &r->layout, memory_available(r->hosts.local), error);
     if (!agree(world, ok, error)) return false;
     Buffer yaml = config_text(r);
     ok = same_as_first(r, hash_u64(yaml.data, yaml.size), "the configuration", error);

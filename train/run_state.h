@@ -9,6 +9,11 @@
 #include "train/run_trace.h"
 #include "train/step.h"
 
+typedef struct Traffic { // of this rank's steps in this call
+    int64_t steps;
+    double sent, waited, seconds; // bytes to other ranks; seconds for other ranks, and in all
+} Traffic;
+
 typedef struct Run {
     const TrainOptions *options;
     Log *log;
@@ -30,6 +35,7 @@ typedef struct Run {
     Metrics *metrics;   // NULL where another rank leads
     Progress *progress; // likewise
     Error unwritten;    // a record that could not be written here: the next vote ends the run
+    Traffic traffic;
     TrainState state;
     Saver *saver;
     int64_t saved; // step of the newest checkpoint that was begun; -1: none yet
