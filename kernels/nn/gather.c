@@ -22,6 +22,7 @@ typedef struct Visit {    // of one bucket
     CommRequest *request; // its gathering; NULL: none is under way
     void *spare;          // where a gathering goes that only others want, as the values are here already
     bool here;            // or on the way
+    int64_t round;        // the last that asked for it
 } Visit;
 
 struct Gather {
@@ -36,7 +37,8 @@ struct Gather {
     int at;                      // where in `before` this step stands; -1: lost
     CommRequest *round;          // the exchange of proposals that is under way
     int32_t *proposals;          // (ranks, PROPOSALS)
-    bool all_done;               // so the last round said
+    int64_t rounds;              // taken in so far
+    bool all_done;               // so the last one said
     int64_t gathers, unforeseen; // buckets
 };
 
@@ -148,13 +150,14 @@ static void take_round(Parameters *p, bool wait) {
     if (!g->round || (!wait && !comm_done(g->round))) return;
     comm_wait(g->round);
     g->round = NULL;
+    g->rounds++;
     g->all_done = true;
     for (int i = 0; i < count; i++) {
         int32_t number = g->proposals[i];
-        bool again = false;
-        for (int k = 0; k < i; k++) again |= g->proposals[k] == number;
         g->all_done &= number == DONE;
-        if (number >= 0 && !again) start(p, number);
+        if (number < 0 || g->visits[number].round == g->rounds) continue;
+        g->visits[number].round = g->rounds;
+        start(p, number);
     }
 }
 
