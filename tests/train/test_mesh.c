@@ -1,9 +1,8 @@
 /* Which rank does what: every rank has one place, groups are lines of the mesh, and sizes that do not fit are refused
  * with those that would. */
+#include "tests/support/ranks.h"
 #include "tests/support/test.h"
 #include "train/layout.h"
-#include <pthread.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum { RANKS = 8 };
@@ -46,49 +45,29 @@ static void every_rank_has_a_place_of_its_own_and_tensor_ranks_are_neighbours(vo
     }
 }
 
-typedef struct End { // of one rank, on its thread
-    Comm *world;
-    int64_t sum[MESH_AXES]; // of the world ranks of its groups
-    int size[MESH_AXES], rank[MESH_AXES];
-    Mesh mesh;
-} End;
-
-static void *open_mesh(void *context) {
-    End *e = context;
-    Error error;
+static void open_mesh(int rank, Comm *world, void *nothing) {
+    (void)nothing;
     const int size[MESH_AXES] = {4, 1, 1, 2};
-    if (!mesh_open(&e->mesh, e->world, size, &error)) return NULL;
+    Mesh mesh;
+    Error error = {0};
+    int64_t sum[MESH_AXES]; // of the world ranks of a group
+    assert_done(mesh_open(&mesh, world, size, &error), &error);
     for (int a = 0; a < MESH_AXES; a++) {
-        e->sum[a] = comm_rank(e->world);
-        comm_all_reduce(e->mesh.axis[a], &e->sum[a], 1, COMM_I64, COMM_SUM, COMM_FAST, "test");
-        e->size[a] = comm_size(e->mesh.axis[a]);
-        e->rank[a] = comm_rank(e->mesh.axis[a]);
+        sum[a] = rank;
+        comm_all_reduce(mesh.axis[a], &sum[a], 1, COMM_I64, COMM_SUM, COMM_FAST, "test");
+        assert_int_equal(comm_size(mesh.axis[a]), size[a]);
+        assert_int_equal(comm_rank(mesh.axis[a]), mesh.place[a]);
     }
-    mesh_close(&e->mesh);
-    return e;
+    assert_int_equal(mesh.place[MESH_DATA], rank / 2);
+    assert_int_equal(mesh.place[MESH_TENSOR], rank % 2);
+    assert_int_equal(sum[MESH_TENSOR], 2 * (rank / 2 * 2) + 1);
+    assert_int_equal(sum[MESH_DATA], 0 + 2 + 4 + 6 + 4 * (rank % 2));
+    mesh_close(&mesh);
 }
 
 static void groups_are_the_lines_of_the_mesh(void **state) {
     (void)state;
-    Comm *world[RANKS];
-    End end[RANKS] = {0};
-    pthread_t threads[RANKS];
-    comm_threads_new(RANKS, world);
-    for (int r = 0; r < RANKS; r++) {
-        end[r].world = world[r];
-        assert_int_equal(pthread_create(&threads[r], NULL, open_mesh, &end[r]), 0);
-    }
-    for (int r = 0; r < RANKS; r++) pthread_join(threads[r], NULL);
-    for (int r = 0; r < RANKS; r++) {
-        comm_free(world[r]);
-        assert_int_equal(end[r].size[MESH_DATA], 4);
-        assert_int_equal(end[r].size[MESH_TENSOR], 2);
-        assert_int_equal(end[r].size[MESH_PIPELINE], 1);
-        assert_int_equal(end[r].rank[MESH_DATA], r / 2);
-        assert_int_equal(end[r].rank[MESH_TENSOR], r % 2);
-        assert_int_equal(end[r].sum[MESH_TENSOR], 2 * (r / 2 * 2) + 1);
-        assert_int_equal(end[r].sum[MESH_DATA], 0 + 2 + 4 + 6 + 4 * (r % 2));
-    }
+    ranks_run(RANKS, open_mesh, NULL);
 }
 
 static void the_table_names_every_rank_and_host(void **state) {
