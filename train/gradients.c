@@ -248,7 +248,10 @@ void gradients_begin_step(Gradients *g, int pieces) {
     check(pieces >= 1 && (!g->parallel->ordered || (pieces & (pieces - 1)) == 0));
     g->pieces = pieces;
     if (keeps_tree(g)) adopt(g);
-    for (int i = 0; i < g->count; i++) g->flows[g->order[i]].summed = false;
+    for (int i = 0; i < g->count; i++) {
+        collect(g, g->order[i]); // of a step whose norm nobody wanted
+        g->flows[g->order[i]].summed = false;
+    }
     parameters_begin_step(g->parameters);
 }
 

@@ -27,6 +27,7 @@ typedef struct Case {
     bool ordered, recompute;
     Dtype compute;
     int empty;    // a piece that holds nothing; -1: none
+    bool twice;   // each step is begun, and done again
     bool uneven;  // pieces use different parts of the model
     int nan_rank; // whose gradient becomes NaN in the last step; -1: none
 } Case;
@@ -125,7 +126,7 @@ static Tensor *loss_of(Model *m, const Case *c, int step, int piece, float outsi
     return add(t, sum(t, loss, 1.0 / (PLACES * c->pieces)), sum(t, m->outside, (double)outside));
 }
 
-static double run_step(Model *m, const Case *c, int rank, int step) {
+static void run_pieces(Model *m, const Case *c, int rank, int step) {
     int own = c->pieces / c->ranks, first = own * rank;
     gradients_begin_step(m->gradients, own);
     for (int i = 0; i < own; i++) {
@@ -135,6 +136,11 @@ static double run_step(Model *m, const Case *c, int rank, int step) {
         if (tape_error(m->tape)) fail_msg("%s", tape_error(m->tape));
         gradients_end_piece(m->gradients);
     }
+}
+
+static double run_step(Model *m, const Case *c, int rank, int step) {
+    if (c->twice) run_pieces(m, c, rank, step);
+    run_pieces(m, c, rank, step);
     double norm = gradients_norm(m->gradients);
     if (isfinite(norm)) optimizer_step(m->optimizer, step + 1, norm);
     return norm;
@@ -273,6 +279,22 @@ static void so_do_they_where_pieces_use_different_parts(void **state) {
     c.uneven = true;
     c.empty = 2;
     expect_layouts_equal(c);
+}
+
+static void so_do_they_where_a_step_is_done_again(void **state) {
+    (void)state;
+    Case c = plain;
+    Result want, got;
+    c.ordered = true;
+    c.ranks = 2;
+    run_case(&c, &want);
+    c.twice = true;
+    for (c.stage = 0; c.stage <= 3; c.stage++) {
+        run_case(&c, &got);
+        expect_equal(&c, &got, &want);
+        free(got.master);
+    }
+    free(want.master);
 }
 
 static void what_is_used_is_foreseen_after_one_step(void **state) {
@@ -426,6 +448,7 @@ int main(void) {
         cmocka_unit_test(so_do_they_where_a_piece_holds_nothing),
         cmocka_unit_test(so_do_they_where_blocks_are_recomputed),
         cmocka_unit_test(so_do_they_where_pieces_use_different_parts),
+        cmocka_unit_test(so_do_they_where_a_step_is_done_again),
         cmocka_unit_test(what_is_used_is_foreseen_after_one_step),
         cmocka_unit_test(parts_of_gradients_are_summed_over_tensor_ranks),
         cmocka_unit_test(fast_sums_are_close),
