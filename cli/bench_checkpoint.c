@@ -60,9 +60,9 @@ static bool parse(Arguments *a, int argc, char **argv, bool *help, Error *error)
 static void print(const BenchCheckpointResult *r, bool json) {
     double share = 100 * r->held / r->written;
     if (json)
-        printf("{\"parameters\": %.0f, \"bytes\": %.0f, \"held_seconds\": %.4f, \"written_seconds\": %.4f, "
-               "\"held_percent\": %.2f, \"worst_held_percent\": %.2f, \"step_seconds\": %.4f, "
-               "\"step_beside_a_save_seconds\": %.4f}\n",
+        printf("{\"parameters\": %.0f, \"bytes\": %.0f, \"held_seconds\": %.6g, \"written_seconds\": %.6g, "
+               "\"held_percent\": %.6g, \"worst_held_percent\": %.6g, \"step_seconds\": %.6g, "
+               "\"step_beside_a_save_seconds\": %.6g}\n",
                r->parameters, r->bytes, r->held, r->written, share, 100 * r->worst, r->step, r->step_beside);
     else
         printf("%.1f M parameters, %.2f GB: written in %.2f s (%.0f MB/s), training held for %.3f s: %.2f %% (worst "

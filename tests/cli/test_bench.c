@@ -1,4 +1,4 @@
-/* bifocal bench contrastive on a handful of pairs: what it prints is there and makes sense. */
+/* bifocal bench contrastive and checkpoint on very little: what they print is there and makes sense. */
 #include "tests/cli/command.h"
 
 static double number_of(const json_t *object, const char *key) { return json_get_number(object, key, -1); }
@@ -19,7 +19,24 @@ static void the_contrastive_bench_prints_speed_and_memory(void **state) {
                   "sigmoid");
 }
 
+static void the_checkpoint_bench_says_what_a_save_holds(void **state) {
+    (void)state;
+    char *folder = temporary_new();
+    json_t *r = command_json(0, folder,
+                             WORDS("bench", "checkpoint", "--out", "saved", "--saves", "2", "--tokens", "8",
+                                   "--threads", "1", "--json", "model.text.width=16", "model.text.heads=2",
+                                   "model.text.layers=1", "model.text.vocabulary=64", "model.text.context=16"));
+    assert_true(number_of(r, "parameters") > 4000 && number_of(r, "bytes") == 12 * number_of(r, "parameters"));
+    assert_true(number_of(r, "written_seconds") > 0 && number_of(r, "held_seconds") >= 0);
+    assert_true(number_of(r, "held_percent") <= number_of(r, "worst_held_percent"));
+    assert_true(number_of(r, "step_seconds") > 0);
+    json_decref(r);
+    assert_refuses(2, "model.text.context", folder, "bench", "checkpoint", "--out", "saved", "--tokens", "2000");
+    temporary_free(folder);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(the_contrastive_bench_prints_speed_and_memory)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(the_contrastive_bench_prints_speed_and_memory),
+                                       cmocka_unit_test(the_checkpoint_bench_says_what_a_save_holds)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -25,6 +25,7 @@ static void every_command_has_help(void **state) {
         WORDS("bench", "loader", "--help"),
         WORDS("bench", "contrastive", "--help"),
         WORDS("bench", "comm", "--help"),
+        WORDS("bench", "checkpoint", "--help"),
         WORDS("doctor", "--help"),
         WORDS("data", "-h"),
         WORDS("train", "-h"),
@@ -85,6 +86,8 @@ static void wrong_values_are_refused_by_name(void **state) {
     assert_refuses(2, "--top-p '1.5'", "/", "generate", "x", "--top-p", "1.5");
     assert_refuses(2, "--precision 'f8'", "/", "generate", "x", "--precision", "f8");
     assert_refuses(2, "--pairs '0'", "/", "bench", "contrastive", "--pairs", "0");
+    assert_refuses(2, "--saves '0'", "/", "bench", "checkpoint", "--saves", "0");
+    assert_refuses(2, "--out DIR", "/", "bench", "checkpoint");
     assert_refuses(2, "--iterations '0'", "/", "bench", "train", "--iterations", "0");
     assert_refuses(2, "no preset 'large'", "/", "bench", "train", "--preset", "large");
     assert_refuses(2, "--run DIR is missing", "/", "train", "x.yaml");
