@@ -1,0 +1,85 @@
+/* See schedule_time.h. */
+#include "train/schedule_time.h"
+#include <math.h>
+
+// When what others wait for is done: of each part and microbatch its forward and its input gradient; < 0: not yet.
+typedef struct Done {
+    const PipelineShape *shape;
+    double *forward, *gradient; // (parts, microbatches)
+} Done;
+
+static double *done_at(const Done *d, Work work, int part, int microbatch) {
+    double *times = work == WORK_FORWARD ? d->forward : d->gradient;
+    return times + (int64_t)part * d->shape->microbatches + microbatch;
+}
+
+static double duration(const PipelineCosts *c, Work work, int part) {
+    switch (work) {
+    case WORK_FORWARD:
+        return c->forward[part];
+    case WORK_INPUT_GRADIENT:
+        return c->input[part];
+    case WORK_WEIGHT_GRADIENT:
+        return c->weight[part];
+    default:
+        return c->input[part] + c->weight[part];
+    }
+}
+
+// When what the row reads is there, < 0: not yet known.
+static double ready_at(const Done *d, const PipelineCosts *c, int stage, const Slot *row) {
+    int part = pipeline_part(d->shape, stage, row->chunk), source = pipeline_source(d->shape, row->work, part);
+    int from, chunk;
+    if (source < 0) return 0;
+    double at = *done_at(d, row->work, source, row->microbatch);
+    pipeline_place(d->shape, source, &from, &chunk);
+    return at < 0 || from == stage ? at : at + c->send;
+}
+
+Timeline timeline_simulate(const PipelineTable *t, const PipelineCosts *c, Arena *arena) {
+    const PipelineShape *s = &t->shape;
+    int64_t cells = (int64_t)s->stages * s->chunks * s->microbatches;
+    Timeline line = {t, arena_array(arena, Span *, s->stages)};
+    for (int i = 0; i < s->stages; i++) line.spans[i] = arena_array(arena, Span, t->counts[i]);
+    ArenaMark mark = arena_mark(arena);
+    Done done = {s, arena_array(arena, double, cells), arena_array(arena, double, cells)};
+    int *next = arena_array(arena, int, s->stages);
+    for (int64_t k = 0; k < cells; k++) done.forward[k] = done.gradient[k] = -1;
+    for (bool moved = true; moved;) {
+        moved = false;
+        for (int i = 0; i < s->stages; i++)
+            for (double ready; next[i] < t->counts[i]; next[i]++) {
+                const Slot *row = &t->rows[i][next[i]];
+                if ((ready = ready_at(&done, c, i, row)) < 0) break;
+                int part = pipeline_part(s, i, row->chunk);
+                Span *span = &line.spans[i][next[i]];
+                span->begin = fmax(ready, next[i] ? line.spans[i][next[i] - 1].end : 0);
+                span->end = span->begin + duration(c, row->work, part);
+                if (row->work != WORK_WEIGHT_GRADIENT) *done_at(&done, row->work, part, row->microbatch) = span->end;
+                moved = true;
+            }
+    }
+    for (int i = 0; i < s->stages; i++) check(next[i] == t->counts[i]);
+    arena_rewind(arena, mark);
+    return line;
+}
+
+PipelineTime timeline_measure(const Timeline *line, StageTime *stages) {
+    const PipelineTable *t = line->table;
+    PipelineTime time = {0};
+    double first = INFINITY, last = -INFINITY, busy = 0;
+    for (int i = 0; i < t->shape.stages; i++) {
+        StageTime own = {{line->spans[i][0].begin, line->spans[i][t->counts[i] - 1].end}, 0};
+        for (int k = 0; k < t->counts[i]; k++) own.busy += line->spans[i][k].end - line->spans[i][k].begin;
+        first = fmin(first, own.span.begin);
+        last = fmax(last, own.span.end);
+        busy += own.busy;
+        time.cycle = fmax(time.cycle, own.span.end - own.span.begin);
+        time.work = fmax(time.work, own.busy);
+        if (stages) stages[i] = own;
+    }
+    time.total = last - first;
+    time.bubble = time.total > 0 ? 1 - busy / (t->shape.stages * time.total) : 0;
+    time.published = time.cycle > 0 ? (time.cycle - time.work) / time.cycle : 0;
+    return time;
+}
