@@ -10,15 +10,18 @@
 #include <sys/prctl.h>
 #include <time.h>
 
-// Without anything new: how long to look again and again. Beside arithmetic; where the core has nothing else to do;
-// and, once the others are known to have come, in addition for the next of their messages: as long as MESSAGE_BYTES
-// take on a slow link.
-#define SPIN_BESIDE    20e-6
-#define SPIN_WAITING   100e-6
+// Without anything new whoever looks first looks again and again, for SPIN; once the others are known to have come, for
+// SPIN_UNDER_WAY more: as long as MESSAGE_BYTES take on a slow link.
+#define SPIN_BESIDE    20e-6  // beside arithmetic
+#define SPIN_WAITING   200e-6 // where the core has nothing else to do
 #define SPIN_UNDER_WAY 2e-3
-// Then sleeps between looks: an eighth of the time without news, within these.
+// Then sleeps between looks: an eighth of the time without news within the first bounds, and in a long wait a fiftieth
+// up to the last. So much later than a late rank the others go on.
 #define SHORTEST_SLEEP 5e-6
+#define NAP_BESIDE     500e-6
+#define NAP_WAITING    100e-6
 #define LONGEST_SLEEP  500e-6
+#define SLACK          1000UL // nanoseconds by which the system may lengthen a sleep
 #define SLEEP_IF_WOKEN 0.1
 
 struct Engine {
@@ -66,7 +69,9 @@ static bool advance(Engine *e, CommRequest *c) {
     int before = c->complete;
     while (c->complete < c->count && e->transport->test(e->state, &c->messages[c->complete])) c->complete++;
     if (c->complete < c->count) return c->complete > before;
-    if (++c->at_round < c->rounds) begin_round(e, c);
+    do { // a round of arithmetic alone has ended once it began
+        if (++c->at_round < c->rounds) begin_round(e, c);
+    } while (c->at_round < c->rounds && c->count == 0);
     return true;
 }
 
@@ -150,17 +155,27 @@ static uint64_t events_of(Engine *e) {
     return events;
 }
 
+typedef struct Patience { // of who looks, in seconds
+    double spin, nap;
+} Patience;
+
+static const Patience beside = {SPIN_BESIDE, NAP_BESIDE}, waiting = {SPIN_WAITING, NAP_WAITING};
+
+static double clamp(double x, double low, double high) { return x < low ? low : x > high ? high : x; }
+
+static double sleep_after(double idle, double nap) {
+    return clamp(idle / 50, clamp(idle / 8, SHORTEST_SLEEP, nap), LONGEST_SLEEP);
+}
+
 // Until it is worth looking again, `idle` seconds after the last news; events: when they were looked for.
-static void pause_between(Engine *e, uint64_t events, double idle, double spin) {
-    if (!e->transport->wakes && idle < spin) {
+static void pause_between(Engine *e, uint64_t events, double idle, Patience patience) {
+    if (!e->transport->wakes && idle < patience.spin) {
         sched_yield();
         return;
     }
-    double seconds = idle / 8;
-    if (seconds < SHORTEST_SLEEP) seconds = SHORTEST_SLEEP;
-    if (seconds > LONGEST_SLEEP) seconds = LONGEST_SLEEP;
-    if (e->transport->wakes) seconds = SLEEP_IF_WOKEN;
+    double seconds = e->transport->wakes ? SLEEP_IF_WOKEN : sleep_after(idle, patience.nap);
     struct timespec until;
+    prctl(PR_SET_TIMERSLACK, SLACK); // of this thread, which may be any
     clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_nsec += (long)(seconds * 1e9);
     until.tv_sec += until.tv_nsec / 1000000000;
@@ -171,23 +186,23 @@ static void pause_between(Engine *e, uint64_t events, double idle, double spin) 
 }
 
 // One look, and a pause where there was nothing. *news: when there was something last.
-static void look(Engine *e, uint64_t events, double spin, double *news) {
+static void look(Engine *e, uint64_t events, Patience patience, double *news) {
     bool under_way;
     pthread_mutex_lock(&e->drive);
     bool moved = progress(e, &under_way);
     pthread_mutex_unlock(&e->drive);
     double now = clock_seconds();
+    if (under_way) patience.spin += SPIN_UNDER_WAY;
     if (moved)
         *news = now;
     else
-        pause_between(e, events, now - *news, spin + (under_way ? SPIN_UNDER_WAY : 0));
+        pause_between(e, events, now - *news, patience);
 }
 
 // ---- the communication thread ----
 
 static void *communicate(void *argument) {
     Engine *e = argument;
-    prctl(PR_SET_TIMERSLACK, 1000UL); // nanoseconds: short sleeps are short
     double news = clock_seconds();
     for (;;) {
         pthread_mutex_lock(&e->lock);
@@ -199,7 +214,7 @@ static void *communicate(void *argument) {
         uint64_t events = e->events;
         pthread_mutex_unlock(&e->lock);
         if (stopping) return NULL;
-        look(e, events, SPIN_BESIDE, &news);
+        look(e, events, beside, &news);
     }
 }
 
@@ -227,7 +242,7 @@ void engine_wait(Engine *e, CommRequest *c) {
     for (;;) {
         uint64_t events = events_of(e);
         if (atomic_load_explicit(&c->done, memory_order_acquire)) break;
-        look(e, events, SPIN_WAITING, &news);
+        look(e, events, waiting, &news);
     }
     pthread_mutex_lock(&e->lock);
     e->waited += clock_seconds() - begun;
