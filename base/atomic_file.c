@@ -120,7 +120,7 @@ bool atomic_commit(AtomicFile *file, Error *error) {
     bool renamed = false, ok = false;
     if (file->filled && !flush(file, error)) goto done;
     if (fsync(file->descriptor) != 0) {
-        error_set_errno(error, ERROR_FAILED, "%s: cannot sync", file->aside);
+        error_set_errno(error, ERROR_FAILED, "%s: cannot sync (the disk may be failing: write elsewhere)", file->aside);
         goto done;
     }
     int closed = close(file->descriptor);
