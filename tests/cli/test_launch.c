@@ -223,6 +223,18 @@ static bool can_launch(void) {
 #endif
 }
 
+static void one_process_reads_what_several_wrote(void **state) {
+    (void)state;
+    char *second = run_path(project, "spread", "checkpoints/step-00000004/model-00002-of-00002.safetensors");
+    assert_status(0, project, "launch", "-n", "2", TRAIN, "parallel.zero=3", "--run", "spread");
+    assert_true(file_exists(second));
+    assert_status(0, project, "generate", "spread", "--prompt", "a", "--max-tokens", "2");
+    assert_status(0, project, "eval", "spread", "--task", "retrieval", "--data", "data", "--limit", "4");
+    assert_status(0, project, "train", "--run", "spread", "--resume", "parallel.zero=0", "train.steps=6");
+    assert_int_equal(run_lines(project, "spread"), 6);
+    free(second);
+}
+
 int main(void) {
     if (!can_launch()) {
         fprintf(stderr, "skipped: there is no mpirun, or the program was built without MPI\n");
@@ -231,6 +243,7 @@ int main(void) {
     setenv("ASAN_OPTIONS", "detect_leaks=0", 1); // what MPI keeps at its end is none of ours
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_launch_that_cannot_work_says_why),
+        cmocka_unit_test(one_process_reads_what_several_wrote),
         cmocka_unit_test(a_killed_rank_is_named_by_all_others_and_all_end),
         cmocka_unit_test(a_stopped_rank_is_named_with_the_call_that_waits_for_it),
         cmocka_unit_test(a_run_that_is_restarted_has_the_losses_of_one_that_was_not_disturbed),
