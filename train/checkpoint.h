@@ -2,9 +2,9 @@
  * moments and state.json. Nothing in it depends on how many ranks there were or what they shared: tensors are whole,
  * under their global names, and any number of ranks reads them.
  *
- * A Saver writes them while training goes on: checkpoint_start copies what must not change any more, a thread of each
- * rank writes its files and syncs them into a folder aside, and when all ranks have written theirs one seals the folder
- * and renames it. What can be seen under its name is complete. */
+ * A Saver writes them while training goes on: a thread of each rank copies what it writes, before the next update may
+ * change it, writes it into a folder aside and syncs; when all ranks have written theirs, one seals the folder and
+ * renames it. What can be seen under its name is complete. */
 #pragma once
 #include "base/trace.h"
 #include "fusion/model_files.h"

@@ -68,16 +68,23 @@ JointMemory memory_estimate(const TrainConfig *c, const Layout *l) {
     return joint_memory(&c->model, &sizes, c->precision ? BF16 : F32, &spread);
 }
 
+// Masters, and both moments of what is trained: shared out over all ranks, whatever they hold.
+double memory_copy(const TrainConfig *c, const Layout *l) {
+    double bytes = (c->model.freeze.count ? 1 : 3) * (double)sizeof(float);
+    return bytes * joint_weights(&c->model) / l->ranks;
+}
+
 bool memory_check(const TrainConfig *c, const Layout *l, double available, Error *error) {
     JointMemory need = memory_estimate(c, l);
-    if (need.model + need.activations <= available) return true;
+    double copy = memory_copy(c, l), all = need.model + need.activations + copy;
+    if (all <= available) return true;
     bool much = need.activations > need.model;
     return error_set(error, ERROR_USAGE,
                      "the run does not fit into memory: it needs at least %.1f GiB%s (%.1f for weights, gradients and "
-                     "moments, %.1f for the activations of a microbatch), %.1f GiB are free; make model.* or the "
-                     "batches smaller%s%s%s",
-                     (need.model + need.activations) / GIB, l->ranks > 1 ? " in each process" : "", need.model / GIB,
-                     need.activations / GIB, available / GIB, much ? ", or raise train.microbatches" : "",
+                     "moments, %.1f for the activations of a microbatch, %.1f to write checkpoints from), %.1f GiB are "
+                     "free; make model.* or the batches smaller%s%s%s",
+                     all / GIB, l->ranks > 1 ? " in each process" : "", need.model / GIB, need.activations / GIB,
+                     copy / GIB, available / GIB, much ? ", or raise train.microbatches" : "",
                      much && c->model.recompute != RECOMPUTE_FULL ? ", or set train.recompute: full" : "",
                      l->size[MESH_DATA] > 1 && c->parallel.zero < 3 ? ", or raise parallel.zero" : "");
 }
