@@ -11,6 +11,7 @@ int generate_main(int argc, char **argv);
 int report_main(int argc, char **argv);
 int config_main(int argc, char **argv);
 int plan_main(int argc, char **argv);
+int plan_schedule_main(int argc, char **argv);
 int bench_main(int argc, char **argv);
 int bench_ops_main(int argc, char **argv);
 int bench_train_main(int argc, char **argv);

@@ -14,12 +14,13 @@ typedef struct Arguments {
 } Arguments;
 
 static void usage(FILE *out) {
-    fputs("usage: bifocal plan CONFIG [section.key=value]... [--ranks N]\n\n"
+    fputs("usage: bifocal plan CONFIG [section.key=value]... [--ranks N]\n"
+          "       bifocal plan schedule --stages P --microbatches M --schedule S [options]\n\n"
           "  CONFIG              YAML file of a training run\n"
           "  section.key=value   as for bifocal train\n"
           "  --ranks N           processes; otherwise as many as parallel.* asks for\n\n"
           "Prints the place of every process, what it takes in memory, its share of a step and what it sends to\n"
-          "others; starts nothing. Exit status 2 where the sizes do not fit.\n",
+          "others; starts nothing. Exit status 2 where the sizes do not fit. `bifocal plan schedule --help`: pipelines.\n",
           out);
 }
 
@@ -67,6 +68,7 @@ int plan_main(int argc, char **argv) {
     Plan plan;
     Error error = {0};
     Buffer text = {0};
+    if (argc > 1 && !strcmp(argv[1], "schedule")) return plan_schedule_main(argc - 1, argv + 1);
     parse(&a, argc, argv);
     if (a.status >= 0) return a.status;
     Arena *memory = arena_new(1 << 16);

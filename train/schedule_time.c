@@ -64,13 +64,20 @@ Timeline timeline_simulate(const PipelineTable *t, const PipelineCosts *c, Arena
     return line;
 }
 
+static StageTime stage_time(const Timeline *line, int stage) {
+    const Span *spans = line->spans[stage];
+    int count = line->table->counts[stage];
+    StageTime own = {.span = {spans[0].begin, spans[count - 1].end}};
+    for (int k = 0; k < count; k++) own.busy += spans[k].end - spans[k].begin;
+    return own;
+}
+
 PipelineTime timeline_measure(const Timeline *line, StageTime *stages) {
     const PipelineTable *t = line->table;
     PipelineTime time = {0};
     double first = INFINITY, last = -INFINITY, busy = 0;
     for (int i = 0; i < t->shape.stages; i++) {
-        StageTime own = {{line->spans[i][0].begin, line->spans[i][t->counts[i] - 1].end}, 0};
-        for (int k = 0; k < t->counts[i]; k++) own.busy += line->spans[i][k].end - line->spans[i][k].begin;
+        StageTime own = stage_time(line, i);
         first = fmin(first, own.span.begin);
         last = fmax(last, own.span.end);
         busy += own.busy;
@@ -80,6 +87,8 @@ PipelineTime timeline_measure(const Timeline *line, StageTime *stages) {
     }
     time.total = last - first;
     time.bubble = time.total > 0 ? 1 - busy / (t->shape.stages * time.total) : 0;
-    time.published = time.cycle > 0 ? (time.cycle - time.work) / time.cycle : 0;
+    for (int i = 0; stages && time.total > 0 && i < t->shape.stages; i++)
+        stages[i].bubble = 1 - stages[i].busy / time.total;
+    time.rate = time.cycle > 0 ? (time.cycle - time.work) / time.cycle : 0;
     return time;
 }

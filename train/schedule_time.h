@@ -22,16 +22,17 @@ typedef struct Timeline {
 Timeline timeline_simulate(const PipelineTable *, const PipelineCosts *, Arena *);
 
 typedef struct StageTime {
-    Span span;   // from its first row to the end of its last
-    double busy; // sum of its rows
+    Span span;     // from its first row to the end of its last
+    double busy;   // sum of its rows
+    double bubble; // share of the step (PipelineTime.total) in which it waits
 } StageTime;
 
 typedef struct PipelineTime {
-    double total;     // from the first row of all stages to the end of the last
-    double cycle;     // longest span of a stage: what a step takes where steps follow one another without a barrier
-    double work;      // of the busiest stage
-    double bubble;    // share of the stages' time in which they wait, of `total`
-    double published; // (cycle - work) / cycle: the bubble rate as papers on zero-bubble schedules state it
+    double total;  // from the first row of all stages to the end of the last
+    double cycle;  // longest span of a stage: what a step takes where steps follow one another without a barrier
+    double work;   // of the busiest stage
+    double bubble; // share of the stages' time in which they wait, of `total`
+    double rate;   // (cycle - work) / cycle: the bubble rate as papers on zero-bubble schedules state it
 } PipelineTime;
 
 // stages: (stages), or NULL.

@@ -16,8 +16,8 @@ bool pipeline_kind(const char *name, PipelineKind *kind, Error *error) {
         }
     const char *near = nearest_word(name, pipeline_names, PIPELINES);
     return error_set(error, ERROR_USAGE,
-                     "no schedule '%s'%s%s%s; there are gpipe, 1f1b, interleaved, zb-h1, zb-h2, zb-v", name,
-                     near ? ", did you mean '" : "", near ? near : "", near ? "'?" : "");
+                     "no schedule '%s'%s%s%s: there are gpipe, 1f1b, interleaved, zb-h1, zb-h2, zb-v", name,
+                     near ? " (did you mean '" : "", near ? near : "", near ? "'?)" : "");
 }
 
 int pipeline_chunks(PipelineKind kind, int asked) {
@@ -180,6 +180,7 @@ static void zero_bubble_v(const PipelineShape *s, int stage, Rows *r) {
 
 int pipeline_rows(const PipelineShape *s, int stage, Slot *rows) {
     Rows r = {.rows = rows, .microbatches = s->microbatches};
+    check((unsigned)s->kind < PIPELINES);
     switch (s->kind) {
     case PIPELINE_GPIPE:
         gpipe(s, &r);
@@ -196,12 +197,8 @@ int pipeline_rows(const PipelineShape *s, int stage, Slot *rows) {
     case PIPELINE_ZB_H2:
         zero_bubble(s, 2 * (s->stages - stage - 1), 2 * stage, &r);
         break;
-    case PIPELINE_ZB_V:
-        zero_bubble_v(s, stage, &r);
-        break;
     default:
-        check(!"a schedule");
-        break;
+        zero_bubble_v(s, stage, &r);
     }
     return r.count;
 }

@@ -15,6 +15,8 @@ static void every_command_has_help(void **state) {
         WORDS("tokenizer", "--help"),
         WORDS("tokenizer", "train", "--help"),
         WORDS("train", "--help"),
+        WORDS("plan", "--help"),
+        WORDS("plan", "schedule", "--help"),
         WORDS("eval", "--help"),
         WORDS("generate", "--help"),
         WORDS("report", "--help"),
@@ -65,6 +67,7 @@ static void unknown_options_get_a_suggestion(void **state) {
     assert_refuses(2, "did you mean '--json'?", "/", "data", "ls", "--jsn", "x");
     assert_refuses(2, "did you mean '--vocab-size'?", "/", "tokenizer", "train", "--vocabsize", "9");
     assert_refuses(2, "did you mean '--resume'?", "/", "train", "--resum_", "--run", "x");
+    assert_refuses(2, "did you mean '--stages'?", "/", "plan", "schedule", "--satges", "4");
     assert_refuses(2, "did you mean '--limit'?", "/", "eval", "--limti", "3");
     assert_refuses(2, "did you mean '--prompt'?", "/", "generate", "--promt", "x");
     assert_refuses(2, "did you mean '--samples'?", "/", "report", "--sampels", "x");
