@@ -11,14 +11,14 @@ typedef struct Bucket {
     int64_t own, owned;     // this rank's blocks [own, own + owned) of it
     int64_t partial_blocks; // at its start
     bool frozen;
-    Dtype dtype;            // of what operators read
+    Dtype dtype;             // of what operators read
     int first_range, ranges; // of parameters_owned
-    void *values;     // (blocks) what operators read; NULL while given back
-    void *own_values; // (owned) this rank's part of it: inside `values` where these are kept
-    float *masters;   // (owned); f32: own_values
-    float *gradients; // (blocks) where operators write; NULL while there are none
-    float *sums;      // (owned) this rank's part of the summed gradients
-    CommRequest *gathering; // stages 1 and 2: the values of other ranks are on their way
+    void *values;            // (blocks) what operators read; NULL while given back
+    void *own_values;        // (owned) this rank's part of it: inside `values` where these are kept
+    float *masters;          // (owned); f32: own_values
+    float *gradients;        // (blocks) where operators write; NULL while there are none
+    float *sums;             // (owned) this rank's part of the summed gradients
+    CommRequest *gathering;  // stages 1 and 2: the values of other ranks are on their way
 } Bucket;
 
 int parameters_stage(const Parameters *); // Parallel.zero; 0 where there is but one data rank
@@ -33,8 +33,8 @@ void bucket_set_gradients(Bucket *, float *gradients);
 void bucket_set_sums(Parameters *, Bucket *, float *sums);
 // Zeroes the gradients nobody wrote, and what lies behind each parameter up to its last block's end.
 void bucket_end_backward(const Parameters *, const Bucket *);
-// Stages 1 and 2 (else nothing happens): sends all data ranks' own values to all of them, beside what follows; and waits
-// until those of the others are here. They are waited for before a node reads them, and before own values change.
+// Stages 1 and 2 (else nothing happens): sends all data ranks' own values to all of them, beside what follows; and
+// waits until those of the others are here. They are waited for before a node reads them, and before own values change.
 void bucket_start_gather(const Parameters *, Bucket *);
 void bucket_settle(Bucket *);
 

@@ -92,8 +92,8 @@ ParameterMemory parameters_memory(const Parameters *); // really allocated; no m
 // ranks, in bf16 18, 6 + 12/N, 2 + 16/N, 18/N; `elements` of which `trained` have gradients and moments.
 ParameterMemory parameters_formula(double elements, double trained, Dtype compute, int stage, int ranks);
 
-// Safetensors entries of all masters (host copies in `memory`; masters must not be shared out), and back. Loading checks
-// names and shapes: missing, unexpected and mismatched ones are listed in the error, and then nothing is taken. A file
-// holds whole tensors; each rank takes what it owns, and all data ranks must load it.
+// Safetensors entries of all masters (host copies in `memory`; masters must not be shared out), and back. Loading
+// checks names and shapes: missing, unexpected and mismatched ones are listed in the error, and then nothing is taken.
+// A file holds whole tensors; each rank takes what it owns, and all data ranks must load it.
 int parameters_export(const Parameters *, Arena *memory, SafeTensor **out);
 bool parameters_import(Parameters *, const SafeTensors *, const char *path, Error *);

@@ -1,4 +1,4 @@
-/* Inside parameters*.c and buckets.c: what a Parameters is made of. */
+/* Inside parameters*.c, buckets.c and gather.c: what a Parameters is made of. */
 #pragma once
 #include "kernels/nn/buckets.h"
 
@@ -22,8 +22,8 @@ struct Parameters {
     int bucket_count;
     OwnedRange *owned;
     int owned_count;
-    Gather *gather;                  // NULL before stage 3
-    int64_t blocks, states;          // of all buckets; elements of a moment
+    Gather *gather;                          // NULL before stage 3
+    int64_t blocks, states;                  // of all buckets; elements of a moment
     Memory values, masters, gradients, sums; // device; empty where buckets hold theirs otherwise
 };
 

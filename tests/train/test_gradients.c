@@ -338,14 +338,15 @@ static void tensor_rank(int rank, Comm *world, void *argument) {
     gradients_begin_piece(m.gradients, 0);
     Tensor *loss = NULL;
     for (int i = 0; i < PARAMETERS; i++) {
-        double factor = (rank / 2 + 1) * (i ? rank % 2 + 1 : 1); // summed over data: 3, over tensor: 3
+        int factor = (rank / 2 + 1) * (i ? rank % 2 + 1 : 1); // summed over data: 3, over tensor: 3
         Tensor *term = sum(m.tape, weights[i], factor);
         loss = loss ? add(m.tape, loss, term) : term;
     }
     tape_backward(m.tape, loss, ALL_GRADIENTS);
     gradients_end_piece(m.gradients);
     // 3 everywhere, 9 everywhere, and half of the rows each: 3, 6
-    double want = sqrt(COUNT * 9.0 + COUNT * 81.0 + COUNT / 2 * (9.0 + 36.0)), norm = gradients_norm(m.gradients);
+    const int squares = 9 * COUNT + 81 * COUNT + (9 + 36) * (COUNT / 2);
+    double want = sqrt(squares), norm = gradients_norm(m.gradients);
     assert_true(fabs(norm - want) <= 1e-9 * want);
     int count;
     const OwnedRange *ranges = parameters_owned(p, &count);
