@@ -36,7 +36,7 @@ Comm *comm_self_new(void) {
 
 void comm_free(Comm *comm) {
     if (!comm) return;
-    check(!comm->running && !comm->queue);
+    check(comm->unfinished == 0 && "a group is freed once its calls were waited for");
     if (comm->owns_engine) engine_free(comm->engine);
     free(comm->work);
     free(comm->world);

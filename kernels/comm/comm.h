@@ -5,8 +5,9 @@
  * What is started runs in the order in which it was started in its group, beside the caller's arithmetic; all ranks of
  * a group must start the same calls in the same order. There is no error return: a rank that is gone ends the process
  * with a message (see watch.h), since nothing else could be done. Memory given to a call stays untouched until it is
- * waited for. `what` says in the trace and to the watchdog what a call is for ("gradients", "tokens"); it lives as long
- * as the program.
+ * waited for. Threads of a process may use different groups at the same time; a group is used by one at a time, and
+ * groups are split by one at a time. `what` says in the trace and to the watchdog what a call is for ("gradients",
+ * "tokens"); it lives as long as the program.
  *
  * Rows that are shared out: rank r of n holds rows [comm_share(rows, r, n), comm_share(rows, r + 1, n)), which need not
  * be equally many. */
@@ -32,7 +33,8 @@ Comm *comm_self_new(void);
 Comm *comm_world_new(Log *, Error *);
 // `size` groups' ends for as many threads of this process: ends[r] is used by one thread.
 void comm_threads_new(int size, Comm **ends);
-void comm_free(Comm *); // every rank of the group; sub-groups before the group they came from; NULL is allowed
+// Every rank of the group, once its calls were waited for; sub-groups before the group they came from. NULL is allowed.
+void comm_free(Comm *);
 // Ranks with the same colour form a group, ordered by (key, rank); colour < 0: none, NULL. Collective over `parent`.
 // name: of the group, for the trace and the watchdog ("data", "tensor"); copied.
 Comm *comm_split(Comm *parent, int colour, int key, const char *name);

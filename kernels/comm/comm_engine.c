@@ -124,6 +124,7 @@ static void retire(Engine *e, CommRequest **link) {
     }
     trace_call(e, c);
     e->unfinished--;
+    group->unfinished--;
     e->events++;
     pthread_cond_broadcast(&e->news);
     atomic_store_explicit(&c->done, true, memory_order_release);
@@ -225,6 +226,7 @@ void engine_start(Engine *e, CommRequest *c, bool wake) {
     c->number = c->in_turn ? ++c->comm->collectives : ++c->comm->messages;
     append(&e->inbox_end, c);
     e->unfinished++;
+    c->comm->unfinished++;
     if (wake) {
         e->events++;
         pthread_cond_broadcast(&e->news);

@@ -77,6 +77,7 @@ struct Comm {
     int rank, size, id;
     int *world;                      // (size) ranks in the world
     int64_t collectives, messages;   // that were started
+    int64_t unfinished;              // calls started and not done
     CommRequest *running;            // the collective under way
     CommRequest *queue, **queue_end; // those that wait for it
     char *work;                      // work space of collectives

@@ -8,8 +8,11 @@
 #include "tests/support/ranks.h"
 #include "tests/support/test.h"
 #include <math.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 static const int sizes[] = {1, 2, 3, 4, 8};
@@ -345,6 +348,63 @@ static void cross_groups(int rank, Comm *world, void *argument) {
 
 static void groups_do_not_wait_for_one_another(void **state) { everywhere(state, cross_groups, NULL); }
 
+// Sums in a group of its own, blocking and started in turn, while the others of its process do the same.
+static void *sum_beside_others(void *context) {
+    Comm *group = context;
+    int rank = comm_rank(group);
+    for (int i = 0; i < 60; i++) {
+        int64_t n = counts[i % 6];
+        float *data = brought(COMM_F32, rank, n);
+        if (i % 2)
+            comm_all_reduce(group, data, n, COMM_F32, COMM_SUM, COMM_ORDERED, "test");
+        else
+            comm_wait(comm_start_all_reduce(group, data, n, COMM_F32, COMM_SUM, COMM_ORDERED, "test"));
+        assert_reduced(COMM_F32, COMM_SUM, COMM_ORDERED, comm_size(group), data, 0, n);
+        free(data);
+    }
+    return NULL;
+}
+
+static void share_with_threads(int rank, Comm *world, void *argument) {
+    (void)argument;
+    enum { GROUPS = 3 };
+    Comm *groups[GROUPS];
+    pthread_t threads[GROUPS];
+    for (int i = 0; i < GROUPS; i++) groups[i] = comm_split(world, 0, i % 2 ? rank : -rank, "thread");
+    for (int i = 0; i < GROUPS; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, sum_beside_others, groups[i]), 0);
+    sum_beside_others(world);
+    for (int i = 0; i < GROUPS; i++) pthread_join(threads[i], NULL);
+    for (int i = 0; i < GROUPS; i++) comm_free(groups[i]);
+}
+
+static void threads_use_groups_of_their_own_at_the_same_time(void **state) {
+    everywhere(state, share_with_threads, NULL);
+}
+
+static void free_too_early(int rank, Comm *world, void *argument) {
+    static const char byte;
+    (void)argument;
+    Comm *group = comm_split(world, 0, rank, "group");
+    if (rank == 0) comm_start_send(group, &byte, 1, 1, 0, "test"); // nobody receives it
+    if (rank == 0) comm_free(group);
+    comm_barrier(world, "test");
+}
+
+static void a_group_whose_calls_are_under_way_is_not_freed(void **state) {
+    int status;
+    if (*state) return; // a process of MPI must not fork
+    pid_t child = fork();
+    if (child == 0) {
+        signal(SIGABRT, SIG_DFL); // cmocka reports aborts by itself
+        if (!freopen("/dev/null", "w", stderr)) _exit(2);
+        ranks_run(2, free_too_early, NULL);
+        _exit(0);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
+}
+
 static void split_twice(int rank, Comm *world, void *argument) {
     (void)argument;
     int ranks = comm_size(world), columns = ranks % 2 == 0 ? 2 : 1;
@@ -523,6 +583,8 @@ int main(void) {
         cmocka_unit_test(started_calls_may_be_waited_for_in_any_order),
         cmocka_unit_test(a_started_call_ends_beside_the_caller),
         cmocka_unit_test(groups_do_not_wait_for_one_another),
+        cmocka_unit_test(threads_use_groups_of_their_own_at_the_same_time),
+        cmocka_unit_test(a_group_whose_calls_are_under_way_is_not_freed),
         cmocka_unit_test(a_mesh_of_groups_sums_rows_and_columns),
         cmocka_unit_test(nobody_passes_a_barrier_before_the_last_has_come),
         cmocka_unit_test(alone_calls_copy),
