@@ -65,12 +65,13 @@ static bool is_own(const Tape *t, const Tensor *x) {
     return false;
 }
 
-// Everything but `out`. Where that is a view, it takes over the memory of what it looks at.
+// Everything but `out`. Where that is a view, it takes over the memory of what it looks at, which is never one that was
+// dropped before: then its block has another owner by now.
 static void give_back_but(Tape *t, Tensor *out) {
     for (int64_t i = 0; i < t->owned_count; i++) {
         Tensor *x = t->owned[i];
         if (x == out) continue;
-        if (out->borrowed && x->data == out->data) {
+        if (out->borrowed && !x->borrowed && x->data == out->data) {
             x->borrowed = true;
             out->borrowed = false;
         } else {
@@ -102,6 +103,7 @@ static void record(Tape *t, RecomputeFunction function, const void *closure, siz
 Tensor *tape_recompute(Tape *t, RecomputeFunction function, const void *closure, size_t bytes, Tensor *x) {
     if (t->error || !x) return NULL;
     if (t->transient || t->replay) return function(t, closure, x);
+    check(!x->is_parameter && "a parameter that a recomputed function uses belongs into its closure");
     t->transient = true;
     t->call_count = t->owned_count = 0;
     Tensor *out = function(t, closure, x);

@@ -10,7 +10,7 @@
 
 typedef Tensor *(*RecomputeFunction)(Tape *, const void *closure, Tensor *x);
 
-// function(tape, closure, x), to be replayed. `bytes` of the closure are copied; tensors it names want no gradient, or
+// function(tape, closure, x), to be replayed; x is no parameter. `bytes` of the closure are copied; tensors it names want no gradient, or
 // are parameters, and live until the backward pass; the function must return what one of its calls computed. Inside
 // another recomputed function this is a plain call. Where nothing is recorded, the memory goes back all the same.
 Tensor *tape_recompute(Tape *, RecomputeFunction, const void *closure, size_t bytes, Tensor *x);

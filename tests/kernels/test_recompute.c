@@ -305,6 +305,38 @@ static void what_the_loss_does_not_need_is_complete_without_running_again(void *
     model_free(&m);
 }
 
+// A view of memory that something dropped had before.
+static Tensor *view_of_reused(Tape *t, const void *closure, Tensor *x) {
+    (void)closure;
+    Tensor *dropped = gelu(t, x, GELU_TANH), *between = add(t, x, dropped);
+    tape_drop(t, dropped);
+    return tape_reshape(t, gelu(t, between, GELU_TANH), SHAPE(WIDTH, ROWS));
+}
+
+static void a_view_of_memory_that_was_dropped_before_is_held(void **state) {
+    (void)state;
+    enum { CALLS = 3 };
+    float *gradient[2], loss[2];
+    Model m = model_new(NULL);
+    for (int how = PLAIN; how <= REPLAYED; how++) {
+        tape_reset(m.tape);
+        Tensor *x = tape_constant(m.tape, F32, SHAPE(ROWS, WIDTH), m.x), *h = x;
+        x->needs_grad = true;
+        for (int i = 0; i < CALLS; i++)
+            h = how == PLAIN ? view_of_reused(m.tape, NULL, h) : tape_recompute(m.tape, view_of_reused, NULL, 0, h);
+        Tensor *out = sum(m.tape, mul(m.tape, h, h), 0.01);
+        tape_backward(m.tape, out, ALL_GRADIENTS);
+        tape_read(m.tape, out, &loss[how]);
+        gradient[how] = malloc(tensor_bytes(x));
+        memcpy(gradient[how], x->grad, tensor_bytes(x));
+    }
+    assert_true(isfinite(loss[PLAIN]));
+    assert_memory_equal(&loss[PLAIN], &loss[REPLAYED], sizeof *loss);
+    assert_memory_equal(gradient[PLAIN], gradient[REPLAYED], COUNT * sizeof(float));
+    for (int i = 0; i < 2; i++) free(gradient[i]);
+    model_free(&m);
+}
+
 static Tensor *ill_shaped(Tape *t, const void *closure, Tensor *x) {
     const Layer *l = closure;
     return linear(t, linear(t, x, l->up, NULL), l->up, NULL);
@@ -335,6 +367,7 @@ int main(void) {
         cmocka_unit_test(what_is_not_finite_is_found_inside),
         cmocka_unit_test(hooks_hear_of_parameters_inside_as_of_others),
         cmocka_unit_test(what_the_loss_does_not_need_is_complete_without_running_again),
+        cmocka_unit_test(a_view_of_memory_that_was_dropped_before_is_held),
         cmocka_unit_test(an_error_inside_is_the_tapes_error),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
