@@ -223,7 +223,7 @@ double parameters_gradient_norm(const Parameters *p) {
     free(squares);
     Comm *tensor = p->parallel.tensor;
     if (comm_size(tensor) > 1) {
-        if (comm_rank(tensor)) sum[0] = 0; // one rank's stand for all
+        if (comm_rank(tensor) && isfinite(sum[0])) sum[0] = 0; // one rank's stand for all
         comm_all_reduce(tensor, sum, 2, COMM_F64, COMM_SUM, COMM_ORDERED, "gradient norm");
     }
     return sqrt(sum[0] + sum[1]);
