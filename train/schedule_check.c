@@ -6,10 +6,10 @@ typedef enum { DONE_FORWARD = 1, DONE_INPUT = 2, DONE_WEIGHT = 4, DONE_ALL = 7 }
 
 typedef struct Run {
     const PipelineTable *table;
-    uint8_t *marks; // (parts, microbatches)
-    int *next;      // (stages): the row that comes next
-    int *weights;   // (parts): weight gradients taken
-    StagePeak *now; // (stages)
+    uint8_t *marks;  // (parts, microbatches)
+    int *next;       // (stages): the row that comes next
+    int (*taken)[3]; // (parts): forwards, input gradients, weight gradients
+    StagePeak *now;  // (stages)
     StagePeak *peaks;
 } Run;
 
@@ -38,8 +38,9 @@ static bool legal(const Run *r, int stage, Error *error) {
     if (done & makes[row->work]) return fault(r, stage, "done before", error);
     if ((done & wants[row->work]) != wants[row->work])
         return fault(r, stage, done & DONE_FORWARD ? "before its input gradient" : "before its forward", error);
-    if (makes[row->work] & DONE_WEIGHT && r->weights[part] != row->microbatch)
-        return fault(r, stage, "weight gradients are not in the order of microbatches", error);
+    for (int i = 0; i < 3; i++)
+        if (makes[row->work] >> i & 1 && r->taken[part][i] != row->microbatch)
+            return fault(r, stage, "not in the order of microbatches", error);
     return true;
 }
 
@@ -65,10 +66,8 @@ static void advance(Run *r, int stage) {
     if (now->live > peak->live) peak->live = now->live;
     if (now->whole > peak->whole) peak->whole = now->whole;
     if (made & DONE_INPUT) now->whole--;
-    if (made & DONE_WEIGHT) {
-        now->live--;
-        r->weights[part]++;
-    }
+    if (made & DONE_WEIGHT) now->live--;
+    for (int i = 0; i < 3; i++) r->taken[part][i] += made >> i & 1;
 }
 
 static bool run_all(Run *r, Error *error) {
@@ -109,7 +108,7 @@ bool pipeline_check(const PipelineTable *t, StagePeak *peaks, Error *error) {
     Run r = {.table = t,
              .marks = arena_array(arena, uint8_t, parts * s->microbatches),
              .next = arena_array(arena, int, s->stages),
-             .weights = arena_array(arena, int, parts),
+             .taken = arena_zeroed(arena, sizeof(int[3]) * (size_t)parts),
              .now = arena_array(arena, StagePeak, s->stages),
              .peaks = arena_array(arena, StagePeak, s->stages)};
     bool ok = run_all(&r, error) && complete(&r, error);

@@ -8,7 +8,7 @@ typedef struct StagePeak { // activations of a microbatch in a chunk, the most a
 } StagePeak;
 
 // Of every stage: each microbatch and chunk has its forward once, then its input gradient, then its weight gradient (or
-// both at once); weight gradients of a chunk come in the order of microbatches. Over all stages: when every row waits
+// both at once), and each of these comes in the order of microbatches. Over all stages: when every row waits
 // for what it reads, and nobody waits to send, all rows run. The message names stage and row.
 // peaks: (stages), or NULL.
 bool pipeline_check(const PipelineTable *, StagePeak *peaks, Error *);

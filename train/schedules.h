@@ -2,8 +2,9 @@
  * one by one; the checker (schedule_check.h) and the simulator (schedule_time.h) read the same rows.
  *
  * The model is cut into stages x chunks parts. A microbatch runs forward through the parts in order and its gradient
- * back; the gradient of a part's weights may be taken any time after that of its input. In every table the weights'
- * gradients of a chunk come in the order of microbatches, so that sums over them are the same for all schedules. */
+ * back; the gradient of a part's weights may be taken any time after that of its input. In every table a chunk takes
+ * microbatches in their order, forward as well as back: so sums of gradients are the same for all schedules, and what
+ * goes from one part to the next arrives in the order in which it is read. */
 #pragma once
 #include "base/arena.h"
 #include "base/error.h"

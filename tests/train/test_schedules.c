@@ -206,6 +206,33 @@ static void rows_of_a_simulation_wait_for_what_they_read(void **state) {
             }
 }
 
+// A small generator of its own: numbers in [0, 1).
+static double draw(uint32_t *state) {
+    *state = *state * 1664525u + 1013904223u;
+    return (*state >> 8) / 16777216.0;
+}
+
+static void h1_is_never_slower_than_1f1b_whatever_the_stages_cost(void **state) {
+    (void)state;
+    uint32_t seed = 1;
+    for (int trial = 0; trial < 500; trial++) {
+        int stages = 2 + trial % (P - 1), microbatches = 1 + trial % M;
+        double f[P], b[P], w[P], send = draw(&seed) / 10, total[2];
+        for (int i = 0; i < stages; i++) {
+            f[i] = 0.2 + draw(&seed);
+            b[i] = f[i] * (0.5 + draw(&seed));
+            w[i] = f[i] * (0.5 + draw(&seed));
+        }
+        for (int k = 0; k < 2; k++) {
+            arena_reset(arena);
+            PipelineTable t = table_of(k ? PIPELINE_ZB_H1 : PIPELINE_1F1B, stages, microbatches);
+            Timeline line = timeline_simulate(&t, &(PipelineCosts){f, b, w, send}, arena);
+            total[k] = timeline_measure(&line, NULL).total;
+        }
+        assert_true(total[1] <= total[0] * (1 + 1e-12));
+    }
+}
+
 static void unequal_stages_are_bound_by_the_slowest(void **state) {
     (void)state;
     PipelineTable t = table_of(PIPELINE_1F1B, 3, 32);
@@ -276,6 +303,14 @@ static void the_checker_finds_rows_that_are_wrong(void **state) {
     finds(&t, "not in the order of microbatches");
 }
 
+static void the_checker_finds_messages_out_of_order(void **state) {
+    (void)state;
+    PipelineTable t = table_of(PIPELINE_GPIPE, 2, 2);
+    t.rows[1][0].microbatch = 1;
+    t.rows[1][1].microbatch = 0;
+    finds(&t, "stage 1, row 0 (forward of microbatch 1, chunk 0): not in the order of microbatches");
+}
+
 // Legal for each stage alone: stage 0 wants the gradient of microbatch 0 before it sends microbatch 1 on, stage 1 runs
 // both forwards first.
 static void the_checker_finds_deadlocks(void **state) {
@@ -295,9 +330,11 @@ int main(void) {
         cmocka_unit_test(bubbles_are_those_of_the_formulas),
         cmocka_unit_test(published_rates_of_zero_bubble_schedules_come_out),
         cmocka_unit_test(rows_of_a_simulation_wait_for_what_they_read),
+        cmocka_unit_test(h1_is_never_slower_than_1f1b_whatever_the_stages_cost),
         cmocka_unit_test(unequal_stages_are_bound_by_the_slowest),
         cmocka_unit_test(shapes_without_a_schedule_are_refused_with_what_would_do),
         cmocka_unit_test(the_checker_finds_rows_that_are_wrong),
+        cmocka_unit_test(the_checker_finds_messages_out_of_order),
         cmocka_unit_test(the_checker_finds_deadlocks),
     };
     return cmocka_run_group_tests(tests, open_arena, close_arena);
