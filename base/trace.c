@@ -32,7 +32,8 @@ struct Trace {
     Slice *slices;
     size_t count, capacity;
     long long left_out;
-    double clock; // what is added to trace_now for the time of day, by which machines are compared
+    double clock;     // what is added to trace_now for the time of day, by which machines are compared
+    char machine[37]; // whose clock trace_now is; "": unknown
 };
 
 static double time_of_day(void) {
@@ -49,6 +50,7 @@ Trace *trace_new(int rank) {
     check(t && pthread_mutex_init(&t->lock, NULL) == 0);
     t->rank = rank;
     t->clock = time_of_day() - trace_now();
+    clock_machine(t->machine);
     for (size_t i = 0; i < sizeof order / sizeof *order; i++) check((t->track[t->tracks++] = strdup(order[i])));
     return t;
 }
@@ -174,11 +176,10 @@ static bool flush(AtomicFile *file, Buffer *text, Error *error) {
     return ok;
 }
 
-static void append_head(Buffer *out, double clock, long long left_out) {
-    buffer_printf(out,
-                  "{\"displayTimeUnit\": \"ms\", \"otherData\": {\"clock\": %.9f, \"left_out\": %lld}, "
-                  "\"traceEvents\": [\n",
-                  clock, left_out);
+static void append_head(Buffer *out, double clock, const char *machine, long long left_out) {
+    buffer_printf(out, "{\"displayTimeUnit\": \"ms\", \"otherData\": {\"clock\": %.9f, \"machine\": ", clock);
+    append_quoted(out, machine);
+    buffer_printf(out, ", \"left_out\": %lld}, \"traceEvents\": [\n", left_out);
 }
 
 static void append_names(Buffer *out, const Trace *t, const Lanes *lanes) {
@@ -206,7 +207,7 @@ bool trace_write(const Trace *t, const char *path, Error *error) {
     if (!file) return false;
     pthread_mutex_lock(lock);
     lay_out(t, &lanes);
-    append_head(&text, t->clock, t->left_out);
+    append_head(&text, t->clock, t->machine, t->left_out);
     append_names(&text, t, &lanes);
     bool ok = true;
     for (size_t i = 0; i < t->count && ok; i++) {
@@ -236,6 +237,7 @@ typedef struct Part {
     char *line;
     size_t capacity;
     double clock;
+    char *machine;
 } Part;
 
 static bool not_a_trace(const Part *p, Error *error) {
@@ -253,15 +255,16 @@ static bool read_head(Part *p, long long *left_out, Error *error) {
     json_t *head = json_parse(text.data, text.size, p->path, &ignored), *data = json_object_get(head, "otherData");
     bool ok = json_is_number(json_object_get(data, "clock")) || not_a_trace(p, error);
     p->clock = json_get_number(data, "clock", 0);
+    p->machine = strdup(json_get_string(data, "machine", ""));
+    check(p->machine);
     *left_out += json_get_int(data, "left_out", 0);
     json_decref(head);
     buffer_free(&text);
     return ok;
 }
 
-// Its events, with times as a machine whose clock is `clock` would have measured them.
-static bool copy_events(Part *p, double clock, bool *first, AtomicFile *out, Error *error) {
-    double later = (p->clock - clock) * 1e6; // microseconds
+// Its events, so many microseconds later.
+static bool copy_events(Part *p, double later, bool *first, AtomicFile *out, Error *error) {
     for (ssize_t size; (size = getline(&p->line, &p->capacity, p->in)) > 0;) {
         if (!strcmp(p->line, "]}\n")) return true;
         while (size > 0 && (p->line[size - 1] == '\n' || p->line[size - 1] == ',')) size--;
@@ -279,31 +282,45 @@ static bool copy_events(Part *p, double clock, bool *first, AtomicFile *out, Err
     return not_a_trace(p, error);
 }
 
+// Microseconds to add to the times of a part. All parts of a machine are placed by the first of them: their clock is
+// one, and the time of day may have been set between the starts of two processes.
+static double later_than_first(const Part *parts, int part) {
+    int same = 0;
+    while (same < part && (!parts[part].machine[0] || strcmp(parts[same].machine, parts[part].machine) != 0)) same++;
+    return (parts[same].clock - parts[0].clock) * 1e6;
+}
+
+static void close_parts(Part *parts, int count) {
+    for (int i = 0; i < count; i++) {
+        if (parts[i].in) fclose(parts[i].in);
+        free(parts[i].line);
+        free(parts[i].machine);
+    }
+    free(parts);
+}
+
 bool trace_join(const char *const *paths, int count, const char *path, Error *error) {
     Buffer head = {0};
     long long left_out = 0;
-    bool ok = true, first = true;
+    bool first = true;
     AtomicFile *out = NULL;
-    Part *parts = calloc((size_t)(count > 0 ? count : 1), sizeof *parts);
-    check(parts);
+    Part *parts = calloc((size_t)count, sizeof *parts);
+    bool ok = true;
+    check(count > 0 && parts);
     for (int i = 0; i < count && ok; i++) {
         parts[i].path = paths[i];
         ok = read_head(&parts[i], &left_out, error);
     }
     ok = ok && (out = atomic_open(path, error));
-    append_head(&head, parts[0].clock, left_out);
+    if (ok) append_head(&head, parts[0].clock, parts[0].machine, left_out);
     ok = ok && flush(out, &head, error);
-    for (int i = 0; i < count && ok; i++) ok = copy_events(&parts[i], parts[0].clock, &first, out, error);
+    for (int i = 0; i < count && ok; i++) ok = copy_events(&parts[i], later_than_first(parts, i), &first, out, error);
     ok = ok && atomic_write(out, "\n]}\n", 4, error);
     if (ok)
         ok = atomic_commit(out, error);
     else
         atomic_abandon(out);
-    for (int i = 0; i < count; i++) {
-        if (parts[i].in) fclose(parts[i].in);
-        free(parts[i].line);
-    }
-    free(parts);
+    close_parts(parts, count);
     buffer_free(&head);
     return ok;
 }

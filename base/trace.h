@@ -13,5 +13,6 @@ double trace_now(void);   // seconds, one clock for all processes of a machine
 // track: "compute", "communication", "loader", "save"; both strings are copied. A NULL trace does nothing.
 void trace_slice(Trace *, const char *track, const char *name, double begin, double end);
 bool trace_write(const Trace *, const char *path, Error *); // complete JSON; written aside and renamed
-// One file from those of all ranks.
+// One file from those of all ranks, at least one. Times are those of the first one's clock; machines are compared by
+// the time of day.
 bool trace_join(const char *const *paths, int count, const char *out, Error *);

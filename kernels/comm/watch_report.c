@@ -1,7 +1,6 @@
 /* See watch_report.h. */
 #include "kernels/comm/watch_report.h"
 #include "base/clock.h"
-#include "base/files.h"
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -10,18 +9,14 @@
 // loopback interface.
 void watch_identity(WatchIdentity *out) {
     static const char *const spaces[] = {"/proc/self/ns/pid", "/proc/self/ns/net"};
-    Buffer boot = {0};
-    Error ignored = {0};
     *out = (WatchIdentity){.process = (int32_t)getpid()};
     if (gethostname(out->host, sizeof out->host - 1) != 0) snprintf(out->host, sizeof out->host, "?");
-    if (file_read("/proc/sys/kernel/random/boot_id", &boot, &ignored))
-        snprintf(out->machine, sizeof out->machine, "%.36s", boot.data);
+    clock_machine(out->machine);
     for (int i = 0; i < 2; i++) {
         size_t used = strlen(out->machine);
         ssize_t n = readlink(spaces[i], out->machine + used, sizeof out->machine - 1 - used);
         out->machine[used + (n > 0 ? (size_t)n : 0)] = 0;
     }
-    buffer_free(&boot);
 }
 
 void watch_report_free(WatchReport *report) { buffer_free(&report->members); }

@@ -93,10 +93,43 @@ static void joined_traces_show_every_rank_on_one_clock(void **state) {
         snprintf(name, sizeof name, "rank %d", i);
         assert_string_equal(name_of(events, "process_name", i, -1), name);
         double apart = begin_of(slice_of(events, "step", i)) - begin_of(slice_of(events, "step", 0));
-        assert_true(apart > 1e6 * i - 1e5 && apart < 1e6 * i + 1e5); // one machine: its clocks agree
+        assert_true(apart == 1e6 * i); // one machine: one clock
     }
     assert_int_equal(json_array_size(events), RANKS * (2 + 2 * 2 + 3));
     json_decref(events);
+    for (int i = 0; i < RANKS; i++) free(paths[i]);
+    free(out);
+    temporary_free(folder);
+}
+
+// A part of rank `rank`: one slice that begins at 1 s of its clock.
+static void write_part(const char *path, int rank, double clock, const char *machine) {
+    char text[512];
+    int size = snprintf(text, sizeof text,
+                        "{\"otherData\": {\"clock\": %g, \"machine\": \"%s\", \"left_out\": 2}, \"traceEvents\": [\n"
+                        "{\"ph\": \"X\", \"pid\": %d, \"tid\": 0, \"ts\": 1e6, \"dur\": 5, \"name\": \"step\"}\n]}\n",
+                        clock, machine, rank);
+    temporary_write(path, text, (size_t)size);
+}
+
+static void other_machines_are_placed_by_the_time_of_day(void **state) {
+    (void)state;
+    enum { RANKS = 4 };
+    static const double clocks[RANKS] = {100, 100.25, 107, 99}, later[RANKS] = {0, 0, 7e6, 7e6};
+    static const char *const machines[RANKS] = {"here", "here", "there", "there"}; // the time of day was set on both
+    Error error = {0};
+    char *folder = temporary_new(), *paths[RANKS], *out = temporary_path(folder, "all.json");
+    for (int i = 0; i < RANKS; i++) {
+        char name[32];
+        snprintf(name, sizeof name, "part-%d.json", i);
+        write_part(paths[i] = temporary_path(folder, name), i, clocks[i], machines[i]);
+    }
+    assert_done(trace_join((const char *const *)paths, RANKS, out, &error), &error);
+    json_t *all = json_read_file(out, &error);
+    assert_int_equal(json_get_int(json_object_get(all, "otherData"), "left_out", -1), 2 * RANKS);
+    for (int i = 0; i < RANKS; i++)
+        assert_true(begin_of(slice_of(json_object_get(all, "traceEvents"), "step", i)) == 1e6 + later[i]);
+    json_decref(all);
     for (int i = 0; i < RANKS; i++) free(paths[i]);
     free(out);
     temporary_free(folder);
@@ -174,6 +207,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_trace_is_json_with_named_tracks_and_slices_that_nest),
         cmocka_unit_test(joined_traces_show_every_rank_on_one_clock),
+        cmocka_unit_test(other_machines_are_placed_by_the_time_of_day),
         cmocka_unit_test(slices_that_overlap_are_drawn_below_one_another),
         cmocka_unit_test(what_is_not_a_whole_trace_is_not_joined),
         cmocka_unit_test(threads_may_trace_at_the_same_time),
