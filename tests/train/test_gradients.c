@@ -339,7 +339,7 @@ static void tensor_rank(int rank, Comm *world, void *argument) {
     Tensor *loss = NULL;
     for (int i = 0; i < PARAMETERS; i++) {
         int factor = (rank / 2 + 1) * (i ? rank % 2 + 1 : 1); // summed over data: 3, over tensor: 3
-        Tensor *term = sum(m.tape, weights[i], rank == c->nan_rank ? (double)NAN : (double)factor);
+        Tensor *term = sum(m.tape, weights[i], rank == c->nan_rank && !i ? (double)NAN : (double)factor);
         loss = loss ? add(m.tape, loss, term) : term;
     }
     tape_backward(m.tape, loss, ALL_GRADIENTS);
