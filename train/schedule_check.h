@@ -4,7 +4,8 @@
 
 typedef struct StagePeak { // activations of a microbatch in a chunk, the most at once
     int live;              // between forward and weight gradient
-    int whole;             // between forward and input gradient; the others hold what weight gradients read alone
+    int whole;             // between forward and input gradient; the others hold what weight gradients read alone.
+                           // So many forwards at the most lie unread at the stages behind, gradients at this one.
 } StagePeak;
 
 // Of every stage: each microbatch and chunk has its forward once, then its input gradient, then its weight gradient (or
