@@ -34,8 +34,7 @@ static void usage(FILE *out) {
         "  --stages P             stages of the pipeline\n"
         "  --microbatches M       microbatches of a step that go through it\n"
         "  --schedule S           gpipe, 1f1b, interleaved, zb-h1, zb-h2 or zb-v\n"
-        "  --chunks C             parts of the model a stage holds: interleaved from 2 (the default), zb-v 2, others "
-        "1\n"
+        "  --chunks C             parts of the model a stage holds: interleaved 2 (default) or more, zb-v 2, else 1\n"
         "  --forward T            time of one microbatch in a stage (1), shared evenly by its chunks; or P x C times\n"
         "  --input-gradient T     with commas, one for each part of the model in its order; any unit\n"
         "  --weight-gradient T\n"
@@ -154,8 +153,9 @@ static bool work_out(const Arguments *a, Arena *arena, Outcome *o, Error *error)
 
 static void print_text(const Outcome *o) {
     const PipelineShape *s = &o->table.shape;
-    printf("%s: %d stages, %d microbatches, %d chunk%s a stage\n\n", pipeline_names[s->kind], s->stages,
-           s->microbatches, s->chunks, s->chunks > 1 ? "s" : "");
+    printf("%s: %d stage%s, %d microbatch%s, %d chunk%s a stage\n\n", pipeline_names[s->kind], s->stages,
+           s->stages > 1 ? "s" : "", s->microbatches, s->microbatches > 1 ? "es" : "", s->chunks,
+           s->chunks > 1 ? "s" : "");
     printf("  %-22s %12.6g  the busiest stage works for %.6g of it\n", "time of a step", o->time.total, o->time.work);
     printf("  %-22s %11.2f%%  of the stages' time in a step\n", "bubble", 100 * o->time.bubble);
     printf("  %-22s %11.2f%%  where the next step may begin on a stage while others still finish this one\n",

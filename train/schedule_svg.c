@@ -15,7 +15,8 @@ enum {
     AXIS = 46, // and the space below it
     LEAST_WIDTH = 760,
     MOST_WIDTH = 8000,
-    DIGIT = 7, // width of one
+    DIGIT = 7,  // width of one
+    WIDTH = 18, // of the shortest box
     MOST_BOXES = 50000
 };
 
@@ -23,10 +24,11 @@ enum {
 static const int colours[WORKS][3] = {{126, 176, 230}, {246, 178, 107}, {143, 204, 143}, {226, 146, 156}};
 
 typedef struct Scale {
-    double first, last, width; // times; pixels of the plot
+    double first, length; // time: where the panel begins, how long all panels are
+    double width;         // of the plot
 } Scale;
 
-static double place(const Scale *s, double time) { return LEFT + (time - s->first) / (s->last - s->first) * s->width; }
+static double place(const Scale *s, double time) { return LEFT + (time - s->first) / s->length * s->width; }
 
 // Chunks of a stage differ in lightness.
 static void colour(Buffer *b, Work work, int chunk, int chunks) {
@@ -39,23 +41,22 @@ static void colour(Buffer *b, Work work, int chunk, int chunks) {
 static bool fit(const TimelinePanel *panels, int count, Scale *s, Error *error) {
     double shortest = INFINITY;
     int64_t boxes = 0;
-    *s = (Scale){INFINITY, -INFINITY, 0};
+    *s = (Scale){0};
     for (int n = 0; n < count; n++) {
         const PipelineTable *t = panels[n].line->table;
+        s->length = fmax(s->length, timeline_measure(panels[n].line, NULL).total);
         for (int i = 0; i < t->shape.stages; i++)
             for (int k = 0; k < t->counts[i]; k++, boxes++) {
                 Span span = panels[n].line->spans[i][k];
                 if (span.end > span.begin) shortest = fmin(shortest, span.end - span.begin);
-                s->first = fmin(s->first, span.begin);
-                s->last = fmax(s->last, span.end);
             }
     }
     if (boxes > MOST_BOXES)
         return error_set(error, ERROR_USAGE,
                          "%lld rows are too many to draw (%d at most): fewer microbatches show the same pattern",
                          (long long)boxes, MOST_BOXES);
-    if (!(s->last > s->first)) s->last = s->first + (shortest = 1);
-    s->width = fmin(fmax((s->last - s->first) / shortest * 18, LEAST_WIDTH), MOST_WIDTH);
+    if (!(s->length > 0)) s->length = shortest = 1;
+    s->width = fmin(fmax(s->length / shortest * WIDTH, LEAST_WIDTH), MOST_WIDTH);
     return true;
 }
 
@@ -104,18 +105,19 @@ static void draw_box(Buffer *b, const Scale *s, const Timeline *line, int stage,
                   LANE);
     colour(b, slot->work, slot->chunk, line->table->shape.chunks);
     buffer_printf(b, "\"><title>%s of microbatch %d, chunk %d: %.6g to %.6g</title></rect>\n", work_names[slot->work],
-                  slot->microbatch, slot->chunk, span.begin, span.end);
+                  slot->microbatch, slot->chunk, span.begin - s->first, span.end - s->first);
     if (width >= DIGIT * digits + 2) text(b, "middle", x + width / 2, y + LANE / 2.0 + 4, number);
 }
 
 static void draw_axis(Buffer *b, const Scale *s, double top, double bottom) {
-    double step = svg_tick_step(s->first, s->last, (int)(s->width / 90));
-    for (double v = ceil(s->first / step - 1e-9) * step; v <= s->last + 1e-9 * step; v += step) {
+    double step = svg_tick_step(0, s->length, (int)(s->width / 90));
+    for (int k = 0; k * step <= s->length * (1 + 1e-9); k++) {
         char number[32];
-        snprintf(number, sizeof number, "%.6g", fabs(v) < step * 1e-6 ? 0 : v);
-        buffer_printf(b, "<line class=\"grid\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>\n", place(s, v),
-                      place(s, v), top, bottom + 4);
-        text(b, "tick", place(s, v), bottom + 17, number);
+        double x = LEFT + k * step / s->length * s->width;
+        snprintf(number, sizeof number, "%.6g", k * step);
+        buffer_printf(b, "<line class=\"grid\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>\n", x, x, top,
+                      bottom + 4);
+        text(b, "tick", x, bottom + 17, number);
     }
     text(b, "tick", LEFT + s->width / 2, bottom + 33, "time");
 }
@@ -132,18 +134,18 @@ static void draw_lane_labels(Buffer *b, const Scale *s, const TimelinePanel *p, 
 }
 
 // Returns where the next panel begins.
-static double draw_panel(Buffer *b, const Scale *s, const TimelinePanel *p, double y, StageTime *stages) {
+static double draw_panel(Buffer *b, Scale s, const TimelinePanel *p, double y, StageTime *stages) {
     const PipelineTable *t = p->line->table;
-    timeline_measure(p->line, stages);
+    s.first = timeline_measure(p->line, stages).begin;
     text(b, "title", LEFT, y + 18, p->title);
     double top = y + TITLE, bottom = top + t->shape.stages * (LANE + GAP);
-    draw_axis(b, s, top, bottom);
+    draw_axis(b, &s, top, bottom);
     for (int i = 0; i < t->shape.stages; i++) {
         double at = top + i * (LANE + GAP);
-        buffer_printf(b, "<rect class=\"wait\" x=\"%d\" y=\"%.1f\" width=\"%.1f\" height=\"%d\"/>\n", LEFT, at,
-                      s->width, LANE);
-        draw_lane_labels(b, s, p, i, &stages[i], at);
-        for (int k = 0; k < t->counts[i]; k++) draw_box(b, s, p->line, i, k, at);
+        buffer_printf(b, "<rect class=\"wait\" x=\"%d\" y=\"%.1f\" width=\"%.1f\" height=\"%d\"/>\n", LEFT, at, s.width,
+                      LANE);
+        draw_lane_labels(b, &s, p, i, &stages[i], at);
+        for (int k = 0; k < t->counts[i]; k++) draw_box(b, &s, p->line, i, k, at);
     }
     return bottom + AXIS;
 }
@@ -169,7 +171,7 @@ bool timeline_svg(Buffer *b, const TimelinePanel *panels, int count, Error *erro
     StageTime *stages = arena_array(arena, StageTime, most);
     double y = LEGEND;
     draw_legend(b, panels, count);
-    for (int n = 0; n < count; n++) y = draw_panel(b, &scale, &panels[n], y, stages);
+    for (int n = 0; n < count; n++) y = draw_panel(b, scale, &panels[n], y, stages);
     buffer_text(b, "</svg>\n");
     arena_free(arena);
     return true;

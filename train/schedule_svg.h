@@ -10,6 +10,7 @@ typedef struct TimelinePanel {
     const StagePeak *peaks; // (stages): what each holds; NULL: not shown
 } TimelinePanel;
 
-// Appends a whole SVG document, colours included: panels below one another on one scale of time, so that a simulation
-// and a run can be compared. Refuses what would have too many boxes to be looked at.
+// Appends a whole SVG document, colours included: panels below one another, each from its own first row, on one
+// scale of time, so that a simulation and a run can be compared. Refuses what would have too many boxes to be looked
+// at.
 bool timeline_svg(Buffer *, const TimelinePanel *, int count, Error *);

@@ -36,6 +36,19 @@ static double ready_at(const Done *d, const PipelineCosts *c, int stage, const S
     return at < 0 || from == stage ? at : at + c->send;
 }
 
+// Gives the row its time, where what it reads is there.
+static bool run_row(const Done *d, const PipelineCosts *c, const Timeline *line, int stage, int index) {
+    const Slot *row = &line->table->rows[stage][index];
+    double ready = ready_at(d, c, stage, row), free_at = index ? line->spans[stage][index - 1].end : 0;
+    int part = pipeline_part(d->shape, stage, row->chunk);
+    if (ready < 0) return false;
+    Span span = {.begin = fmax(ready, free_at)};
+    span.end = span.begin + duration(c, row->work, part);
+    if (row->work != WORK_WEIGHT_GRADIENT) *done_at(d, row->work, part, row->microbatch) = span.end;
+    line->spans[stage][index] = span;
+    return true;
+}
+
 Timeline timeline_simulate(const PipelineTable *t, const PipelineCosts *c, Arena *arena) {
     const PipelineShape *s = &t->shape;
     int64_t cells = (int64_t)s->stages * s->chunks * s->microbatches;
@@ -48,16 +61,7 @@ Timeline timeline_simulate(const PipelineTable *t, const PipelineCosts *c, Arena
     for (bool moved = true; moved;) {
         moved = false;
         for (int i = 0; i < s->stages; i++)
-            for (double ready; next[i] < t->counts[i]; next[i]++) {
-                const Slot *row = &t->rows[i][next[i]];
-                if ((ready = ready_at(&done, c, i, row)) < 0) break;
-                int part = pipeline_part(s, i, row->chunk);
-                Span *span = &line.spans[i][next[i]];
-                span->begin = fmax(ready, next[i] ? line.spans[i][next[i] - 1].end : 0);
-                span->end = span->begin + duration(c, row->work, part);
-                if (row->work != WORK_WEIGHT_GRADIENT) *done_at(&done, row->work, part, row->microbatch) = span->end;
-                moved = true;
-            }
+            for (; next[i] < t->counts[i] && run_row(&done, c, &line, i, next[i]); next[i]++) moved = true;
     }
     for (int i = 0; i < s->stages; i++) check(next[i] == t->counts[i]);
     arena_rewind(arena, mark);
@@ -85,6 +89,7 @@ PipelineTime timeline_measure(const Timeline *line, StageTime *stages) {
         time.work = fmax(time.work, own.busy);
         if (stages) stages[i] = own;
     }
+    time.begin = first;
     time.total = last - first;
     time.bubble = time.total > 0 ? 1 - busy / (t->shape.stages * time.total) : 0;
     for (int i = 0; stages && time.total > 0 && i < t->shape.stages; i++)

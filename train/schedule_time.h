@@ -28,6 +28,7 @@ typedef struct StageTime {
 } StageTime;
 
 typedef struct PipelineTime {
+    double begin;  // of the first row of all stages: 0 in a simulation
     double total;  // from the first row of all stages to the end of the last
     double cycle;  // longest span of a stage: what a step takes where steps follow one another without a barrier
     double work;   // of the busiest stage

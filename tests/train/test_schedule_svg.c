@@ -61,6 +61,25 @@ static void panels_share_a_scale_of_time(void **state) {
     arena_free(arena);
 }
 
+static void panels_begin_with_their_first_row(void **state) {
+    (void)state;
+    Arena *arena = arena_new(1 << 14);
+    Error error = {0};
+    Buffer planned = {0}, run = {0};
+    TimelinePanel panel = panel_of(arena, (PipelineShape){PIPELINE_ZB_V, 2, 3, 2}, 1, "same");
+    assert_done(timeline_svg(&planned, &panel, 1, &error), &error);
+    for (int i = 0; i < 2; i++) // as by the clock of a machine
+        for (int k = 0; k < panel.line->table->counts[i]; k++) {
+            panel.line->spans[i][k].begin += 1024;
+            panel.line->spans[i][k].end += 1024;
+        }
+    assert_done(timeline_svg(&run, &panel, 1, &error), &error);
+    assert_string_equal(planned.data, run.data);
+    buffer_free(&planned);
+    buffer_free(&run);
+    arena_free(arena);
+}
+
 static void rows_that_take_no_time_are_drawn_too(void **state) {
     (void)state;
     Arena *arena = arena_new(1 << 14);
@@ -88,9 +107,8 @@ static void what_nobody_can_look_at_is_refused(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_row_has_a_box_with_its_number),
-        cmocka_unit_test(panels_share_a_scale_of_time),
-        cmocka_unit_test(rows_that_take_no_time_are_drawn_too),
+        cmocka_unit_test(every_row_has_a_box_with_its_number), cmocka_unit_test(panels_share_a_scale_of_time),
+        cmocka_unit_test(panels_begin_with_their_first_row),   cmocka_unit_test(rows_that_take_no_time_are_drawn_too),
         cmocka_unit_test(what_nobody_can_look_at_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
