@@ -233,7 +233,8 @@ bool train_run(const TrainOptions *options, TrainResult *result, Log *log, Error
     Run r;
     int stop = 0;
     double start = clock_seconds();
-    bool ok = run_open(&r, options, log, error) && steps(&r, &stop, error);
+    bool opened = run_open(&r, options, log, error), ok = opened && steps(&r, &stop, error);
+    if (opened) parameters_meet(joint_parameters(r.joint)); // what some ranks gather ahead takes all of them
     if (ok) report_traffic(&r);
     ok = ok && run_trace_write(r.trace, options->trace, options->world, error);
     Error ignored;
