@@ -3,6 +3,7 @@
 #include "base/files.h"
 #include "base/json.h"
 #include "data/batch.h"
+#include "tests/train/tiny_compare.h"
 #include "tests/train/tiny_run.h"
 #include <math.h>
 #include <stdlib.h>
@@ -133,9 +134,37 @@ static void a_timeline_that_cannot_be_written_is_refused_before_the_first_step(v
     tiny_run_close(&r);
 }
 
+static void a_run_that_fails_leaves_the_file_of_each_rank(void **state) {
+    (void)state;
+    TinyRun r;
+    TrainResult result;
+    Error error = {0};
+    char name[32], *parts[RANKS];
+    const char *const settings[] = {"threads=1", "train.steps=3", NULL}, *const longer[] = {"threads=1", NULL};
+    tiny_run_open(&r, 1);
+    assert_done(tiny_train_ranks(&r, "failed", settings, false, 1, NULL, &result, &error), &error);
+    tiny_poison(&r, "failed", "checkpoints/step-00000003", "mae.blocks.0.up.weight");
+    char *path = temporary_path(r.folder, "trace.json");
+    r.trace = path;
+    assert_false(tiny_train_ranks(&r, "failed", longer, true, RANKS, NULL, &result, &error));
+    assert_message_has(&error, "not a finite number");
+    assert_false(file_exists(path));
+    for (int rank = 0; rank < RANKS; rank++) {
+        snprintf(name, sizeof name, "trace.json.rank-%05d", rank);
+        json_t *events = events_of(parts[rank] = temporary_path(r.folder, name));
+        assert_true(count_of(events, rank, "compute", "forward") > 0 &&
+                    count_of(events, rank, "communication", "") > 0);
+        json_decref(events);
+        free(parts[rank]);
+    }
+    free(path);
+    tiny_run_close(&r);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_rank_has_its_tracks_in_one_file),
+        cmocka_unit_test(a_run_that_fails_leaves_the_file_of_each_rank),
         cmocka_unit_test(a_timeline_that_cannot_be_written_is_refused_before_the_first_step),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
