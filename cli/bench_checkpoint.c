@@ -15,7 +15,7 @@ static void usage(FILE *out) {
         "Training steps of a text model on random tokens, and checkpoints that are written meanwhile: how long the\n"
         "training waited for a save, and how long that took until it was synced. The last checkpoint stays in DIR.\n\n"
         "  --out DIR      where to write\n"
-        "  --saves N      checkpoints, of which the median counts (5)\n"
+        "  --saves N      checkpoints behind a first one, of which the median counts (5)\n"
         "  --tokens N     of a step (128)\n"
         "  --threads N    of the arithmetic (0: one per core)\n"
         "  --json         one JSON object on stdout\n\n"
@@ -61,14 +61,15 @@ static void print(const BenchCheckpointResult *r, bool json) {
     double share = 100 * r->held / r->written;
     if (json)
         printf("{\"parameters\": %.0f, \"bytes\": %.0f, \"held_seconds\": %.6g, \"written_seconds\": %.6g, "
-               "\"held_percent\": %.6g, \"worst_held_percent\": %.6g, \"step_seconds\": %.6g, "
+               "\"held_percent\": %.6g, \"worst_held_percent\": %.6g, \"first_held_seconds\": %.6g, \"step_seconds\": "
+               "%.6g, "
                "\"step_beside_a_save_seconds\": %.6g}\n",
-               r->parameters, r->bytes, r->held, r->written, share, 100 * r->worst, r->step, r->step_beside);
+               r->parameters, r->bytes, r->held, r->written, share, 100 * r->worst, r->first, r->step, r->step_beside);
     else
         printf("%.1f M parameters, %.2f GB: written in %.2f s (%.0f MB/s), training held for %.3f s: %.2f %% (worst "
-               "%.2f %%); a step takes %.3f s, %.3f s beside a save\n",
+               "%.2f %%; the first, right after the start, %.3f s); a step takes %.3f s, %.3f s beside a save\n",
                r->parameters / 1e6, r->bytes / 1e9, r->written, r->bytes / 1e6 / r->written, r->held, share,
-               100 * r->worst, r->step, r->step_beside);
+               100 * r->worst, r->first, r->step, r->step_beside);
 }
 
 int bench_checkpoint_main(int argc, char **argv) {

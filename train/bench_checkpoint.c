@@ -129,12 +129,16 @@ bool bench_checkpoint(const BenchCheckpointOptions *o, BenchCheckpointResult *ou
     double *times = calloc(MOST_STEPS, sizeof *times), alone[WARM + ALONE];
     CheckpointTimes *saves = calloc((size_t)o->saves, sizeof *saves);
     int beside = 0;
+    double first = 0;
     check(times && saves && o->saves > 0);
     bool ok = open_bench(&b, o, log, error);
     for (int i = 0; ok && i < WARM + ALONE; i++) ok = one_step(&b, &alone[i], error);
-    for (int i = 0; ok && i < o->saves; i++) {
+    for (int i = -1; ok && i < o->saves; i++) {
         ok = checkpoint_start(b.saver, &b.state, error) && train_beside(&b, times, &beside, error);
-        saves[i] = checkpoint_times(b.saver);
+        if (i < 0)
+            first = checkpoint_times(b.saver).held;
+        else
+            saves[i] = checkpoint_times(b.saver);
     }
     if (ok) {
         qsort(saves, (size_t)o->saves, sizeof *saves, by_share);
@@ -144,6 +148,7 @@ bool bench_checkpoint(const BenchCheckpointOptions *o, BenchCheckpointResult *ou
                                        .held = middle->held,
                                        .written = middle->written,
                                        .worst = last->held / last->written,
+                                       .first = first,
                                        .step = median(alone + WARM, ALONE),
                                        .step_beside = median(times, beside)};
     }

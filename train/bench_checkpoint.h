@@ -10,13 +10,14 @@ typedef struct BenchCheckpointOptions {
     int override_count;
     int threads; // 0: one per core
     int tokens;  // of a step
-    int saves;
+    int saves;   // that are measured, behind a first one
 } BenchCheckpointOptions;
 
 typedef struct BenchCheckpointResult {
     double parameters, bytes; // bytes: of one checkpoint's tensors
     double held, written;     // seconds of the save with the median share of held / written
     double worst;             // the largest share
+    double first;             // seconds that the first save held: it may wait for the memory of its copies
     double step, step_beside; // seconds, medians: without a save under way, and with one
 } BenchCheckpointResult;
 
