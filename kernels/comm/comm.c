@@ -349,7 +349,10 @@ void comm_barrier(Comm *comm, const char *what) { finish(barrier(comm, what)); }
 
 static Engine *engine_of(const Comm *comm) { return comm ? comm->engine : NULL; }
 
-CommStatus comm_status(const Comm *world) { return engine_of(world) ? engine_status(world->engine) : (CommStatus){0}; }
+CommStatus comm_status(const Comm *world, Buffer *members) {
+    if (members) buffer_clear(members);
+    return engine_of(world) ? engine_status(world->engine, members) : (CommStatus){0};
+}
 
 void comm_set_trace(Comm *world, struct Trace *trace) {
     if (engine_of(world)) engine_set_trace(world->engine, trace);

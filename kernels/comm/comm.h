@@ -12,6 +12,7 @@
  * Rows that are shared out: rank r of n holds rows [comm_share(rows, r, n), comm_share(rows, r + 1, n)), which need not
  * be equally many. */
 #pragma once
+#include "base/buffer.h"
 #include "base/error.h"
 #include "base/log.h"
 #include <stdint.h>
@@ -81,13 +82,14 @@ void comm_barrier(Comm *, const char *what);
 
 // ---- for the watchdog and the trace ----
 
-typedef struct CommStatus { // of the call that has waited longest for other ranks, in any group of this process
-    int64_t number;         // of calls started in that group, this one included: the same on all of its ranks
-    const char *group, *call, *what; // "data", "all-reduce", "gradients"; call NULL: nothing is under way
-    double since;                    // clock_seconds() when it began to run
-    const Comm *comm;                // that group: whom it waits for; lives until it is freed
+typedef struct CommStatus {  // of the call that has waited longest for other ranks, in any group of this process
+    int64_t number;          // of calls started in that group, this one included: the same on all of its ranks
+    char group[32];          // its name, cut off where it is longer
+    const char *call, *what; // "all-reduce", "gradients"; call NULL: nothing is under way
+    double since;            // clock_seconds() when it began to run
 } CommStatus;
-CommStatus comm_status(const Comm *world);  // any thread
+// Any thread. members: becomes the world ranks of that group, int32_t each; NULL: they are not wanted.
+CommStatus comm_status(const Comm *world, Buffer *members);
 double comm_waited(const Comm *world);      // seconds that threads of this process have spent in comm_wait
 int64_t comm_sent_bytes(const Comm *world); // by this process
 struct Trace;

@@ -310,12 +310,21 @@ bool engine_bare_all_reduce(Engine *e, float *data, int64_t n) {
 
 // ---- for the watchdog and the trace ----
 
-CommStatus engine_status(Engine *e) {
+// A group may be gone as soon as its last call has ended: what is told of it is copied under the lock.
+CommStatus engine_status(Engine *e, Buffer *members) {
     CommStatus status = {0};
     pthread_mutex_lock(&e->lock);
-    for (const CommRequest *c = e->active; c; c = c->next)
-        if (!status.call || c->since < status.since)
-            status = (CommStatus){c->number, c->comm->name, c->call, c->what, c->since, c->comm};
+    const CommRequest *oldest = e->active;
+    for (const CommRequest *c = oldest; c; c = c->next)
+        if (c->since < oldest->since) oldest = c;
+    if (oldest) {
+        const Comm *group = oldest->comm;
+        status =
+            (CommStatus){.number = oldest->number, .call = oldest->call, .what = oldest->what, .since = oldest->since};
+        snprintf(status.group, sizeof status.group, "%s", group->name);
+        for (int32_t r = 0; r < group->size && members; r++)
+            buffer_append(members, &group->world[r], sizeof *group->world);
+    }
     pthread_mutex_unlock(&e->lock);
     return status;
 }

@@ -130,7 +130,7 @@ void engine_free(Engine *);
 void engine_start(Engine *, CommRequest *, bool wake); // wake false: the caller waits for it at once
 void engine_wait(Engine *, CommRequest *);
 void engine_wake(Engine *); // something may be complete; any thread
-CommStatus engine_status(Engine *);
+CommStatus engine_status(Engine *, Buffer *members);
 void engine_set_trace(Engine *, struct Trace *);
 double engine_waited(Engine *);
 int64_t engine_bytes(const Engine *);

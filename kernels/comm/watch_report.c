@@ -22,9 +22,8 @@ void watch_identity(WatchIdentity *out) {
 void watch_report_free(WatchReport *report) { buffer_free(&report->members); }
 
 void watch_observe(WatchReport *out, const Comm *world, int64_t step, double awake) {
-    CommStatus now = comm_status(world);
+    CommStatus now = comm_status(world, &out->members);
     WatchState *s = &out->state;
-    buffer_clear(&out->members);
     *s = (WatchState){.step = step};
     if (!now.call) return;
     s->number = now.number;
@@ -32,10 +31,6 @@ void watch_observe(WatchReport *out, const Comm *world, int64_t step, double awa
     snprintf(s->group, sizeof s->group, "%s", now.group);
     snprintf(s->call, sizeof s->call, "%s", now.call);
     snprintf(s->what, sizeof s->what, "%s", now.what ? now.what : "");
-    for (int r = 0; r < comm_size(now.comm); r++) {
-        int32_t member = comm_world_rank(now.comm, r);
-        buffer_append(&out->members, &member, sizeof member);
-    }
 }
 
 void watch_name(Buffer *out, int rank, const WatchIdentity *identity) {

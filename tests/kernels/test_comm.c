@@ -1,8 +1,6 @@
 /* Communication: every call, on groups of ranks that are threads; under mpirun (arguments: none) the same tests run on
  * its processes instead. */
-#include "base/clock.h"
 #include "base/philox.h"
-#include "base/trace.h"
 #include "kernels/comm/comm.h"
 #include "kernels/tensor.h"
 #include "tests/support/ranks.h"
@@ -476,81 +474,13 @@ static void alone_calls_copy(void **state) {
         CommRequest *request = comm_start_all_reduce(groups[g], in, 3, COMM_F64, COMM_SUM, COMM_FAST, "test");
         assert_true(comm_done(request));
         comm_wait(request);
-        assert_null(comm_status(groups[g]).call);
+        assert_null(comm_status(groups[g], NULL).call);
         Comm *part = comm_split(groups[g], 3, 0, "part");
         assert_int_equal(comm_size(part), 1);
         comm_free(part);
         assert_null(comm_split(groups[g], -1, 0, "none"));
     }
     comm_free(groups[1]);
-}
-
-// ---- for the watchdog, the trace and the metrics ----
-
-static void be_late(int rank, Comm *world, void *argument) {
-    (void)argument;
-    Comm *group = comm_split(world, 0, rank, "data");
-    int64_t one = 1, two = 2;
-    comm_all_reduce(group, &one, 1, COMM_I64, COMM_SUM, COMM_FAST, "first");
-    comm_barrier(world, "test");
-    assert_null(comm_status(world).call);
-    double before = clock_seconds(), waited = comm_waited(world);
-    int64_t sent = comm_sent_bytes(world);
-    CommRequest *request = NULL;
-    if (rank != 1) {
-        request = comm_start_all_reduce(group, &two, 1, COMM_I64, COMM_SUM, COMM_FAST, "second");
-        CommStatus status;
-        while (!(status = comm_status(world)).call) usleep(100);
-        assert_string_equal(status.call, "all-reduce");
-        assert_string_equal(status.what, "second");
-        assert_string_equal(status.group, "data");
-        assert_int_equal(status.number, 2);
-        assert_ptr_equal(status.comm, group);
-        assert_true(status.since >= before && status.since <= clock_seconds());
-    }
-    comm_barrier(world, "the late one goes on");
-    if (rank == 1) request = comm_start_all_reduce(group, &two, 1, COMM_I64, COMM_SUM, COMM_FAST, "second");
-    comm_wait(request);
-    assert_int_equal(two, 2 * comm_size(world));
-    assert_true(comm_waited(world) > waited);
-    assert_true(comm_sent_bytes(world) > sent);
-    assert_null(comm_status(world).call);
-    comm_barrier(world, "test"); // nobody asks for the status of a group that another is still in
-    comm_free(group);
-}
-
-static void status_names_the_call_that_waits(void **state) {
-    if (*state)
-        be_late(comm_rank(*state), *state, NULL);
-    else
-        for (int i = 1; i < SIZES; i++) ranks_run(sizes[i], be_late, NULL);
-}
-
-static void trace_calls(int rank, Comm *world, void *argument) {
-    const char *folder = argument;
-    char name[32], *path, text[4096] = "";
-    Error error = {0};
-    Trace *trace = trace_new(rank);
-    snprintf(name, sizeof name, "%d.json", rank);
-    path = temporary_path(folder, name);
-    comm_set_trace(world, trace);
-    int64_t one = 1;
-    comm_all_reduce(world, &one, 1, COMM_I64, COMM_SUM, COMM_FAST, "gradients");
-    comm_set_trace(world, NULL);
-    assert_done(trace_write(trace, path, &error), &error);
-    FILE *file = fopen(path, "r");
-    assert_non_null(file);
-    assert_true(fread(text, 1, sizeof text - 1, file) > 0);
-    fclose(file);
-    assert_int_equal(strstr(text, "all-reduce gradients (world)") != NULL, comm_size(world) > 1);
-    trace_free(trace);
-    free(path);
-}
-
-static void every_call_is_a_slice_of_the_trace(void **state) {
-    char *folder = temporary_new();
-    everywhere(state, trace_calls, folder);
-    temporary_free(folder);
 }
 
 // ---- the world ----
@@ -588,8 +518,6 @@ int main(void) {
         cmocka_unit_test(a_mesh_of_groups_sums_rows_and_columns),
         cmocka_unit_test(nobody_passes_a_barrier_before_the_last_has_come),
         cmocka_unit_test(alone_calls_copy),
-        cmocka_unit_test(status_names_the_call_that_waits),
-        cmocka_unit_test(every_call_is_a_slice_of_the_trace),
     };
     return cmocka_run_group_tests(tests, open_world, close_world);
 }
