@@ -101,3 +101,12 @@ json_t *command_json(int expected, const char *folder, const char *const *words)
     answer_free(&a);
     return value;
 }
+
+bool command_can_launch(void) {
+#ifdef BIFOCAL_MPI
+    setenv("ASAN_OPTIONS", "detect_leaks=0", 1);
+    return system("mpirun --version >/dev/null 2>&1") == 0;
+#else
+    return false;
+#endif
+}

@@ -16,6 +16,10 @@ void answer_free(Answer *);
 pid_t command_start(const char *folder, const char *const *words);
 int command_end(pid_t); // exit status; 128 + the signal that ended it
 
+// Whether `bifocal launch` can start several processes here. Commands from then on may leak: what MPI keeps at its end is
+// none of ours.
+bool command_can_launch(void);
+
 #define WORDS(...) ((const char *const[]){__VA_ARGS__, NULL})
 // Runs, and fails with what it said where the exit status is another one.
 #define assert_status(expected, folder, ...)                                                                           \

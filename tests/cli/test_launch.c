@@ -215,14 +215,6 @@ static void a_launch_that_cannot_work_says_why(void **state) {
     free(path);
 }
 
-static bool can_launch(void) {
-#ifdef BIFOCAL_MPI
-    return system("mpirun --version >/dev/null 2>&1") == 0;
-#else
-    return false;
-#endif
-}
-
 static void one_process_reads_what_several_wrote(void **state) {
     (void)state;
     char *second = run_path(project, "spread", "checkpoints/step-00000004/model-00002-of-00002.safetensors");
@@ -236,11 +228,10 @@ static void one_process_reads_what_several_wrote(void **state) {
 }
 
 int main(void) {
-    if (!can_launch()) {
+    if (!command_can_launch()) {
         fprintf(stderr, "skipped: there is no mpirun, or the program was built without MPI\n");
         return SKIPPED;
     }
-    setenv("ASAN_OPTIONS", "detect_leaks=0", 1); // what MPI keeps at its end is none of ours
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_launch_that_cannot_work_says_why),
         cmocka_unit_test(one_process_reads_what_several_wrote),
