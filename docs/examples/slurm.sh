@@ -21,9 +21,9 @@ config=${1:?usage: sbatch slurm.sh CONFIG RUN [section.key=value]...}
 run=${2:?usage: sbatch slurm.sh CONFIG RUN [section.key=value]...}
 shift 2
 
-# srun must tell MPI how the ranks find one another: `srun --mpi=list` names pmix where it can. Where it does not,
-# `mpirun` in its place asks Slurm for the nodes, but signals then have to be passed on to it: --signal=B:USR1@180 and a
-# trap. --resume starts from the beginning where there is no checkpoint yet.
+# srun tells MPI how the ranks find one another: `srun --mpi=list` names pmix where it can. Where it does not, or where
+# there is no MPI, --mpi=none in its place lets the ranks find one another by Slurm's variables and talk over TCP.
+# --resume starts from the beginning where there is no checkpoint yet.
 srun --mpi=pmix --kill-on-bad-exit=1 "${BIFOCAL:-bifocal}" train "$config" --run "$run" --resume "$@"
 status=$?
 

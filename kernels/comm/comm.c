@@ -1,6 +1,7 @@
 /* The front of communication: groups, and the calls as requests to the engine. A group of one copies at once. See
  * comm.h. */
 #include "kernels/comm/comm_internal.h"
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -93,6 +94,12 @@ Comm *comm_split(Comm *parent, int colour, int key, const char *name) {
 int comm_rank(const Comm *comm) { return comm ? comm->rank : 0; }
 int comm_size(const Comm *comm) { return comm ? comm->size : 1; }
 int comm_world_rank(const Comm *comm, int rank) { return comm ? comm->world[rank] : 0; }
+void message_describe(const Message *m, char *out, size_t size) {
+    const CommRequest *c = m->call;
+    snprintf(out, size, " of %lld bytes %s rank %d, for %s %lld of group %s (%s),", (long long)m->bytes,
+             m->send ? "to" : "from", m->peer, c->call, (long long)c->number, comm_name(c->comm), c->what);
+}
+
 const char *comm_name(const Comm *comm) { return comm ? comm->name : "self"; }
 
 size_t comm_type_size(CommType type) {

@@ -1,6 +1,6 @@
 /* Communication between the processes of a run: groups of ranks, and collectives among them on raw memory, blocking or
- * started and waited for. Filled by self (a group of one), threads (ranks that are threads of one process, for tests)
- * and MPI; later NCCL.
+ * started and waited for. Filled by self (a group of one), threads (ranks that are threads of one process, for tests),
+ * MPI and TCP; later NCCL.
  *
  * What is started runs in the order in which it was started in its group, beside the caller's arithmetic; all ranks of
  * a group must start the same calls in the same order. There is no error return: a rank that is gone ends the process
@@ -29,8 +29,9 @@ typedef enum CommOrder { COMM_FAST, COMM_ORDERED } CommOrder;
 
 // A group of one; never fails.
 Comm *comm_self_new(void);
-// All processes of the run: MPI where mpirun or srun started several, else a group of one. Call once; a refusal (NULL)
-// says how to start. The log is borrowed for the life of the group: for the last words where MPI fails.
+// All processes of the run: MPI where mpirun or srun started several and tell it how to find them, TCP where variables
+// alone say who belongs together (Slurm's, or BIFOCAL_RANKS), else a group of one. Call once; a refusal (NULL) says how
+// to start. The log is borrowed for the life of the group: for the last words where a connection fails.
 Comm *comm_world_new(Log *, Error *);
 // `size` groups' ends for as many threads of this process: ends[r] is used by one thread.
 void comm_threads_new(int size, Comm **ends);

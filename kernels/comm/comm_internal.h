@@ -41,6 +41,9 @@ typedef struct Transport {
     void (*close)(void *state);
 } Transport;
 
+// " of 4 bytes from rank 0, for receive 1 of group world (little),": for the last words where it fails.
+void message_describe(const Message *, char *out, size_t size);
+
 // ---- calls ----
 
 struct CommRequest {
@@ -142,3 +145,6 @@ bool engine_bare_all_reduce(Engine *, float *data, int64_t n); // false where th
 Comm *comm_world_of(Engine *, int rank, int size, const char *name);
 // The processes that MPI connects; `expected` were started together.
 Comm *comm_mpi_new(int expected, Log *, Error *);
+// The processes that meet as `rendezvous` says.
+struct Rendezvous;
+Comm *comm_tcp_new(const struct Rendezvous *, Log *, Error *);

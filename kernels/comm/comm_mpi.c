@@ -24,12 +24,7 @@ static void must(const Mpi *mpi, int code, const char *function, const Message *
     int length = 0;
     if (code == MPI_SUCCESS) return;
     MPI_Error_string(code, text, &length);
-    if (message) {
-        const CommRequest *c = message->call;
-        snprintf(what, sizeof what, " of %lld bytes %s rank %d, for %s %lld of group %s (%s),",
-                 (long long)message->bytes, message->send ? "to" : "from", message->peer, c->call, (long long)c->number,
-                 comm_name(c->comm), c->what);
-    }
+    if (message) message_describe(message, what, sizeof what);
     log_error(mpi->log, "rank %d on %s: %s%s failed: %s", mpi->rank, mpi->host, function, what, text);
     if (!mpi->log) fprintf(stderr, "rank %d on %s: %s%s failed: %s\n", mpi->rank, mpi->host, function, what, text);
     MPI_Abort(MPI_COMM_WORLD, 1);

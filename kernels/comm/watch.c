@@ -3,6 +3,7 @@
  * connection without a word is a death, and nothing else. */
 #include "kernels/comm/watch.h"
 #include "base/clock.h"
+#include "kernels/comm/connect.h"
 #include "kernels/comm/watch_link.h"
 #include "kernels/comm/watch_report.h"
 #include <errno.h>
@@ -198,9 +199,9 @@ static void *watch_main(void *context) {
 
 // ---- opening and closing ----
 
-static bool accept_ranks(Watch *w, int listener, const WatchAddress *own, double until, Error *error) {
+static bool accept_ranks(Watch *w, int listener, const LinkAddress *own, double until, Error *error) {
     for (int missing = w->size - 1 - w->rank; missing > 0;) {
-        int rank = -1, socket = watch_accept(listener, own, w->size, until, &rank);
+        int rank = -1, socket = link_accept(listener, own, w->size, until, &rank);
         if (socket < 0) {
             for (rank = w->rank + 1; rank < w->size - 1 && w->links[rank].socket >= 0;) rank++;
             return error_set(error, ERROR_FAILED, "rank %d (%s) was not heard from within %d s", rank,
@@ -209,24 +210,26 @@ static bool accept_ranks(Watch *w, int listener, const WatchAddress *own, double
         missing -= w->links[rank].socket < 0;
         if (w->links[rank].socket >= 0) close(w->links[rank].socket); // it tried again
         w->links[rank].socket = socket;
+        watch_link_settle(socket);
     }
     return true;
 }
 
 // Connects everyone behind `judge` with it. Collective.
 static bool connect_to(Watch *w, int judge, bool local, Error *error) {
-    WatchAddress address = {0};
+    LinkAddress address = {0};
     bool ok = true;
     int listener = -1;
     double until = clock_seconds() + CONNECT_SECONDS;
     if (w->rank == judge) {
-        listener = watch_listen(&address, local, error);
+        listener = link_listen(&address, local, 0, error);
         ok = listener >= 0;
     }
     comm_broadcast(w->world, &address, sizeof address, judge, "where to report");
     if (w->rank == judge && ok) ok = accept_ranks(w, listener, &address, until, error);
     if (w->rank > judge) {
-        w->links[judge].socket = watch_connect(&address, w->rank, until, error);
+        w->links[judge].socket = link_connect(&address, w->rank, until, error);
+        if (w->links[judge].socket >= 0) watch_link_settle(w->links[judge].socket);
         ok = w->links[judge].socket >= 0 || error_prefix(error, "rank %d (%s) cannot reach rank %d (%s)", w->rank,
                                                          w->identities[w->rank].host, judge, w->identities[judge].host);
     }

@@ -107,6 +107,12 @@ job=$(submit whole)
 finish "$job" whole
 echo "whole: $STEPS steps over 2 nodes"
 
+# Without MPI, by Slurm's variables over TCP.
+srun --mpi=none --nodes=2 --ntasks=2 "$BIFOCAL" train config.yaml --run plain train.steps=$STEPS checkpoint.every=100 \
+    >log/plain 2>&1 || fail "srun --mpi=none: $(tail -n 3 log/plain)"
+same_losses whole plain $STEPS || fail "the losses of srun --mpi=none are not those of srun --mpi=pmix"
+echo "plain: srun --mpi=none, the same losses"
+
 job=$(submit signalled)
 wait_for 120 has_steps signalled 300 || fail "signalled does not train"
 scancel --signal=USR1 "$job"

@@ -1,5 +1,5 @@
-/* Communication: every call, on groups of ranks that are threads; under mpirun (arguments: none) the same tests run on
- * its processes instead. */
+/* Communication: every call, on groups of ranks that are threads; under mpirun or tcprun.sh (arguments: none) the
+ * same tests run on its processes instead. */
 #include "base/philox.h"
 #include "kernels/comm/comm.h"
 #include "kernels/tensor.h"
@@ -17,7 +17,7 @@ static const int sizes[] = {1, 2, 3, 4, 8};
 static const CommType types[] = {COMM_U8, COMM_I32, COMM_I64, COMM_F32, COMM_F64, COMM_BF16};
 enum { SIZES = sizeof sizes / sizeof *sizes, TYPES = sizeof types / sizeof *types };
 
-// *state: the world of mpirun, or NULL for threads.
+// *state: the world of processes, or NULL for threads.
 static void everywhere(void **state, RankFunction function, void *argument) {
     Comm *world = *state;
     if (world) return function(comm_rank(world), world, argument);
@@ -291,6 +291,34 @@ static void pass_around(int rank, Comm *world, void *argument) {
 
 static void sends_of_one_tag_arrive_in_order(void **state) { everywhere(state, pass_around, NULL); }
 
+// Every rank sends each of the others messages of several sizes, which are asked for in the opposite order, one by one.
+static void ask_backwards(int rank, Comm *world, void *argument) {
+    (void)argument;
+    enum { CALLS = 5, LONGEST = 2500000, MOST = 8 };
+    static const int64_t bytes[CALLS] = {LONGEST, 1, 70000, 1 << 20, 4096};
+    int ranks = comm_size(world);
+    CommRequest *sent[MOST][CALLS] = {{NULL}};
+    uint8_t *in = malloc(LONGEST + CALLS), *out = malloc(LONGEST);
+    check(in && out && ranks <= MOST);
+    for (int64_t b = 0; b < LONGEST + CALLS; b++) in[b] = piece_byte(rank, 0, b);
+    for (int q = 0; q < ranks; q++)
+        for (int i = 0; i < CALLS && q != rank; i++)
+            sent[q][i] = comm_start_send(world, in + i, bytes[i], q, i, "test");
+    for (int i = CALLS - 1; i >= 0; i--)
+        for (int q = ranks - 1; q >= 0; q--) {
+            if (q == rank) continue;
+            comm_receive(world, out, bytes[i], q, i, "test");
+            for (int64_t b = 0; b < bytes[i]; b++)
+                if (out[b] != piece_byte(q, 0, b + i)) fail_msg("from %d, call %d, byte %lld", q, i, (long long)b);
+        }
+    for (int q = 0; q < ranks; q++)
+        for (int i = 0; i < CALLS; i++) comm_wait(sent[q][i]);
+    free(in);
+    free(out);
+}
+
+static void messages_wait_until_they_are_asked_for(void **state) { everywhere(state, ask_backwards, NULL); }
+
 // ---- started calls, groups ----
 
 enum { STARTED = 12 };
@@ -485,11 +513,11 @@ static void alone_calls_copy(void **state) {
 
 // ---- the world ----
 
-static bool under_mpirun(void) { return getenv("OMPI_COMM_WORLD_SIZE") || getenv("PMI_SIZE"); }
+static bool is_started(void) { return getenv("OMPI_COMM_WORLD_SIZE") || getenv("PMI_SIZE") || getenv("BIFOCAL_RANKS"); }
 
 static int open_world(void **state) {
     Error error = {0};
-    if (!under_mpirun()) return 0;
+    if (!is_started()) return 0;
     *state = comm_world_new(NULL, &error);
     if (!*state) print_error("%s\n", error.message);
     return *state ? 0 : -1;
@@ -510,6 +538,7 @@ int main(void) {
         cmocka_unit_test(all_to_all_moves_unequal_pieces),
         cmocka_unit_test(broadcast_reaches_all_from_any_root),
         cmocka_unit_test(sends_of_one_tag_arrive_in_order),
+        cmocka_unit_test(messages_wait_until_they_are_asked_for),
         cmocka_unit_test(started_calls_may_be_waited_for_in_any_order),
         cmocka_unit_test(a_started_call_ends_beside_the_caller),
         cmocka_unit_test(groups_do_not_wait_for_one_another),

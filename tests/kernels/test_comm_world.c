@@ -8,8 +8,8 @@
 #include <string.h>
 #include <sys/wait.h>
 
-static const char *const variables[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMI_RANK", "PMIX_RANK",
-                                        "SLURM_STEP_NUM_TASKS"};
+static const char *const variables[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE",     "PMI_RANK",     "PMIX_RANK",
+                                        "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "BIFOCAL_RANKS"};
 static const char *program; // this one
 
 static int forget_launchers(void **state) {

@@ -4,6 +4,7 @@
 #include "base/clock.h"
 #include "base/files.h"
 #include "kernels/comm/watch.h"
+#include "kernels/comm/connect.h"
 #include "kernels/comm/watch_link.h"
 #include "kernels/comm/watch_report.h"
 #include "tests/support/test.h"
@@ -166,13 +167,13 @@ static void a_process_is_known_by_rank_host_and_number(void **state) {
 // ---- connections ----
 
 typedef struct Door {
-    WatchAddress address;
+    LinkAddress address;
     int listener, socket, rank;
 } Door;
 
 static void *keep_door(void *context) {
     Door *door = context;
-    door->socket = watch_accept(door->listener, &door->address, RANKS, clock_seconds() + 60, &door->rank);
+    door->socket = link_accept(door->listener, &door->address, RANKS, clock_seconds() + 60, &door->rank);
     return NULL;
 }
 
@@ -181,15 +182,15 @@ static void only_who_knows_the_token_gets_in(void **state) {
     Error error = {0};
     Door door = {.rank = -1};
     pthread_t keeper;
-    door.listener = watch_listen(&door.address, true, &error);
+    door.listener = link_listen(&door.address, true, 0, &error);
     assert_done(door.listener >= 0, &error);
     check(pthread_create(&keeper, NULL, keep_door, &door) == 0);
-    WatchAddress wrong = door.address;
-    wrong.token[WATCH_TOKEN - 1] ^= 1;
-    assert_int_equal(watch_connect(&wrong, 2, clock_seconds() + 60, &error), -1);
+    LinkAddress wrong = door.address;
+    wrong.token[LINK_TOKEN - 1] ^= 1;
+    assert_int_equal(link_connect(&wrong, 2, clock_seconds() + 60, &error), -1);
     assert_message_has(&error, "127.0.0.1");
-    assert_int_equal(watch_connect(&door.address, RANKS, clock_seconds() + 60, &error), -1); // no such rank
-    int own = watch_connect(&door.address, 2, clock_seconds() + 60, &error);
+    assert_int_equal(link_connect(&door.address, RANKS, clock_seconds() + 60, &error), -1); // no such rank
+    int own = link_connect(&door.address, 2, clock_seconds() + 60, &error);
     assert_done(own >= 0, &error);
     check(pthread_join(keeper, NULL) == 0);
     assert_int_equal(door.rank, 2);
