@@ -1,10 +1,12 @@
-/* `bifocal plan`, and `bifocal train` as several processes under mpirun: the losses of one process. */
+/* `bifocal plan`, and `bifocal train` as several processes, under mpirun or over TCP: the losses of one process. */
 #include "tests/cli/command.h"
 #include "tests/cli/runs.h"
 #include "tests/cli/tiny_project.h"
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static char *project; // made once
 
@@ -55,6 +57,24 @@ static void processes_under_mpirun_have_the_losses_of_one(void **state) {
     }
 }
 
+// Three variables are all that a starter needs to set, and no MPI is needed.
+static void processes_over_tcp_have_the_losses_of_one(void **state) {
+    (void)state;
+    static const char *const words[] = {TRAIN, "parallel.zero=1", "--run", "tcp", NULL};
+    char master[32];
+    assert_status(0, project, TRAIN, "--run", "alone");
+    snprintf(master, sizeof master, "localhost:%d", 20000 + (int)(getpid() % 12000));
+    setenv("BIFOCAL_MASTER", master, 1);
+    setenv("BIFOCAL_RANKS", "2", 1);
+    setenv("BIFOCAL_RANK", "1", 1);
+    pid_t other = command_start(project, words);
+    setenv("BIFOCAL_RANK", "0", 1);
+    assert_status_at(0, project, NULL, NULL, NULL, words, __FILE__, __LINE__);
+    assert_int_equal(command_end(other), 0);
+    unsetenv("BIFOCAL_RANKS");
+    assert_same_runs(project, "alone", "tcp", 4);
+}
+
 // One message, whichever ranks find something wrong.
 static void what_is_wrong_is_said_once(void **state) {
     (void)state;
@@ -72,6 +92,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_plan_tells_the_layout_and_refuses_what_does_not_fit),
         cmocka_unit_test(processes_under_mpirun_have_the_losses_of_one),
+        cmocka_unit_test(processes_over_tcp_have_the_losses_of_one),
         cmocka_unit_test(what_is_wrong_is_said_once),
     };
     return cmocka_run_group_tests(tests, open_project, close_project);
