@@ -246,8 +246,8 @@ static void describe_start(const Run *r) {
     const JointConfig *m = &r->config.model;
     Buffer text = {0};
     log_info(r->log, "%.2f M parameters (%.2f M trained), vocabulary %lld, %s on %s (%s), %d threads",
-             (double)parameters_elements(joint_parameters(r->joint), false) / 1e6,
-             (double)parameters_elements(joint_parameters(r->joint), true) / 1e6, (long long)m->text.vocabulary,
+             (double)parameters_whole_elements(joint_parameters(r->joint), false) / 1e6,
+             (double)parameters_whole_elements(joint_parameters(r->joint), true) / 1e6, (long long)m->text.vocabulary,
              r->config.precision ? "bf16" : "f32", r->backend->name, r->backend->isa,
              threads_count(cpu_threads(r->backend)));
     if (r->layout.ranks == 1) return;

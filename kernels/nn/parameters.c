@@ -143,6 +143,19 @@ int64_t parameters_elements(const Parameters *p, bool trainable_only) {
     return n;
 }
 
+static int64_t whole_count(const Parameter *item) {
+    int64_t n = 1;
+    for (int i = 0; i < item->tensor.rank; i++) n *= item->global_shape[i];
+    return n;
+}
+
+int64_t parameters_whole_elements(const Parameters *p, bool trainable_only) {
+    int64_t n = 0;
+    for (int i = 0; i < p->count; i++)
+        if (!trainable_only || !p->items[i]->frozen) n += whole_count(p->items[i]);
+    return n;
+}
+
 void parameter_run(const Parameter *item, const Parallel *parallel, int64_t local, int64_t *global, int64_t *count) {
     const Tensor *t = &item->tensor;
     const Split *split = &item->split;

@@ -64,6 +64,7 @@ int parameters_count(const Parameters *);
 Parameter *parameters_at(Parameters *, int index);
 Parameter *parameters_find(Parameters *, const char *name); // NULL where absent
 int64_t parameters_elements(const Parameters *, bool trainable_only);
+int64_t parameters_whole_elements(const Parameters *, bool trainable_only); // over all tensor ranks
 void parameters_begin_step(Parameters *);   // gradients hold nothing yet: the first writer overwrites
 void parameters_end_backward(Parameters *); // zeroes the gradients nobody wrote
 

@@ -44,6 +44,7 @@ static Parameters *declare(Backend *backend, Comm *tensor) {
 
 // Every element of the pieces lies in the whole where parameter_run says, with the whole's value; counts how often.
 static void place(Parameters *pieces, Parameters *whole, int32_t *seen[SAMPLES]) {
+    assert_int_equal(parameters_whole_elements(pieces, true), parameters_elements(whole, true));
     for (int i = 0; i < SAMPLES; i++) {
         const Parameter *item = parameters_at(pieces, i);
         const float *want = parameters_at(whole, i)->master;
