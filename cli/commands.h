@@ -8,6 +8,7 @@ int train_main(int argc, char **argv);
 int launch_main(int argc, char **argv);
 int eval_main(int argc, char **argv);
 int generate_main(int argc, char **argv);
+int export_main(int argc, char **argv);
 int report_main(int argc, char **argv);
 int config_main(int argc, char **argv);
 int plan_main(int argc, char **argv);

@@ -19,6 +19,7 @@ static const Command commands[] = {
     {"plan", "what a run on N processes would take and send: CONFIG [section.key=value]... --ranks N", plan_main},
     {"eval", "zero-shot benchmarks: MODEL --task NAME,...", eval_main},
     {"generate", "text from a prompt and pictures: MODEL --prompt TEXT [--image FILE]...", generate_main},
+    {"export", "a trained model as one folder of whole files: MODEL --out DIR", export_main},
     {"report", "one HTML page about a run: RUN", report_main},
     {"config", "every key of a training config, with default, range and meaning", config_main},
     {"bench", "ops | train | loader | comm | checkpoint | contrastive: measured speed beside the machine's limits",

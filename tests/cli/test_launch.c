@@ -222,8 +222,19 @@ static void one_process_reads_what_several_wrote(void **state) {
     assert_true(file_exists(second));
     assert_status(0, project, "generate", "spread", "--prompt", "a", "--max-tokens", "2");
     assert_status(0, project, "eval", "spread", "--task", "retrieval", "--data", "data", "--limit", "4");
+    char *whole = run_path(project, "whole", "model.safetensors");
+    assert_prints("whole", project, "export", "spread", "--out", "whole");
+    assert_true(file_exists(whole));
+    Answer spread = command_run(project, NULL, WORDS("generate", "spread", "--prompt", "a", "--max-tokens", "8"));
+    Answer exported = command_run(project, NULL, WORDS("generate", "whole", "--prompt", "a", "--max-tokens", "8"));
+    assert_int_equal(exported.status, 0);
+    assert_string_equal(exported.out.data, spread.out.data);
+    assert_refuses(2, "exists already", project, "export", "spread", "--out", "whole");
     assert_status(0, project, "train", "--run", "spread", "--resume", "parallel.zero=0", "train.steps=6");
     assert_int_equal(run_lines(project, "spread"), 6);
+    answer_free(&spread);
+    answer_free(&exported);
+    free(whole);
     free(second);
 }
 

@@ -19,6 +19,7 @@ static void every_command_has_help(void **state) {
         WORDS("plan", "schedule", "--help"),
         WORDS("eval", "--help"),
         WORDS("generate", "--help"),
+        WORDS("export", "--help"),
         WORDS("report", "--help"),
         WORDS("config", "--help"),
         WORDS("bench", "--help"),
@@ -70,6 +71,7 @@ static void unknown_options_get_a_suggestion(void **state) {
     assert_refuses(2, "did you mean '--stages'?", "/", "plan", "schedule", "--satges", "4");
     assert_refuses(2, "did you mean '--limit'?", "/", "eval", "--limti", "3");
     assert_refuses(2, "did you mean '--prompt'?", "/", "generate", "--promt", "x");
+    assert_refuses(2, "did you mean '--out'?", "/", "export", "--ot", "x");
     assert_refuses(2, "did you mean '--samples'?", "/", "report", "--sampels", "x");
     assert_refuses(2, "did you mean '--preset'?", "/", "bench", "train", "--perset", "x");
     assert_refuses(2, "did you mean '--seconds'?", "/", "bench", "ops", "--secnods", "x");
