@@ -261,6 +261,43 @@ static void broadcast_from_each(int rank, Comm *world, void *argument) {
 
 static void broadcast_reaches_all_from_any_root(void **state) { everywhere(state, broadcast_from_each, NULL); }
 
+// Every rank brings rank + 1 in each place; all four are under way at once.
+static void start_all_four(int rank, Comm *world, void *argument) {
+    (void)argument;
+    enum { EACH = 70001 };
+    int ranks = comm_size(world);
+    int64_t rows = ranks * (int64_t)EACH, bytes[64];
+    int32_t *sent = malloc((size_t)rows * sizeof *sent), *swapped = calloc((size_t)rows, sizeof *sent);
+    int32_t *gathered = calloc((size_t)rows, sizeof *sent), *summed = calloc(EACH, sizeof *sent);
+    int32_t *root = malloc(EACH * sizeof *root);
+    assert_true(sent && swapped && gathered && summed && root && ranks <= 64);
+    for (int64_t i = 0; i < rows; i++) sent[i] = rank + 1;
+    for (int i = 0; i < EACH; i++) root[i] = rank + 1;
+    for (int q = 0; q < ranks; q++) bytes[q] = EACH * (int64_t)sizeof *sent;
+    CommRequest *requests[] = {
+        comm_start_broadcast(world, root, bytes[0], ranks - 1, "test"),
+        comm_start_all_to_all(world, swapped, bytes, sent, bytes, "test"),
+        comm_start_all_gather(world, gathered, sent, rows, sizeof *sent, "test"),
+        comm_start_reduce_scatter(world, summed, sent, rows, 1, COMM_I32, COMM_ORDERED, "test"),
+    };
+    for (int i = 3; i >= 0; i--) comm_wait(requests[i]);
+    for (int i = 0; i < EACH; i++) {
+        assert_int_equal(root[i], ranks);
+        assert_int_equal(summed[i], ranks * (ranks + 1) / 2);
+    }
+    for (int64_t i = 0; i < rows; i++) {
+        assert_int_equal(swapped[i], i / EACH + 1);
+        assert_int_equal(gathered[i], i / EACH + 1);
+    }
+    free(sent);
+    free(swapped);
+    free(gathered);
+    free(summed);
+    free(root);
+}
+
+static void every_collective_may_be_started(void **state) { everywhere(state, start_all_four, NULL); }
+
 // Every rank sends to its right neighbour, two calls of one tag and one of another, received in another order.
 static void pass_around(int rank, Comm *world, void *argument) {
     (void)argument;
@@ -537,6 +574,7 @@ int main(void) {
         cmocka_unit_test(all_gather_collects_unequal_shares),
         cmocka_unit_test(all_to_all_moves_unequal_pieces),
         cmocka_unit_test(broadcast_reaches_all_from_any_root),
+        cmocka_unit_test(every_collective_may_be_started),
         cmocka_unit_test(sends_of_one_tag_arrive_in_order),
         cmocka_unit_test(messages_wait_until_they_are_asked_for),
         cmocka_unit_test(started_calls_may_be_waited_for_in_any_order),
