@@ -33,6 +33,11 @@ extern const char *const objective_weight_keys[OBJECTIVES]; // "model.weight.lm"
 typedef struct Joint Joint;
 // Declares and draws all parameters. The backend and the groups of Parallel (NULL: alone) are borrowed.
 Joint *joint_new(Backend *, const JointConfig *, const Parallel *, Dtype compute, uint64_t seed, Error *);
+// The same of a rank that holds some of the model's units (joint_units.h): chunk[u] is the number of the part, among
+// those that are here, that unit u belongs to; -1: it is elsewhere, and its parameters have names and shapes alone.
+// NULL: all of them here, in one part. Copied.
+Joint *joint_new_part(Backend *, const JointConfig *, const Parallel *, const int *chunk, Dtype compute, uint64_t seed,
+                      Error *);
 void joint_free(Joint *); // NULL is allowed
 Parameters *joint_parameters(const Joint *);
 const JointConfig *joint_config(const Joint *);
@@ -60,12 +65,13 @@ typedef struct JointPass {
     // the batch's own pairs.
     const float *image_gradient, *text_gradient;
     float scale_gradient, bias_gradient;
-    Trace *trace; // may be NULL: the forward passes of the trunk and of each objective are drawn there
+    bool features_only; // of the pairs: no other objective, no loss (joint_units.h: STREAM_TEXT_FEATURES)
+    Trace *trace;       // may be NULL: the forward passes of the trunk and of each objective are drawn there
 } JointPass;
 JointLoss joint_loss(Tape *, Joint *, const Batch *, const JointPass *);
 void joint_counts(const JointConfig *, const Batch *, int64_t count[OBJECTIVES]);
-// Model FLOP of one step on this batch, forward + backward, attention counted as computed. Of parts of a step they add up
-// to those of the whole.
+// Model FLOP of one step on this batch, forward + backward, attention counted as computed. Of parts of a step they add
+// up to those of the whole.
 double joint_flop(const JointConfig *, const Batch *);
 
 // Memory that training takes on a rank at the least, from shapes alone. A pass (a piece of a step) of these sizes:

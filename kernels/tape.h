@@ -48,6 +48,28 @@ void tape_backward(Tape *, Tensor *loss, Halves);
 // done once: a tape has one backward pass (or one of each half); several losses add up to one first.
 void tape_backward_from(Tape *, Tensor *out, const void *gradient, Halves);
 
+// ---- a model in parts: other tapes, here or on other ranks, run what comes before and behind ----
+
+// Memory that several tapes take from and give back to: of one stage of a pipeline, say, which has a tape for each
+// microbatch under way. Their peak is then that of what is really held at once. The backend is borrowed.
+typedef struct TapeMemory TapeMemory;
+TapeMemory *tape_memory_new(Backend *);
+void tape_memory_free(TapeMemory *);              // after its tapes; NULL is allowed
+size_t tape_memory_peak(const TapeMemory *);      // bytes, the most in use at once since it was made
+size_t tape_memory_held(const TapeMemory *);      // now
+int64_t tape_memory_system_allocations(const TapeMemory *);
+Tape *tape_new_in(TapeMemory *, bool record);     // borrowed
+
+// A tensor that another tape made, filled from host memory; where `wanted`, its gradient is formed here.
+Tensor *tape_arrival(Tape *, Dtype, int rank, const int64_t *shape, const void *host, bool wanted);
+// Gives `out` a gradient of its shape and dtype from host memory (NULL: 1, of one f32 number) before a backward pass.
+// Whatever is added to it in that pass comes behind. Nothing happens where it wants none.
+void tape_seed(Tape *, Tensor *out, const void *gradient);
+// Runs backwards from all that was seeded. After INPUT_GRADIENTS only what WEIGHT_GRADIENTS will read is still held.
+void tape_backward_seeded(Tape *, Halves);
+bool tape_has_gradient(const Tensor *arrival);
+void tape_read_gradient(Tape *, Tensor *arrival, void *host); // once: its memory goes back
+
 // A tensor in the step's memory, not zeroed.
 Tensor *tape_tensor(Tape *, Dtype, int rank, const int64_t *shape);
 // The same, filled from host memory.

@@ -11,16 +11,23 @@
 
 typedef struct Gradients Gradients;
 
-// Installs its hooks on the tape. Everything is borrowed; trace may be NULL, then nothing is drawn.
+// Everything is borrowed; trace may be NULL, then nothing is drawn. tape: the one that forms gradients; NULL: there are
+// several, each of which gradients_follow is told.
 Gradients *gradients_new(Parameters *, Tape *, Trace *);
-void gradients_free(Gradients *); // takes its hooks off the tape; NULL is allowed
+void gradients_follow(Gradients *, Tape *); // installs its hooks; the tape is freed before the gradients, or hooked off
+void gradients_free(Gradients *);           // takes its hooks off the tape of gradients_new; NULL is allowed
 
 // A step of `pieces` pieces on this rank (the same number on every data rank; a power of two when ordered).
 void gradients_begin_step(Gradients *, int pieces);
-// Around each piece's forward and its one backward pass, in order. In the last one (stages 2 and 3, not ordered: in
-// each) reductions start as gradients complete. A piece may hold nothing at all: then begin and end alone.
+// Around each piece's forward and its one backward pass, in order. With several parts of the model on this rank
+// (Parameter.chunk), or with tapes for several pieces, gradients_begin_part and gradients_end_part stand instead around
+// each pass that writes gradients of weights: of one piece in one part, whose pieces come in order, while those of
+// other parts may be further or less far. In the last one (stages 2 and 3, not ordered: in each) reductions start as
+// gradients complete. A piece may hold nothing at all: then begin and end alone.
 void gradients_begin_piece(Gradients *, int piece);
 void gradients_end_piece(Gradients *);
+void gradients_begin_part(Gradients *, int chunk, int piece);
+void gradients_end_part(Gradients *);
 // Waits for all reductions; the global norm over every rank's part. Not finite where any element is not.
 double gradients_norm(Gradients *);
 // Really allocated for parameters and gradients, and beside that for buckets on their way.

@@ -10,6 +10,7 @@ typedef struct Parallel {
     int zero;             // 0 nothing, 1 states, 2 and gradients, 3 and parameters are sharded over `data`
     int64_t bucket_bytes; // of gradients that are reduced, and of parameters that are gathered, together
     bool ordered;         // sums over `data` in a fixed order: the same bits on any number of ranks
+    Comm *pipeline;       // its ranks hold different parts of the model (Parameter.chunk); NULL: all of it is here
 } Parallel;
 // Outside the stacks of blocks every tensor rank holds the same activations and the same, whole, gradients of them.
 

@@ -27,8 +27,11 @@ typedef struct Parameter {
     bool frozen;    // no gradient, no optimizer state
     int64_t offset; // of its first element in the flat buffers; a multiple of PARAMETER_BLOCK
     int number;     // of parameters_at
-    int bucket;     // which one it belongs to
-    float *master;  // (count); NULL where ranks share them out
+    int chunk;      // the part of the model it belongs to, among those on this rank; -1: elsewhere, no memory here
+    struct Parameter *replica; // a second copy of it, NULL: none; and of a replica, what it is one of
+    bool is_replica;
+    int bucket;    // which one it belongs to; -1: elsewhere
+    float *master; // (count); NULL where ranks share them out, or it is elsewhere
 } Parameter;
 
 enum { PARAMETER_BLOCK = 1024 }; // elements
@@ -52,6 +55,13 @@ void parameters_free(Parameters *);
 Tensor *parameters_add(Parameters *, const char *name, int rank, const int64_t *shape, Init, bool decay);
 // The same with its global shape and its split over the tensor group.
 Tensor *parameters_add_split(Parameters *, const char *name, int rank, const int64_t *shape, Init, bool decay, Split);
+// A second copy of `of` (output words tied to embedded ones, in another part of the model), declared behind it. Its
+// initial values are those of `of`, and it stays equal to it: both get the sum of their gradients, first `of`'s, then
+// the replica's (gradients_norm). It is no parameter of its own in counts, norms and files.
+Tensor *parameters_add_replica(Parameters *, const char *name, const Tensor *of);
+// Before finish: the part that a parameter belongs to (0 where nobody says), or -1: it is on another pipeline rank.
+// Buckets hold parameters of one part; one that has a replica, and a replica, are alone in theirs.
+void parameters_place(Parameters *, int index, int chunk);
 // Its gradient on each tensor rank is a part of the sum over all of them: it is used where rows are shared out.
 void parameters_set_partial(Parameters *, const Tensor *);
 // Local elements [local, local + *count) lie together in the whole tensor, from element *global on.
@@ -79,8 +89,8 @@ void parameters_refresh(Parameters *);
 // stages 1 and 2, all values are here.
 void parameters_follow(Parameters *, Tape *);
 void parameters_meet(Parameters *);
-// The global norm of the gradients, over all data and tensor ranks, which all call it: sums of blocks, in f64, in the
-// order of declaration. Not finite where any element is not.
+// The global norm of the gradients, over all data, tensor and pipeline ranks, which all call it: sums of each
+// parameter's blocks, in f64, added in the order of declaration. Not finite where any element is not.
 double parameters_gradient_norm(const Parameters *);
 
 // Bytes of parameters (what operators read, and masters), gradients and moments on this rank.
