@@ -66,7 +66,10 @@ struct Backend {
     void (*silu_backward)(Backend *, void *dx, const void *dy, const void *x, int64_t n, Dtype t, bool add);
     void (*swiglu_forward)(Backend *, void *y, const void *x, int64_t rows, int64_t width, Dtype t); // width = F
     void (*swiglu_backward)(Backend *, void *dx, const void *dy, const void *x, int64_t rows, int64_t width, Dtype t, bool add);
-    void (*dropout)(Backend *, void *y, const void *x, int64_t n, double p, uint64_t seed, uint64_t site, uint64_t first, Dtype t, bool add);
+    // x[i] is element e = first + i of its site, or, where rows of `row` elements have numbers of their own, element
+    // numbers[e / row] * row + e % row
+    void (*dropout)(Backend *, void *y, const void *x, int64_t n, double p, uint64_t seed, uint64_t site, uint64_t first,
+                    const int32_t *numbers, int64_t row, Dtype t, bool add);
     void (*rope)(Backend *, void *y, const void *x, const int32_t *positions, int64_t rows, int64_t width, int heads, int head_size,
                  double base, bool inverse, Dtype t, bool add);
     // out[i], host: the sum of squares of x[i * block], ... x[i * block + block - 1]; waits

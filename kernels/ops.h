@@ -65,6 +65,10 @@ Tensor *scale(Tape *, Tensor *x, double factor);
 // backend. p = 0 passes x through.
 // `first_element` is the global number of x's first element, so that no layout changes the draw.
 Tensor *dropout(Tape *, Tensor *x, double p, uint64_t seed, uint64_t site, uint64_t first_element);
+// The same of rows of `row` elements that have any numbers, (R) I32: x, whose first element is element `first` of these
+// rows (0, or where a share of them begins), is drawn as if each row stood at its number.
+Tensor *dropout_rows(Tape *, Tensor *x, double p, uint64_t seed, uint64_t site, Tensor *numbers, int64_t row,
+                     int64_t first);
 
 // y[b] = [a[b]; c[b]] along the rows of each batch element. a or c of rank 2 (R, C) repeats for every b.
 Tensor *concat_rows(Tape *, Tensor *a, Tensor *c); // (B, T1, C) (B, T2, C) -> (B, T1 + T2, C)

@@ -43,9 +43,12 @@ Tensor *linear_layer(Tape *t, const Linear *l, Tensor *x) { return linear(t, x, 
 
 Tensor *residual_dropout(Tape *t, Tensor *x, double p, uint64_t site, const BlockContext *context) {
     if (!x || !context->training || p <= 0) return x;
-    int64_t length = context->batch ? context->length : x->shape[1];
+    int64_t length = context->batch ? context->length : x->shape[1], width = x->shape[2];
+    if (context->row_numbers)
+        return dropout_rows(t, x, p, context->dropout_seed, site, context->row_numbers, length * width,
+                            context->first * width);
     uint64_t position = context->first_row * (uint64_t)length + (uint64_t)context->first; // of x's first row
-    return dropout(t, x, p, context->dropout_seed, site, position * (uint64_t)x->shape[2]);
+    return dropout(t, x, p, context->dropout_seed, site, position * (uint64_t)width);
 }
 
 // ---- the block ----

@@ -60,6 +60,7 @@ typedef struct BlockContext {
     Tensor *positions;     // (B T) I32, for rope and learned positions of text
     uint64_t dropout_seed; // of this step and this pass
     uint64_t first_row;    // global number of the pass's first row, so that no layout changes the draws
+    Tensor *row_numbers;   // (B) I32: each row's global number, where they do not follow first_row; else NULL
     bool training;         // dropout on
     Recompute recompute;
     // Where rows are shared out (sequence parallel; set by stack_enter): B and T of the pass, and the first of its B T

@@ -2,15 +2,19 @@
 #include "kernels/example.h"
 #include "kernels/ops.h"
 
-enum { A_FIRST };        // attribute i: global number of x's first element
+enum { X, NUMBERS };     // inputs; numbers: of rows, or NULL
+enum { A_FIRST, A_ROW }; // attributes i: number of x's first element; elements of a row
 enum { A_PROBABILITY };  // attribute f
 enum { A_SEED, A_SITE }; // attribute key
 
 static const char *dropout_infer(Node *n) {
-    Tensor *x = n->in[0];
+    const Tensor *x = n->in[X], *numbers = n->in[NUMBERS];
     double p = n->attributes.f[A_PROBABILITY];
+    int64_t row = n->attributes.i[A_ROW], end = n->attributes.i[A_FIRST] + tensor_count(x);
     if (x->dtype != F32 && x->dtype != BF16) return "dropout: x must be F32 or BF16";
     if (!(p >= 0 && p < 1)) return "dropout: the probability must be in [0, 1)";
+    if (numbers && numbers->dtype != I32) return "dropout: numbers of rows must be I32";
+    if (numbers && (row < 1 || end > tensor_count(numbers) * row)) return "dropout: x has more rows than numbers";
     tape_output(n, x->dtype, x->rank, x->shape);
     return NULL;
 }
@@ -18,26 +22,41 @@ static const char *dropout_infer(Node *n) {
 static void run(Node *n, Destination y, const void *x) {
     Backend *b = tape_backend(n->tape);
     const Attributes *a = &n->attributes;
+    const int32_t *numbers = n->in[NUMBERS] ? n->in[NUMBERS]->data : NULL;
     b->dropout(b, y.data, x, tensor_count(n->out), a->f[A_PROBABILITY], a->key[A_SEED], a->key[A_SITE],
-               (uint64_t)a->i[A_FIRST], y.dtype, y.add);
+               (uint64_t)a->i[A_FIRST], numbers, a->i[A_ROW], y.dtype, y.add);
 }
 
-static void dropout_forward(Node *n) { run(n, (Destination){n->out->data, n->out->dtype, false}, n->in[0]->data); }
+static void dropout_forward(Node *n) { run(n, (Destination){n->out->data, n->out->dtype, false}, n->in[X]->data); }
 
 static void dropout_backward(Node *n, unsigned wanted) {
-    if (WANTS(wanted, 0)) run(n, grad_of(n, 0), n->out->grad);
+    if (WANTS(wanted, X)) run(n, grad_of(n, X), n->out->grad);
 }
+
+static unsigned dropout_reads(const Node *n) { return n->in[NUMBERS] ? 1u << NUMBERS : 0; }
 
 static Cost dropout_cost(const Node *n) {
     double bytes = (double)tensor_bytes(n->out), count = (double)tensor_count(n->out);
     return (Cost){count, 2 * bytes, count, 2 * bytes};
 }
 
+// A part of a few rows, numbered in any order.
+static void numbered_example(Example *e) {
+    int64_t rows = example_pick(e, 1, 9), row = example_pick(e, 1, 900), first = example_pick(e, 0, rows * row - 1);
+    Tensor *x = example_tensor(e, X, false, 1, SHAPE(rows * row - first));
+    Tensor *numbers = example_indices(e, NUMBERS, 0, 1 << 30, SHAPE(rows));
+    e->out = dropout_rows(e->tape, x, 0.3, 77, 5, numbers, row, first);
+}
+
 static void dropout_example(Example *e) {
-    e->variants = 2; // from the first element; from within a counter block
+    e->variants = 3; // from the first element; from within a counter block; rows with numbers
+    if (e->variant == 2 && e->size == EXAMPLE_SMALL) {
+        numbered_example(e);
+        return;
+    }
     int64_t count = e->size == EXAMPLE_LARGE ? 4096 * 768 : example_pick(e, 1, 9000);
-    Tensor *x = example_tensor(e, 0, false, 1, SHAPE(count));
-    e->out = dropout(e->tape, x, 0.1 + 0.5 * e->variant, 77, 5, e->variant ? ((uint64_t)1 << 35) + 1001 : 0);
+    Tensor *x = example_tensor(e, X, false, 1, SHAPE(count));
+    e->out = dropout(e->tape, x, 0.1 + 0.5 * (e->variant > 0), 77, 5, e->variant ? ((uint64_t)1 << 35) + 1001 : 0);
 }
 
 const Operator op_dropout = {
@@ -47,7 +66,7 @@ const Operator op_dropout = {
     .forward = dropout_forward,
     .backward = dropout_backward,
     .cost = dropout_cost,
-    .reads = reads_nothing,
+    .reads = dropout_reads,
     .example = dropout_example,
 };
 
@@ -57,4 +76,12 @@ Tensor *dropout(Tape *tape, Tensor *x, double p, uint64_t seed, uint64_t site, u
                     .f = {[A_PROBABILITY] = p},
                     .key = {[A_SEED] = seed, [A_SITE] = site}};
     return tape_apply(tape, &op_dropout, &a, 1, (Tensor *[]){x});
+}
+
+Tensor *dropout_rows(Tape *tape, Tensor *x, double p, uint64_t seed, uint64_t site, Tensor *numbers, int64_t row,
+                     int64_t first) {
+    if (p == 0) return x;
+    Attributes a = {
+        .i = {[A_FIRST] = first, [A_ROW] = row}, .f = {[A_PROBABILITY] = p}, .key = {[A_SEED] = seed, [A_SITE] = site}};
+    return tape_apply(tape, &op_dropout, &a, 2, (Tensor *[]){x, numbers});
 }

@@ -95,8 +95,11 @@ void reference_scale(const Node *call, double *const in[], double *out) {
 void reference_dropout(const Node *call, double *const in[], double *out) {
     double p = call->attributes.f[0];
     uint64_t seed = call->attributes.key[0], site = call->attributes.key[1], first = (uint64_t)call->attributes.i[0];
+    uint64_t row = (uint64_t)call->attributes.i[1];
     for (int64_t i = 0; i < tensor_count(call->out); i++) {
-        uint64_t element = first + (uint64_t)i, block = element / 4;
+        uint64_t element = first + (uint64_t)i;
+        if (call->in[1]) element = (uint64_t)(in[1][element / row] * (double)row) + element % row;
+        uint64_t block = element / 4;
         PhiloxBlock draw =
             philox_block(seed, (uint64_t)PURPOSE_DROPOUT << 32 | (uint32_t)block, site ^ (block >> 32 << 32));
         out[i] = in[0][i] * (draw.word[element % 4] >= floor(p * 4294967296.0) ? 1 / (1 - p) : 0);

@@ -189,10 +189,10 @@ static void fills_and_sums_in_place_mix_types(void **state) {
 static void run_dropout(Backend *b) {
     float *x = malloc(sizeof *x * COUNT), *whole = malloc(sizeof *x * COUNT), *parts = malloc(sizeof *x * COUNT);
     for (int i = 0; i < COUNT; i++) x[i] = 1;
-    b->dropout(b, whole, x, COUNT, 0.3, 11, 4, 1000, F32, false);
+    b->dropout(b, whole, x, COUNT, 0.3, 11, 4, 1000, NULL, 0, F32, false);
     for (int first = 0, size = 1; first < COUNT; first += size, size = size * 3 + 2) {
         if (first + size > COUNT) size = COUNT - first;
-        b->dropout(b, parts + first, x + first, size, 0.3, 11, 4, 1000 + (uint64_t)first, F32, false);
+        b->dropout(b, parts + first, x + first, size, 0.3, 11, 4, 1000 + (uint64_t)first, NULL, 0, F32, false);
     }
     assert_memory_equal(parts, whole, sizeof *x * COUNT);
     Rng rng = rng_for(11, PURPOSE_DROPOUT, 4);
@@ -209,6 +209,25 @@ static void run_dropout(Backend *b) {
 static void dropout_does_not_depend_on_the_layout(void **state) {
     (void)state;
     on_each_backend(run_dropout);
+}
+
+// Rows with numbers have the masks of those rows in the whole, and so has a share that begins and ends inside rows.
+static void run_dropout_of_numbered_rows(Backend *b) {
+    enum { ROW = 1003, ROWS = 5, FIRST = 700, SHARE = 3 * ROW };
+    const int32_t numbers[ROWS] = {3, 4, 60, 0, 17};
+    float *x = malloc(sizeof *x * COUNT), *whole = malloc(sizeof *x * COUNT), rows[SHARE];
+    for (int i = 0; i < COUNT; i++) x[i] = 1;
+    b->dropout(b, whole, x, COUNT, 0.3, 11, 4, 0, NULL, 0, F32, false);
+    b->dropout(b, rows, x, SHARE, 0.3, 11, 4, FIRST, numbers, ROW, F32, false);
+    for (int i = 0; i < SHARE; i++) {
+        int e = FIRST + i;
+        assert_true(rows[i] == whole[numbers[e / ROW] * ROW + e % ROW]);
+    }
+    free(x), free(whole);
+}
+static void dropout_of_numbered_rows_is_that_of_the_rows_in_the_whole(void **state) {
+    (void)state;
+    on_each_backend(run_dropout_of_numbered_rows);
 }
 
 // ---- functions at their limits ----
@@ -245,6 +264,7 @@ int main(void) {
         cmocka_unit_test(conversion_has_the_same_bits_everywhere),
         cmocka_unit_test(fills_and_sums_in_place_mix_types),
         cmocka_unit_test(dropout_does_not_depend_on_the_layout),
+        cmocka_unit_test(dropout_of_numbered_rows_is_that_of_the_rows_in_the_whole),
         cmocka_unit_test(activations_are_exact_in_the_tails),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

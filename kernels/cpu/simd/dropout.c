@@ -1,7 +1,8 @@
 /* Dropout whose mask is counted, not stored: element e = first + i of a site is kept where
  *     word e % 4 of philox_block(seed, (PURPOSE_DROPOUT << 32) | (e / 4 mod 2^32), site ^ (e / 2^34 << 32))
  * is at least floor(2^32 p). Below 2^34 elements this is draw number e of rng_for(seed, PURPOSE_DROPOUT, site); any
- * backend that counts so gets the same mask bit for bit. Kept elements are multiplied by 1 / (1 - p) in f32. */
+ * backend that counts so gets the same mask bit for bit. Kept elements are multiplied by 1 / (1 - p) in f32. Where rows
+ * have numbers, row r of x is row numbers[r] of the site. */
 #include "base/philox.h"
 #include "kernels/cpu/ranges.h"
 #include "kernels/cpu/simd/vec.h"
@@ -12,6 +13,8 @@ typedef struct Dropout {
     void *y;
     const void *x;
     uint64_t seed, site, first;
+    const int32_t *numbers; // of rows of `row` elements; NULL: in order
+    int64_t row;
     uint32_t threshold;
     float keep_scale; // 1 / (1 - p)
     Dtype type;
@@ -62,7 +65,13 @@ static void dropout_task(void *context, int64_t first, int64_t end, int worker) 
     uint32_t word[4 * GROUP];
     for (int64_t i = first; i < end;) {
         uint64_t element = j->first + (uint64_t)i;
-        int64_t skip = (int64_t)(element % 4), count = 4 * GROUP - skip < end - i ? 4 * GROUP - skip : end - i;
+        int64_t left = end - i;
+        if (j->numbers) {
+            int64_t inside = (int64_t)(element % (uint64_t)j->row);
+            element = (uint64_t)j->numbers[element / (uint64_t)j->row] * (uint64_t)j->row + (uint64_t)inside;
+            left = j->row - inside < left ? j->row - inside : left;
+        }
+        int64_t skip = (int64_t)(element % 4), count = 4 * GROUP - skip < left ? 4 * GROUP - skip : left;
         draw_group(word, j->seed, j->site, element / 4);
         if (j->type == F32)
             apply(j, i, word + skip, count, F32);
@@ -73,9 +82,9 @@ static void dropout_task(void *context, int64_t first, int64_t end, int worker) 
 }
 
 static void dropout(Backend *b, void *y, const void *x, int64_t n, double p, uint64_t seed, uint64_t site,
-                    uint64_t first, Dtype t, bool add) {
+                    uint64_t first, const int32_t *numbers, int64_t row, Dtype t, bool add) {
     uint32_t threshold = (uint32_t)(p * 4294967296.0);
-    Dropout j = {y, x, seed, site, first, threshold, (float)(1 / (1 - p)), t, add};
+    Dropout j = {y, x, seed, site, first, numbers, row, threshold, (float)(1 / (1 - p)), t, add};
     cpu_run_ranges(b, n, RANGE_HEAVY, dropout_task, &j);
 }
 
