@@ -52,13 +52,15 @@ int checkpoint_copy_tensor(const CheckpointCopy *c, const StateRange *r) {
     return c->layout->number[r->kind][r->parameter];
 }
 
-// What every data rank holds goes to writers of the same data place, what every tensor rank holds to those of the same
-// tensor place; so each writer gets everything once, from its neighbours.
+// What every data rank of a stage holds goes to writers of the same data place, what every tensor rank holds to those
+// of the same tensor place; so each writer gets everything once: from its neighbours, or from their like on another
+// stage.
 int checkpoint_copy_writer(const CheckpointCopy *c, const StateRange *r) {
     int writer = c->layout->writer[checkpoint_copy_tensor(c, r)], place[MESH_AXES];
+    const Parameter *p = parameters_at(c->parameters, r->parameter);
+    if (p->is_replica) return -1;
     if (!c->mesh || writer == c->rank) return writer;
     const Mesh *m = c->mesh;
-    const Parameter *p = parameters_at(c->parameters, r->parameter);
     mesh_place(m->size, writer, place);
     bool whole = !p->split.segments;
     if (r->everywhere && place[MESH_DATA] != m->place[MESH_DATA]) return -1;

@@ -31,7 +31,8 @@ void checkpoint_copy_exchange(CheckpointCopy *, Comm *); // checkpoint_exchange.
 void checkpoint_copy_own(CheckpointCopy *);
 void checkpoint_copy_end(const CheckpointCopy *);
 
-// For the exchange. The rank that this rank sends a range to; -1: others who hold it too do that.
+// For the exchange. The rank that this rank sends a range to; -1: others who hold it too do that, or nobody, as a copy
+// of it is sent.
 int checkpoint_copy_writer(const CheckpointCopy *, const StateRange *);
 int checkpoint_copy_tensor(const CheckpointCopy *, const StateRange *);
 // Elements [done, done + *count) of the range lie together in the whole tensor, from *first on.

@@ -10,8 +10,8 @@ static void list_kind(CheckpointLayout *l, Parameters *parameters, StateKind kin
     l->number[kind] = arena_array(memory, int, parameter_count + 1);
     for (int i = 0; i < parameter_count; i++) {
         const Parameter *p = parameters_at(parameters, i);
-        l->number[kind][i] = -1;
-        if (kind != STATE_MASTER && p->frozen) continue;
+        l->number[kind][i] = p->is_replica ? l->number[kind][p->replica->number] : -1; // declared behind it
+        if (p->is_replica || (kind != STATE_MASTER && p->frozen)) continue;
         l->number[kind][i] = l->count;
         SafeTensor *t = &l->tensors[l->count++];
         t->name = arena_printf(memory, "%s%s", prefixes[kind], p->tensor.name);

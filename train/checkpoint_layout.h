@@ -13,8 +13,8 @@ typedef struct CheckpointLayout {
     int count, first[CHECKPOINT_PARTS + 1]; // tensors; those of a part are [first[part], first[part + 1])
     SafeTensor *tensors;                    // (count) without data
     int *writer;                            // (count)
-    int *number[STATE_KINDS];               // (parameters) of a parameter's tensor of each kind, or -1
-    Buffer index[CHECKPOINT_PARTS];         // text; empty for a single writer
+    int *number[STATE_KINDS]; // (parameters) of a parameter's tensor of each kind, or -1; a replica's is its original's
+    Buffer index[CHECKPOINT_PARTS]; // text; empty for a single writer
 } CheckpointLayout;
 
 // Lives in the arena, but for the indexes.

@@ -25,7 +25,8 @@ typedef struct StateRange {
     int parameter; // of parameters_at
     int64_t first, count;
     float *data;     // (count) device
-    bool everywhere; // every data rank holds it; false: this one alone
+    bool everywhere; // every data rank of this stage holds it; false: this one alone
 } StateRange;
-// All that this rank holds: masters, those of frozen parameters too, and moments. The addresses stay for the run.
+// All that this rank holds: masters, those of frozen parameters and of replicas too, and moments. The addresses stay
+// for the run.
 int optimizer_ranges(const Optimizer *, Arena *, StateRange **out);

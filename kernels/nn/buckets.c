@@ -1,5 +1,5 @@
-/* See buckets.h. In the flat buffers stand the trained buckets first, then the frozen ones, each kind in the order in
- * which its first parameter was declared; gradients cover the first kind alone. */
+/* See buckets.h. In the flat buffers stand the trained buckets first, then the frozen ones, each kind chunk by chunk
+ * and in the order in which its first parameter was declared; gradients cover the first kind alone. */
 #include "kernels/nn/parameters_state.h"
 #include <string.h>
 
@@ -19,19 +19,39 @@ static int64_t blocks_of(const Parameters *p, const Parameter *item) {
 
 // ---- cutting ----
 
-// Gives each parameter of a kind the number of its bucket; returns the number behind the last.
-static int cut(Parameters *p, bool frozen, Dtype type, int next) {
+// Gives each parameter of a chunk and kind the number of its bucket; returns the number behind the last.
+static int cut(Parameters *p, int chunk, bool frozen, Dtype type, int next) {
     int64_t bytes = p->parallel.bucket_bytes > 0 ? p->parallel.bucket_bytes : DEFAULT_BUCKET;
     int64_t room = bytes / (int64_t)bucket_bytes(1, F32), filled = 0;
     int current = -1;
     for (int i = 0; i < p->count; i++) {
         Parameter *item = p->items[i];
-        if (item->frozen != frozen || item->tensor.dtype != type) continue;
-        if (current < 0 || filled + blocks_of(p, item) > room) current = next++, filled = 0;
+        if (item->chunk != chunk || item->frozen != frozen || item->tensor.dtype != type) continue;
+        if (current < 0 || item->replica || filled + blocks_of(p, item) > room) current = next++, filled = 0;
         filled += blocks_of(p, item);
         item->bucket = current;
+        if (item->replica) current = -1;
     }
     return next;
+}
+
+// All of them, and what operators know of the parameters; returns how many there are.
+static int cut_all(Parameters *p, Dtype compute) {
+    int count = 0, chunks = 0;
+    for (int i = 0; i < p->count; i++) {
+        Parameter *item = p->items[i];
+        item->tensor.dtype = item->tensor.rank > 1 ? compute : F32;
+        item->tensor.needs_grad = !item->frozen && item->chunk >= 0;
+        item->bucket = -1;
+        if (item->chunk >= chunks) chunks = item->chunk + 1;
+    }
+    for (int frozen = 0; frozen < 2; frozen++) {
+        for (int chunk = 0; chunk < chunks; chunk++) {
+            count = cut(p, chunk, frozen, F32, count);
+            count = cut(p, chunk, frozen, BF16, count);
+        }
+    }
+    return count;
 }
 
 // The parameters of a bucket, from block `block` on.
@@ -50,6 +70,7 @@ static void fill(Parameters *p, Bucket *b, int number, int64_t block) {
             if (partial) b->partial_blocks += blocks_of(p, item);
         }
     }
+    b->chunk = b->items[0]->chunk;
     b->frozen = b->items[0]->frozen;
     b->dtype = b->items[0]->tensor.dtype;
 }
@@ -76,13 +97,8 @@ static void share_out(Parameters *p, Bucket *b) {
 }
 
 void parameters_lay_out(Parameters *p, Dtype compute) {
-    int count = 0;
+    int count = cut_all(p, compute);
     p->stage = comm_size(p->parallel.data) > 1 ? p->parallel.zero : 0;
-    for (int i = 0; i < p->count; i++) p->items[i]->tensor.dtype = p->items[i]->tensor.rank > 1 ? compute : F32;
-    for (int frozen = 0; frozen < 2; frozen++) {
-        count = cut(p, frozen, F32, count);
-        count = cut(p, frozen, BF16, count);
-    }
     p->buckets = arena_array(p->memory, Bucket, count);
     p->owned = arena_array(p->memory, OwnedRange, p->count);
     p->bucket_count = count;

@@ -1,12 +1,14 @@
-/* Buckets: consecutive whole parameters of one type whose gradients are reduced together and whose values are gathered
- * together, of about Parallel.bucket_bytes of gradients; a larger parameter is alone in one. Each is shared out over
- * the data ranks by comm_share of its blocks. For those who move them (train/gradients.c); models see parameters.h. */
+/* Buckets: consecutive whole parameters of one type and one chunk whose gradients are reduced together and whose values
+ * are gathered together, of about Parallel.bucket_bytes of gradients; a larger parameter is alone in one, and so is one
+ * that has a replica, and that. Each is shared out over the data ranks by comm_share of its blocks: both copies alike.
+ * For those who move them (train/gradients.c); models see parameters.h. */
 #pragma once
 #include "kernels/nn/parameters.h"
 
 typedef struct Bucket {
     Parameter **items; // (count) in the order of memory; partial ones (Parameter.partial) stand first
     int count;
+    int chunk;              // Parameter.chunk of all of them
     int64_t block, blocks;  // in the flat buffers
     int64_t own, owned;     // this rank's blocks [own, own + owned) of it
     int64_t partial_blocks; // at its start

@@ -203,6 +203,7 @@ void parameters_use(Parameters *p, const Node *n) {
     bool moves = false;
     for (int i = 0; i < MAX_INPUTS; i++)
         if (n->in[i] && n->in[i]->is_parameter) needed[count++] = ((const Parameter *)n->in[i])->bucket;
+    for (int i = 0; i < count; i++) check(needed[i] >= 0 && "a parameter that is on this rank");
     for (int i = 0; i < count; i++) bucket_settle(&p->buckets[needed[i]]);
     if (!g) return;
     for (int i = 0; i < count; i++) moves |= needed[i] != g->last;

@@ -37,7 +37,7 @@ static void fill(float *out, int64_t count, double value) {
 }
 
 static void whole_values(const Parameter *p, uint64_t seed, int64_t first, int64_t count, float *out) {
-    const char *name = p->tensor.name;
+    const char *name = p->is_replica ? p->replica->tensor.name : p->tensor.name;
     switch (p->init.kind) {
     case INIT_NORMAL:
     case INIT_UNIFORM:

@@ -63,9 +63,30 @@ Tensor *parameters_add(Parameters *p, const char *name, int rank, const int64_t 
     return parameters_add_split(p, name, rank, shape, init, decay, (Split){0});
 }
 
-void parameters_set_partial(Parameters *p, const Tensor *t) {
+static Parameter *item_of(Parameters *p, const Tensor *t) {
     for (int i = 0; i < p->count; i++)
-        if (&p->items[i]->tensor == t) p->items[i]->partial = true;
+        if (&p->items[i]->tensor == t) return p->items[i];
+    check_failed("a parameter of this model", __FILE__, __LINE__);
+}
+
+Tensor *parameters_add_replica(Parameters *p, const char *name, const Tensor *of) {
+    Parameter *original = item_of(p, of), *item = add_item(p, name);
+    check(!original->replica);
+    Parameter made = *original;
+    made.tensor.name = item->tensor.name;
+    made.number = item->number;
+    made.replica = original;
+    made.is_replica = true;
+    *item = made;
+    original->replica = item;
+    return &item->tensor;
+}
+
+void parameters_set_partial(Parameters *p, const Tensor *t) { item_of(p, t)->partial = true; }
+
+void parameters_place(Parameters *p, int index, int chunk) {
+    check(!p->finished && chunk >= -1);
+    parameters_at(p, index)->chunk = chunk;
 }
 
 int parameters_freeze(Parameters *p, const char *prefix) {
@@ -73,10 +94,11 @@ int parameters_freeze(Parameters *p, const char *prefix) {
     size_t length = strlen(prefix);
     int frozen = 0;
     for (int i = 0; i < p->count; i++) {
-        const char *name = p->items[i]->tensor.name;
-        if (strncmp(name, prefix, length) || (name[length] && name[length] != '.')) continue;
-        p->items[i]->frozen = true;
-        p->items[i]->tensor.needs_grad = false;
+        Parameter *item = p->items[i];
+        const char *name = item->tensor.name;
+        if (item->is_replica || strncmp(name, prefix, length) || (name[length] && name[length] != '.')) continue;
+        item->frozen = true;
+        if (item->replica) item->replica->frozen = true;
         frozen++;
     }
     return frozen;
@@ -99,12 +121,32 @@ static void draw(Parameters *p, uint64_t seed) {
     free(host);
 }
 
-// False on all data ranks where one of them has no memory for its part: they would wait for it.
+// False on all data and pipeline ranks where one of them has no memory for its part: they would wait for it.
 static bool all_have(const Parameters *p, bool ok, Error *error) {
     int32_t all = ok;
-    if (p->stage) comm_all_reduce(p->parallel.data, &all, 1, COMM_I32, COMM_MIN, COMM_FAST, "memory of the model");
+    bool pipeline = comm_size(p->parallel.pipeline) > 1;
+    if (p->stage || pipeline)
+        comm_all_reduce(p->parallel.data, &all, 1, COMM_I32, COMM_MIN, COMM_FAST, "memory of the model");
+    if (pipeline) comm_all_reduce(p->parallel.pipeline, &all, 1, COMM_I32, COMM_MIN, COMM_FAST, "memory of the model");
     if (ok && !all) return error_set(error, ERROR_FAILED, "another rank has no memory for its part of the model");
     return ok;
+}
+
+// Each parameter is on one pipeline rank.
+static void learn_stages(Parameters *p) {
+    Comm *pipeline = p->parallel.pipeline;
+    int32_t *held = calloc(2 * (size_t)p->count + 1, sizeof *held), *rank = held + p->count; // by how many; by which
+    check(held);
+    for (int i = 0; i < p->count; i++) {
+        held[i] = p->items[i]->chunk >= 0;
+        rank[i] = held[i] ? comm_rank(pipeline) : 0;
+    }
+    comm_all_reduce(pipeline, held, 2 * p->count, COMM_I32, COMM_SUM, COMM_FAST, "stages of parameters");
+    for (int i = 0; i < p->count; i++) {
+        check(held[i] == 1 && "each parameter is on one stage");
+        p->items[i]->stage = rank[i];
+    }
+    free(held);
 }
 
 bool parameters_finish(Parameters *p, Dtype compute, uint64_t seed, Error *error) {
@@ -112,6 +154,7 @@ bool parameters_finish(Parameters *p, Dtype compute, uint64_t seed, Error *error
     p->finished = true;
     parameters_lay_out(p, compute);
     if (!all_have(p, parameters_allocate(p, error), error)) return false;
+    if (comm_size(p->parallel.pipeline) > 1) learn_stages(p);
     if (p->stage) p->sharing = comm_split(p->parallel.data, 0, comm_rank(p->parallel.data), "parameters");
     if (p->stage == 3) p->gather = gather_new(p->backend, p->sharing, p->bucket_count);
     draw(p, seed);
@@ -139,7 +182,8 @@ Parameter *parameters_find(Parameters *p, const char *name) {
 int64_t parameters_elements(const Parameters *p, bool trainable_only) {
     int64_t n = 0;
     for (int i = 0; i < p->count; i++)
-        if (!trainable_only || !p->items[i]->frozen) n += tensor_count(&p->items[i]->tensor);
+        if (p->items[i]->chunk >= 0 && (!trainable_only || !p->items[i]->frozen))
+            n += tensor_count(&p->items[i]->tensor);
     return n;
 }
 
@@ -152,7 +196,7 @@ static int64_t whole_count(const Parameter *item) {
 int64_t parameters_whole_elements(const Parameters *p, bool trainable_only) {
     int64_t n = 0;
     for (int i = 0; i < p->count; i++)
-        if (!trainable_only || !p->items[i]->frozen) n += whole_count(p->items[i]);
+        if (!p->items[i]->is_replica && (!trainable_only || !p->items[i]->frozen)) n += whole_count(p->items[i]);
     return n;
 }
 
@@ -224,15 +268,28 @@ static double *block_squares(const Parameters *p) {
     return squares;
 }
 
-double parameters_gradient_norm(const Parameters *p) {
-    double *squares = block_squares(p),
-           sum[2] = {0}; // of parameters that are whole on every tensor rank, of split ones
+// The sums of squares of all trained parameters, whatever pipeline rank holds them; 0 of replicas: (count), host; the
+// caller frees it.
+static double *parameter_squares(const Parameters *p) {
+    double *blocks = block_squares(p), *squares = calloc((size_t)p->count + 1, sizeof *squares);
+    check(squares);
     for (int i = 0; i < p->count; i++) {
         const Parameter *item = p->items[i];
         int64_t first = item->offset / PARAMETER_BLOCK;
         int64_t end = (item->offset + tensor_count(&item->tensor) + PARAMETER_BLOCK - 1) / PARAMETER_BLOCK;
-        for (int64_t b = first; b < end && !item->frozen; b++) sum[item->split.segments > 0] += squares[b];
+        bool counts = item->bucket >= 0 && !item->frozen && !item->is_replica;
+        for (int64_t b = first; b < end && counts; b++) squares[i] += blocks[b];
     }
+    free(blocks);
+    // each parameter is zero on all ranks but one: the order does not matter
+    comm_all_reduce(p->parallel.pipeline, squares, p->count, COMM_F64, COMM_SUM, COMM_FAST, "gradient norm");
+    return squares;
+}
+
+double parameters_gradient_norm(const Parameters *p) {
+    double *squares = parameter_squares(p),
+           sum[2] = {0}; // of parameters that are whole on every tensor rank, of split ones
+    for (int i = 0; i < p->count; i++) sum[p->items[i]->split.segments > 0] += squares[i];
     free(squares);
     Comm *tensor = p->parallel.tensor;
     if (comm_size(tensor) > 1) {

@@ -30,6 +30,7 @@ typedef struct Parameter {
     int chunk;      // the part of the model it belongs to, among those on this rank; -1: elsewhere, no memory here
     struct Parameter *replica; // a second copy of it, NULL: none; and of a replica, what it is one of
     bool is_replica;
+    int stage;     // rank of Parallel.pipeline that holds it
     int bucket;    // which one it belongs to; -1: elsewhere
     float *master; // (count); NULL where ranks share them out, or it is elsewhere
 } Parameter;
@@ -68,13 +69,15 @@ void parameters_set_partial(Parameters *, const Tensor *);
 void parameter_run(const Parameter *, const Parallel *, int64_t local, int64_t *global, int64_t *count);
 // Freezes `prefix` and all that is under it ("text" freezes "text.tokens"); returns how many. Before finish.
 int parameters_freeze(Parameters *, const char *prefix);
-// Allocates and draws: element i of a parameter depends on (seed, name, i) alone. compute: F32 or BF16.
+// Allocates and draws: element i of a parameter depends on (seed, name, i) alone. compute: F32 or BF16. All data and
+// pipeline ranks call it.
 bool parameters_finish(Parameters *, Dtype compute, uint64_t seed, Error *);
-int parameters_count(const Parameters *);
+int parameters_count(const Parameters *); // declared: those elsewhere and replicas too
 Parameter *parameters_at(Parameters *, int index);
-Parameter *parameters_find(Parameters *, const char *name); // NULL where absent
-int64_t parameters_elements(const Parameters *, bool trainable_only);
-int64_t parameters_whole_elements(const Parameters *, bool trainable_only); // over all tensor ranks
+Parameter *parameters_find(Parameters *, const char *name);           // NULL where absent
+int64_t parameters_elements(const Parameters *, bool trainable_only); // that this rank holds, of replicas too
+// Of the model: over all tensor and pipeline ranks, replicas not counted.
+int64_t parameters_whole_elements(const Parameters *, bool trainable_only);
 void parameters_begin_step(Parameters *);   // gradients hold nothing yet: the first writer overwrites
 void parameters_end_backward(Parameters *); // zeroes the gradients nobody wrote
 
@@ -103,8 +106,8 @@ ParameterMemory parameters_memory(const Parameters *); // really allocated; no m
 // ranks, in bf16 18, 6 + 12/N, 2 + 16/N, 18/N; `elements` of which `trained` have gradients and moments.
 ParameterMemory parameters_formula(double elements, double trained, Dtype compute, int stage, int ranks);
 
-// Safetensors entries of all masters (host copies in `memory`; masters must not be shared out), and back. Loading
-// checks names and shapes: missing, unexpected and mismatched ones are listed in the error, and then nothing is taken.
-// A file holds whole tensors; each rank takes what it owns, and all data ranks must load it.
+// Safetensors entries of all masters (host copies in `memory`; all of them must be here, and not shared out), and back.
+// Loading checks names and shapes: missing, unexpected and mismatched ones are listed in the error, and then nothing is
+// taken. A file holds whole tensors; each rank takes what it owns, and all data ranks must load it.
 int parameters_export(const Parameters *, Arena *memory, SafeTensor **out);
 bool parameters_import(Parameters *, const SafeTensors *, const char *path, Error *);

@@ -7,18 +7,20 @@
 enum { NAMED_MOST = 5 }; // names listed in an error of each kind
 
 int parameters_export(const Parameters *p, Arena *memory, SafeTensor **out) {
+    int count = 0;
     *out = arena_array(memory, SafeTensor, p->count);
     for (int i = 0; i < p->count; i++) {
         const Parameter *item = p->items[i];
+        if (item->is_replica) continue;
         int64_t bytes = tensor_count(&item->tensor) * (int64_t)sizeof(float);
         void *host = arena_allocate(memory, (size_t)bytes);
         check(item->master && (!item->split.segments || comm_size(p->parallel.tensor) == 1));
         p->backend->download(p->backend, host, item->master, (size_t)bytes);
-        SafeTensor *entry = *out + i;
+        SafeTensor *entry = *out + count++;
         *entry = (SafeTensor){item->tensor.name, "F32", item->tensor.rank, {0}, host, bytes};
         for (int d = 0; d < item->tensor.rank; d++) entry->shape[d] = item->tensor.shape[d];
     }
-    return p->count;
+    return count;
 }
 
 // What an import finds wrong: a count and the first few names for each kind.
@@ -51,14 +53,17 @@ static bool compare(Parameters *p, const SafeTensors *file, const char *path, Er
     Complaint missing = {0}, mismatched = {0}, unexpected = {0};
     for (int i = 0; i < p->count; i++) {
         const Tensor *t = &p->items[i]->tensor;
+        if (p->items[i]->is_replica) continue;
         const SafeTensor *entry = safetensors_find(file, t->name);
         if (!entry)
             complain(&missing, t->name);
         else if (!fits(p->items[i], entry))
             complain(&mismatched, t->name);
     }
-    for (int i = 0; i < file->count; i++)
-        if (!parameters_find(p, file->tensors[i].name)) complain(&unexpected, file->tensors[i].name);
+    for (int i = 0; i < file->count; i++) {
+        const Parameter *item = parameters_find(p, file->tensors[i].name);
+        if (!item || item->is_replica) complain(&unexpected, file->tensors[i].name);
+    }
     Buffer text = {0};
     tell(&text, &missing, "missing");
     tell(&text, &mismatched, "of another shape or type");
@@ -101,8 +106,11 @@ static void take(Parameters *p, const OwnedRange *range, const SafeTensor *entry
 bool parameters_import(Parameters *p, const SafeTensors *file, const char *path, Error *error) {
     check(p->finished);
     if (!compare(p, file, path, error)) return false;
-    for (int i = 0; i < p->owned_count; i++)
-        take(p, &p->owned[i], safetensors_find(file, p->owned[i].parameter->tensor.name));
+    for (int i = 0; i < p->owned_count; i++) {
+        const Parameter *item = p->owned[i].parameter;
+        const char *name = item->is_replica ? item->replica->tensor.name : item->tensor.name;
+        take(p, &p->owned[i], safetensors_find(file, name));
+    }
     parameters_refresh(p);
     return true;
 }

@@ -1,6 +1,8 @@
-/* Parameters: draws by name, layout, freezing, gradients of a step, files. */
+/* Parameters: draws by name, layout, freezing, gradients of a step, files, parts of a pipeline, second copies. */
 #include "kernels/cpu/cpu.h"
 #include "kernels/nn/block.h"
+#include "kernels/nn/buckets.h"
+#include "tests/support/ranks.h"
 #include "tests/support/test.h"
 #include <math.h>
 #include <stdlib.h>
@@ -196,6 +198,157 @@ static void a_file_of_another_model_is_refused_by_name(void **state) {
     temporary_free(folder);
 }
 
+// ---- parts of a model ----
+
+static void parameters_elsewhere_have_a_name_and_a_shape_alone(void **state) {
+    (void)state;
+    Set s = set_new();
+    parameters_add(s.parameters, "there.matrix", SHAPE(3, 5), normal, true);
+    parameters_add(s.parameters, "here.matrix", SHAPE(7, 5), normal, true);
+    parameters_add(s.parameters, "there.vector", SHAPE(2000), normal, true);
+    parameters_place(s.parameters, 0, -1);
+    parameters_place(s.parameters, 2, -1);
+    assert_int_equal(parameters_freeze(s.parameters, "there.vector"), 1);
+    finish(&s, BF16);
+    const Parameter *there = parameters_find(s.parameters, "there.matrix");
+    assert_true(there->number == 0 && there->bucket == -1 && there->global_shape[1] == 5);
+    assert_null(there->tensor.data);
+    assert_null(there->tensor.grad);
+    assert_null(there->master);
+    assert_false(there->tensor.needs_grad);
+    assert_false(there->frozen); // over the whole model it is trained
+    assert_true(parameters_find(s.parameters, "there.vector")->frozen);
+    assert_int_equal(parameters_elements(s.parameters, false), 35);
+    assert_int_equal(parameters_elements(s.parameters, true), 35);
+    assert_int_equal(parameters_whole_elements(s.parameters, false), 2050);
+    assert_int_equal(parameters_whole_elements(s.parameters, true), 50);
+    assert_int_equal(parameters_states(s.parameters), PARAMETER_BLOCK);
+    assert_true(parameters_memory(s.parameters).parameters == 6.0 * PARAMETER_BLOCK);
+    parameters_begin_step(s.parameters);
+    parameters_end_backward(s.parameters);
+    assert_true(parameters_gradient_norm(s.parameters) == 0);
+    set_free(&s);
+}
+
+static void a_bucket_holds_parameters_of_one_chunk(void **state) {
+    (void)state;
+    Set s = set_new();
+    const int chunks[] = {1, 0, 1, -1, 0, 1}, buckets[] = {2, 0, 3, -1, 0, 4};
+    for (int i = 0; i < 6; i++) {
+        const char name[] = {(char)('a' + i), 0};
+        parameters_add(s.parameters, name, SHAPE(4), normal, false);
+        parameters_place(s.parameters, i, chunks[i]);
+    }
+    parameters_add_replica(s.parameters, "copy", &parameters_at(s.parameters, 2)->tensor); // of c: both are alone
+    parameters_place(s.parameters, 6, 0);
+    finish(&s, F32);
+    for (int i = 0; i < 6; i++) {
+        const Parameter *item = parameters_at(s.parameters, i);
+        assert_int_equal(item->bucket, buckets[i]);
+        if (item->bucket >= 0) assert_int_equal(bucket_at(s.parameters, item->bucket)->chunk, chunks[i]);
+    }
+    assert_int_equal(parameters_at(s.parameters, 6)->bucket, 1);
+    assert_int_equal(buckets_count(s.parameters), 5);
+    set_free(&s);
+}
+
+static void a_replica_starts_as_its_original_and_is_no_parameter_of_its_own(void **state) {
+    (void)state;
+    Error error = {0};
+    char *folder = temporary_new(), *path = temporary_path(folder, "m.safetensors");
+    Set a = set_new(), b = set_new();
+    const Tensor *words = parameters_add(a.parameters, "words", SHAPE(3, 5), normal, true);
+    parameters_add_replica(a.parameters, "head.words", words);
+    parameters_add(a.parameters, "vector", SHAPE(5), normal, false);
+    assert_int_equal(parameters_freeze(a.parameters, "head"), 0);
+    assert_int_equal(parameters_freeze(a.parameters, "words"), 1);
+    finish(&a, BF16);
+    const Parameter *original = parameters_find(a.parameters, "words"), *copy = original->replica;
+    assert_true(copy->is_replica && copy->replica == original && copy->decay && copy->frozen);
+    assert_memory_equal(copy->master, original->master, 15 * sizeof(float));
+    assert_memory_equal(copy->tensor.data, original->tensor.data, 15 * sizeof(uint16_t));
+    assert_int_equal(parameters_whole_elements(a.parameters, false), 20);
+    assert_int_equal(parameters_elements(a.parameters, false), 35);
+    write_set(&a, path); // without the replica
+    words = parameters_add(b.parameters, "words", SHAPE(3, 5), (Init){0}, true);
+    parameters_add_replica(b.parameters, "another", words);
+    parameters_add(b.parameters, "vector", SHAPE(5), (Init){0}, false);
+    finish(&b, F32);
+    assert_done(read_set(&b, path, &error), &error);
+    assert_memory_equal(parameters_find(b.parameters, "another")->master, original->master, 15 * sizeof(float));
+    set_free(&a);
+    set_free(&b);
+    free(path);
+    temporary_free(folder);
+}
+
+// ---- the norm over a pipeline ----
+
+enum { PARTS = 3, LENGTH = 3000 };
+
+typedef struct NormCase {
+    int data, stages, zero;
+    double norm; // what came out, on all ranks
+} NormCase;
+
+static float gradient_at(int part, int64_t i) { return sinf((float)(part * LENGTH + i)) * (part == 1 ? 1e3f : 1e-2f); }
+
+// Ranks stages * d + s. Part i of the model is on stage i * stages / PARTS, a copy of the first one on the last stage.
+static void norm_rank(int rank, Comm *world, void *argument) {
+    NormCase *c = argument;
+    Error error = {0};
+    int stage = rank % c->stages, count;
+    Comm *data = comm_split(world, stage, rank, "data"),
+         *pipeline = comm_split(world, rank / c->stages, rank, "pipeline");
+    Parallel parallel = {.data = data, .pipeline = pipeline, .zero = c->zero};
+    Backend *backend = cpu_backend_new(1, NULL, NULL);
+    Parameters *p = parameters_new(backend, &parallel);
+    for (int i = 0; i < PARTS; i++) {
+        const char name[] = {(char)('a' + i), 0};
+        parameters_add(p, name, SHAPE(LENGTH), normal, false);
+    }
+    parameters_add_replica(p, "copy", &parameters_at(p, 0)->tensor);
+    for (int i = 0; i <= PARTS; i++) {
+        int at = i < PARTS ? i * c->stages / PARTS : c->stages - 1;
+        parameters_place(p, i, at == stage ? 0 : -1);
+    }
+    assert_done(parameters_finish(p, F32, 1, &error), &error);
+    for (int i = 0; i < PARTS; i++) assert_int_equal(parameters_at(p, i)->stage, i * c->stages / PARTS);
+    assert_int_equal(parameters_at(p, PARTS)->stage, c->stages - 1);
+    const OwnedRange *ranges = parameters_owned(p, &count);
+    for (int i = 0; i < count; i++) {
+        int part = ranges[i].parameter->number % PARTS;
+        for (int64_t k = 0; k < ranges[i].count; k++) ranges[i].gradient[k] = gradient_at(part, ranges[i].first + k);
+    }
+    double norm = parameters_gradient_norm(p);
+    if (!rank) c->norm = norm;
+    comm_barrier(world, "norm");
+    assert_true(norm == c->norm); // on every rank
+    parameters_free(p);
+    backend_free(backend);
+    comm_free(pipeline);
+    comm_free(data);
+}
+
+static void the_norm_has_the_same_bits_on_every_pipeline(void **state) {
+    (void)state;
+    NormCase alone = {1, 1, 0, 0};
+    double sum = 0;
+    ranks_run(1, norm_rank, &alone);
+    for (int i = 0; i < PARTS; i++)
+        for (int k = 0; k < LENGTH; k++) sum += (double)gradient_at(i, k) * gradient_at(i, k);
+    assert_true(fabs(alone.norm - sqrt(sum)) <= 1e-12 * sqrt(sum));
+    for (int stages = 1; stages <= 4; stages++) { // the fourth has nothing
+        for (int data = 1; data <= 2; data++) {
+            for (int zero = 0; zero <= 1; zero++) {
+                NormCase c = {data, stages, zero, 0};
+                ranks_run(data * stages, norm_rank, &c);
+                assert_true(c.norm == alone.norm);
+            }
+        }
+    }
+}
+
 // ---- layers ----
 
 static void projections_into_the_residual_stream_start_smaller(void **state) {
@@ -225,6 +378,10 @@ int main(void) {
         cmocka_unit_test(gradients_nobody_wrote_become_zero),
         cmocka_unit_test(parameters_survive_a_file),
         cmocka_unit_test(a_file_of_another_model_is_refused_by_name),
+        cmocka_unit_test(parameters_elsewhere_have_a_name_and_a_shape_alone),
+        cmocka_unit_test(a_bucket_holds_parameters_of_one_chunk),
+        cmocka_unit_test(a_replica_starts_as_its_original_and_is_no_parameter_of_its_own),
+        cmocka_unit_test(the_norm_has_the_same_bits_on_every_pipeline),
         cmocka_unit_test(projections_into_the_residual_stream_start_smaller),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
