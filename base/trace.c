@@ -3,7 +3,7 @@
 #include "base/trace.h"
 #include "base/clock.h"
 #include "base/files.h"
-#include "base/json.h"
+#include "base/trace_read.h"
 #include <math.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -31,6 +31,7 @@ struct Trace {
     Buffer names; // one behind the other, each with its zero
     Slice *slices;
     size_t count, capacity;
+    Buffer notes; // whole events, each with what separates it from the one before
     long long left_out;
     double clock;     // what is added to trace_now for the time of day, by which machines are compared
     char machine[37]; // whose clock trace_now is; "": unknown
@@ -59,6 +60,7 @@ void trace_free(Trace *t) {
     if (!t) return;
     for (int i = 0; i < t->tracks; i++) free(t->track[i]);
     buffer_free(&t->names);
+    buffer_free(&t->notes);
     free(t->slices);
     pthread_mutex_destroy(&t->lock);
     free(t);
@@ -170,6 +172,15 @@ static void append_slice(Buffer *out, const Trace *t, const Slice *s, int lane) 
     buffer_text(out, "}");
 }
 
+void trace_note(Trace *t, const char *name, const char *values) {
+    if (!t) return;
+    pthread_mutex_lock(&t->lock);
+    buffer_printf(&t->notes, ",\n{\"ph\": \"M\", \"pid\": %d, \"tid\": 0, \"name\": ", t->rank);
+    append_quoted(&t->notes, name);
+    buffer_printf(&t->notes, ", \"args\": %s}", values);
+    pthread_mutex_unlock(&t->lock);
+}
+
 static bool flush(AtomicFile *file, Buffer *text, Error *error) {
     bool ok = atomic_write(file, text->data ? text->data : "", text->size, error);
     buffer_clear(text);
@@ -209,6 +220,7 @@ bool trace_write(const Trace *t, const char *path, Error *error) {
     lay_out(t, &lanes);
     append_head(&text, t->clock, t->machine, t->left_out);
     append_names(&text, t, &lanes);
+    buffer_append(&text, t->notes.data, t->notes.size);
     bool ok = true;
     for (size_t i = 0; i < t->count && ok; i++) {
         buffer_text(&text, ",\n");
@@ -232,44 +244,27 @@ bool trace_write(const Trace *t, const char *path, Error *error) {
 
 // One file that is being copied into another.
 typedef struct Part {
-    const char *path;
-    FILE *in;
-    char *line;
-    size_t capacity;
+    TraceReader *in;
     double clock;
-    char *machine;
+    const char *machine;
 } Part;
 
-static bool not_a_trace(const Part *p, Error *error) {
-    return error_set(error, ERROR_FAILED, "%s: not a whole trace; let the run write it again", p->path);
-}
-
-// The first line, which is closed here so that it is a value by itself.
-static bool read_head(Part *p, long long *left_out, Error *error) {
-    Buffer text = {0};
-    Error ignored = {0};
-    p->in = fopen(p->path, "re");
-    if (!p->in) return error_set_errno(error, ERROR_FAILED, "%s: cannot open", p->path);
-    if (getline(&p->line, &p->capacity, p->in) > 0) buffer_text(&text, p->line);
-    buffer_text(&text, "]}");
-    json_t *head = json_parse(text.data, text.size, p->path, &ignored), *data = json_object_get(head, "otherData");
-    bool ok = json_is_number(json_object_get(data, "clock")) || not_a_trace(p, error);
-    p->clock = json_get_number(data, "clock", 0);
-    p->machine = strdup(json_get_string(data, "machine", ""));
-    check(p->machine);
-    *left_out += json_get_int(data, "left_out", 0);
-    json_decref(head);
-    buffer_free(&text);
-    return ok;
+static bool open_part(Part *p, const char *path, long long *left_out, Error *error) {
+    p->in = trace_open(path, error);
+    if (!p->in) return false;
+    const json_t *head = trace_head(p->in);
+    p->clock = json_get_number(head, "clock", 0);
+    p->machine = json_get_string(head, "machine", "");
+    *left_out += json_get_int(head, "left_out", 0);
+    return true;
 }
 
 // Its events, so many microseconds later.
-static bool copy_events(Part *p, double later, bool *first, AtomicFile *out, Error *error) {
-    for (ssize_t size; (size = getline(&p->line, &p->capacity, p->in)) > 0;) {
-        if (!strcmp(p->line, "]}\n")) return true;
-        while (size > 0 && (p->line[size - 1] == '\n' || p->line[size - 1] == ',')) size--;
-        json_t *event = json_parse(p->line, (size_t)size, p->path, error), *ts = json_object_get(event, "ts");
-        if (!event) return false;
+static bool copy_events(const Part *p, double later, bool *first, AtomicFile *out, Error *error) {
+    json_t *event;
+    while (trace_next(p->in, &event, error)) {
+        if (!event) return true;
+        json_t *ts = json_object_get(event, "ts");
         if (ts) json_object_set_new(event, "ts", json_real(json_number_value(ts) + later));
         char *text = json_dumps(event, JSON_REAL_PRECISION(17));
         json_decref(event);
@@ -279,7 +274,7 @@ static bool copy_events(Part *p, double later, bool *first, AtomicFile *out, Err
         if (!ok) return false;
         *first = false;
     }
-    return not_a_trace(p, error);
+    return false;
 }
 
 // Microseconds to add to the times of a part. All parts of a machine are placed by the first of them: their clock is
@@ -290,15 +285,6 @@ static double later_than_first(const Part *parts, int part) {
     return (parts[same].clock - parts[0].clock) * 1e6;
 }
 
-static void close_parts(Part *parts, int count) {
-    for (int i = 0; i < count; i++) {
-        if (parts[i].in) fclose(parts[i].in);
-        free(parts[i].line);
-        free(parts[i].machine);
-    }
-    free(parts);
-}
-
 bool trace_join(const char *const *paths, int count, const char *path, Error *error) {
     Buffer head = {0};
     long long left_out = 0;
@@ -307,10 +293,7 @@ bool trace_join(const char *const *paths, int count, const char *path, Error *er
     Part *parts = calloc((size_t)count, sizeof *parts);
     bool ok = true;
     check(count > 0 && parts);
-    for (int i = 0; i < count && ok; i++) {
-        parts[i].path = paths[i];
-        ok = read_head(&parts[i], &left_out, error);
-    }
+    for (int i = 0; i < count && ok; i++) ok = open_part(&parts[i], paths[i], &left_out, error);
     ok = ok && (out = atomic_open(path, error));
     if (ok) append_head(&head, parts[0].clock, parts[0].machine, left_out);
     ok = ok && flush(out, &head, error);
@@ -320,7 +303,8 @@ bool trace_join(const char *const *paths, int count, const char *path, Error *er
         ok = atomic_commit(out, error);
     else
         atomic_abandon(out);
-    close_parts(parts, count);
+    for (int i = 0; i < count; i++) trace_close(parts[i].in);
+    free(parts);
     buffer_free(&head);
     return ok;
 }

@@ -12,6 +12,9 @@ void trace_free(Trace *); // NULL is allowed
 double trace_now(void);   // seconds, one clock for all processes of a machine
 // track: "compute", "communication", "loader", "save"; both strings are copied. A NULL trace does nothing.
 void trace_slice(Trace *, const char *track, const char *name, double begin, double end);
+// What no viewer draws, but a program that reads the file wants to know (trace_read.h). values: a JSON object on one
+// line. Kept however many slices there are. A NULL trace does nothing.
+void trace_note(Trace *, const char *name, const char *values);
 bool trace_write(const Trace *, const char *path, Error *); // complete JSON; written aside and renamed
 // One file from those of all ranks, at least one. Times are those of the first one's clock; machines are compared by
 // the time of day.

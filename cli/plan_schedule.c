@@ -142,7 +142,7 @@ static bool work_out(const Arguments *a, Arena *arena, Outcome *o, Error *error)
     const double *times[3];
     for (int i = 0; i < 3; i++)
         if (!(times[i] = read_costs(a, i, arena, error))) return false;
-    PipelineCosts costs = {times[0], times[1], times[2], a->send};
+    PipelineCosts costs = {times[0], times[1], times[2], .send = a->send};
     o->stages = arena_array(arena, StageTime, a->shape.stages);
     o->peaks = arena_array(arena, StagePeak, a->shape.stages);
     if (!pipeline_make(&a->shape, arena, &o->table, error) || !pipeline_check(&o->table, o->peaks, error)) return false;

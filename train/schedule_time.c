@@ -13,16 +13,17 @@ static double *done_at(const Done *d, Work work, int part, int microbatch) {
     return times + (int64_t)part * d->shape->microbatches + microbatch;
 }
 
-static double duration(const PipelineCosts *c, Work work, int part) {
-    switch (work) {
+static double duration(const PipelineCosts *c, const PipelineShape *s, int part, const Slot *row) {
+    int64_t at = c->each ? (int64_t)part * s->microbatches + row->microbatch : part;
+    switch (row->work) {
     case WORK_FORWARD:
-        return c->forward[part];
+        return c->forward[at];
     case WORK_INPUT_GRADIENT:
-        return c->input[part];
+        return c->input[at];
     case WORK_WEIGHT_GRADIENT:
-        return c->weight[part];
+        return c->weight[at];
     default:
-        return c->input[part] + c->weight[part];
+        return c->input[at] + c->weight[at];
     }
 }
 
@@ -43,7 +44,7 @@ static bool run_row(const Done *d, const PipelineCosts *c, const Timeline *line,
     int part = pipeline_part(d->shape, stage, row->chunk);
     if (ready < 0) return false;
     Span span = {.begin = fmax(ready, free_at)};
-    span.end = span.begin + duration(c, row->work, part);
+    span.end = span.begin + duration(c, d->shape, part, row);
     if (row->work != WORK_WEIGHT_GRADIENT) *done_at(d, row->work, part, row->microbatch) = span.end;
     line->spans[stage][index] = span;
     return true;

@@ -6,6 +6,7 @@
 typedef struct PipelineCosts {
     const double *forward, *input, *weight; // (parts), in the order of the model: of one microbatch; any unit of time
     double send;                            // from the end of a row to the start of what reads it on another stage
+    bool each;                              // (parts, microbatches) instead: they differ, as pictures and texts do
 } PipelineCosts;
 
 typedef struct Span {

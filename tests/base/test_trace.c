@@ -1,6 +1,7 @@
 /* Trace: what a viewer reads is valid JSON with named tracks, slices that nest, and one process track a rank. */
 #include "base/json.h"
 #include "base/trace.h"
+#include "base/trace_read.h"
 #include "tests/support/test.h"
 #include <math.h>
 #include <pthread.h>
@@ -179,6 +180,41 @@ static void what_is_not_a_whole_trace_is_not_joined(void **state) {
     temporary_free(folder);
 }
 
+static void notes_and_slices_of_all_ranks_are_read_back(void **state) {
+    (void)state;
+    Error error = {0};
+    char *folder = temporary_new(), *out = temporary_path(folder, "all.json");
+    char *parts[] = {temporary_path(folder, "0.json"), temporary_path(folder, "1.json")};
+    int notes = 0, slices = 0, ranks = 0;
+    for (int i = 0; i < 2; i++) {
+        Trace *t = trace_new(i);
+        trace_note(t, "place", i ? "{\"stage\": 1}" : "{\"stage\": 0}");
+        trace_slice(t, "stage", "forward 0.0", 1, 2);
+        trace_slice(t, "compute", "step 1", 0.5, 3);
+        trace_note(NULL, "nothing", "{}");
+        assert_done(trace_write(t, parts[i], &error), &error);
+        trace_free(t);
+    }
+    assert_done(trace_join((const char *const *)parts, 2, out, &error), &error);
+    TraceReader *r = trace_open(out, &error);
+    assert_non_null(r);
+    assert_int_equal(json_get_int(trace_head(r), "left_out", -1), 0);
+    for (json_t *e; trace_next(r, &e, &error) && e; json_decref(e)) {
+        const char *name = json_get_string(e, "name", "");
+        int64_t rank = json_get_int(e, "pid", -1);
+        if (!strcmp(name, "place")) notes++, ranks += json_get_int(json_object_get(e, "args"), "stage", -1) == rank;
+        if (strcmp(json_get_string(e, "ph", ""), "X")) continue;
+        assert_string_equal(trace_track(r, e), name[0] == 'f' ? "stage" : "compute");
+        slices++;
+    }
+    assert_int_equal(error.kind, ERROR_NONE);
+    assert_true(notes == 2 && ranks == 2 && slices == 4);
+    trace_close(r);
+    for (int i = 0; i < 2; i++) free(parts[i]);
+    free(out);
+    temporary_free(folder);
+}
+
 enum { THREADS = 4, EACH = 500 };
 
 static void *many_slices(void *trace) {
@@ -210,6 +246,7 @@ int main(void) {
         cmocka_unit_test(other_machines_are_placed_by_the_time_of_day),
         cmocka_unit_test(slices_that_overlap_are_drawn_below_one_another),
         cmocka_unit_test(what_is_not_a_whole_trace_is_not_joined),
+        cmocka_unit_test(notes_and_slices_of_all_ranks_are_read_back),
         cmocka_unit_test(threads_may_trace_at_the_same_time),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -19,7 +19,7 @@ static TimelinePanel panel_of(Arena *arena, PipelineShape shape, double cost, co
     for (int i = 0; i < shape.stages * shape.chunks; i++) costs[i] = cost;
     assert_done(pipeline_make(&shape, arena, t, &error), &error);
     assert_done(pipeline_check(t, peaks, &error), &error);
-    *line = timeline_simulate(t, &(PipelineCosts){costs, costs, costs, 0}, arena);
+    *line = timeline_simulate(t, &(PipelineCosts){costs, costs, costs, .send = 0}, arena);
     return (TimelinePanel){title, line, peaks};
 }
 

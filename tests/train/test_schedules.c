@@ -55,7 +55,7 @@ static PipelineTime simulate(const PipelineTable *t, double f, double b, double 
         input[i] = b / t->shape.chunks;
         weight[i] = w / t->shape.chunks;
     }
-    Timeline line = timeline_simulate(t, &(PipelineCosts){forward, input, weight, send}, arena);
+    Timeline line = timeline_simulate(t, &(PipelineCosts){forward, input, weight, .send = send}, arena);
     return timeline_measure(&line, stages);
 }
 
@@ -186,7 +186,7 @@ static void rows_of_a_simulation_wait_for_what_they_read(void **state) {
     enum { STAGES = 3, PIECES = 6 };
     PipelineTable t = table_of(PIPELINE_ZB_V, STAGES, PIECES);
     double f[] = {1, 2, 3, 4, 5, 6}, b[] = {2, 1, 2, 1, 2, 1}, w[] = {1, 1, 3, 3, 1, 1}, send = 0.5;
-    Timeline line = timeline_simulate(&t, &(PipelineCosts){f, b, w, send}, arena);
+    Timeline line = timeline_simulate(&t, &(PipelineCosts){f, b, w, .send = send}, arena);
     double forward[2 * STAGES][PIECES], gradient[2 * STAGES][PIECES];
     for (int pass = 0; pass < 2; pass++)
         for (int i = 0; i < STAGES; i++)
@@ -226,7 +226,7 @@ static void h1_is_never_slower_than_1f1b_whatever_the_stages_cost(void **state) 
         for (int k = 0; k < 2; k++) {
             arena_reset(arena);
             PipelineTable t = table_of(k ? PIPELINE_ZB_H1 : PIPELINE_1F1B, stages, microbatches);
-            Timeline line = timeline_simulate(&t, &(PipelineCosts){f, b, w, send}, arena);
+            Timeline line = timeline_simulate(&t, &(PipelineCosts){f, b, w, .send = send}, arena);
             total[k] = timeline_measure(&line, NULL).total;
         }
         assert_true(total[1] <= total[0] * (1 + 1e-12));
@@ -238,11 +238,22 @@ static void unequal_stages_are_bound_by_the_slowest(void **state) {
     PipelineTable t = table_of(PIPELINE_1F1B, 3, 32);
     double f[] = {1, 4, 1}, b[] = {2, 4, 1}, w[] = {1, 2, 1};
     StageTime stages[3];
-    Timeline line = timeline_simulate(&t, &(PipelineCosts){f, b, w, 0}, arena);
+    Timeline line = timeline_simulate(&t, &(PipelineCosts){f, b, w, .send = 0}, arena);
     PipelineTime time = timeline_measure(&line, stages);
     assert_true(time.work == 320 && stages[1].busy == 320 && stages[0].busy == 128 && stages[2].busy == 96);
     assert_true(time.total >= 320 + 1 + 2 + 1 && time.total <= 320 + 12);
     assert_true(fabs(time.bubble - (1 - (320 + 128 + 96) / (3 * time.total))) <= 1e-12);
+}
+
+static void microbatches_may_cost_differently(void **state) {
+    (void)state;
+    PipelineTable t = table_of(PIPELINE_1F1B, 2, 2);
+    double f[] = {1, 0, 2, 3}, b[] = {1, 0, 1, 1}, w[] = {0, 0, 1, 1}; // stage 0 has nothing to do for microbatch 1
+    StageTime stages[2];
+    Timeline line = timeline_simulate(&t, &(PipelineCosts){f, b, w, .each = true}, arena);
+    PipelineTime time = timeline_measure(&line, stages);
+    assert_true(line.spans[1][0].begin == 1 && line.spans[1][1].end == 5 && line.spans[1][2].end == 8);
+    assert_true(stages[0].busy == 2 && stages[1].busy == 9 && time.total == 10);
 }
 
 // ---- refusals ----
@@ -332,6 +343,7 @@ int main(void) {
         cmocka_unit_test(rows_of_a_simulation_wait_for_what_they_read),
         cmocka_unit_test(h1_is_never_slower_than_1f1b_whatever_the_stages_cost),
         cmocka_unit_test(unequal_stages_are_bound_by_the_slowest),
+        cmocka_unit_test(microbatches_may_cost_differently),
         cmocka_unit_test(shapes_without_a_schedule_are_refused_with_what_would_do),
         cmocka_unit_test(the_checker_finds_rows_that_are_wrong),
         cmocka_unit_test(the_checker_finds_messages_out_of_order),
