@@ -22,13 +22,15 @@ void gradients_begin_step(Gradients *, int pieces);
 // Around each piece's forward and its one backward pass, in order. With several parts of the model on this rank
 // (Parameter.chunk), or with tapes for several pieces, gradients_begin_part and gradients_end_part stand instead around
 // each pass that writes gradients of weights: of one piece in one part, whose pieces come in order, while those of
-// other parts may be further or less far. In the last one (stages 2 and 3, not ordered: in each) reductions start as
-// gradients complete. A piece may hold nothing at all: then begin and end alone.
+// other parts may be further or less far; all data ranks end parts in the same order. In the last one (stages 2 and 3,
+// not ordered: in each) reductions start as gradients complete. A piece may hold nothing at all: then begin and end
+// alone. At stage 3 there are whole pieces alone.
 void gradients_begin_piece(Gradients *, int piece);
 void gradients_end_piece(Gradients *);
 void gradients_begin_part(Gradients *, int chunk, int piece);
 void gradients_end_part(Gradients *);
-// Waits for all reductions; the global norm over every rank's part. Not finite where any element is not.
+// Waits for all reductions, once a step: gradients of a parameter and its replica are added up for both. The global
+// norm over every rank's part; not finite where any element is not.
 double gradients_norm(Gradients *);
 // Really allocated for parameters and gradients, and beside that for buckets on their way.
 ParameterMemory gradients_memory(const Gradients *);

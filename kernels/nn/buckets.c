@@ -213,6 +213,10 @@ void bucket_set_sums(Parameters *p, Bucket *b, float *sums) {
     }
 }
 
+void bucket_begin_backward(Bucket *b) {
+    for (int i = 0; i < b->count; i++) b->items[i]->tensor.grad_written = false;
+}
+
 void bucket_end_backward(const Parameters *p, const Bucket *b) {
     for (int i = 0; i < b->count; i++) {
         Tensor *t = &b->items[i]->tensor;

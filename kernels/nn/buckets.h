@@ -33,6 +33,8 @@ static inline size_t bucket_bytes(int64_t blocks, Dtype t) { return (size_t)bloc
 void bucket_set_values(Bucket *, void *values);
 void bucket_set_gradients(Bucket *, float *gradients);
 void bucket_set_sums(Parameters *, Bucket *, float *sums);
+// Its gradients hold nothing yet: the first writer overwrites.
+void bucket_begin_backward(Bucket *);
 // Zeroes the gradients nobody wrote, and what lies behind each parameter up to its last block's end.
 void bucket_end_backward(const Parameters *, const Bucket *);
 // Stages 1 and 2 (else nothing happens): sends all data ranks' own values to all of them, beside what follows; and
