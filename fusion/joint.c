@@ -30,6 +30,8 @@ static void declare_contrastive(Joint *j) {
 static bool declare(Joint *j, Error *error) {
     const JointConfig *c = &j->config;
     Parameters *p = j->parameters;
+    j->units = arena_array(j->memory, JointUnit, joint_units(c, NULL));
+    j->unit_count = joint_units(c, j->units);
     if (c->has_vision && !vit_declare(&j->vision, p, j->memory, "vision", &c->vision, error)) return false;
     if (joint_needs_text(c) && !text_declare(&j->text, p, j->memory, "text", &c->text, error)) return false;
     if (joint_has(j, OBJECTIVE_CAPTION)) declare_connector(j);

@@ -66,7 +66,7 @@ typedef struct JointPass {
     const float *image_gradient, *text_gradient;
     float scale_gradient, bias_gradient;
     bool features_only; // of the pairs: no other objective, no loss (joint_units.h: STREAM_TEXT_FEATURES)
-    Trace *trace;       // may be NULL: the forward passes of the trunk and of each objective are drawn there
+    Trace *trace;       // may be NULL: the forward passes of the model's parts are drawn there
 } JointPass;
 JointLoss joint_loss(Tape *, Joint *, const Batch *, const JointPass *);
 void joint_counts(const JointConfig *, const Batch *, int64_t count[OBJECTIVES]);

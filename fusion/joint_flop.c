@@ -30,7 +30,7 @@ double joint_flop(const JointConfig *c, const Batch *batch) {
     bool seen[OBJECTIVES];
     bool part = batch->parts > 1;
     double pairs = batch->contrastive.rows, all = part ? (double)batch->all_rows[OBJECTIVE_CONTRASTIVE] : pairs;
-    double forward = 0, images = part ? (double)batch->seen : joint_trunk_images(c, batch, NULL);
+    double forward = 0, images = part ? (double)batch->seen : joint_holds(c, batch, NULL, NULL).seen;
     for (int i = 0; i < OBJECTIVES; i++) seen[i] = c->weight[i] > 0;
     if (seen[OBJECTIVE_LM]) forward += sequences_flop(&c->text, &batch->lm, true);
     if (seen[OBJECTIVE_CAPTION]) forward += sequences_flop(&c->text, &batch->caption, true) + connector_flop(c, images);

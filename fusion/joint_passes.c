@@ -1,5 +1,5 @@
 /* The parts of a joint model as passes: pixels, image tokens, sequences with image slots, features, scores. Training
- * (joint_loss.c) and inference run the same ones. */
+ * (joint_run.c) and inference run the same ones. */
 #include "fusion/joint_parts.h"
 
 // ---- images ----
@@ -36,14 +36,15 @@ Tensor *joint_image_features(Tape *t, Joint *j, Tensor *images) {
 // ---- sequences ----
 
 // Puts image tokens (B, K, C) into their slots of x (R, T, C).
-static Tensor *fill_slots(Tape *t, Joint *j, const Sequences *s, Tensor *x, Tensor *image_tokens) {
+static Tensor *fill_slots(Tape *t, Joint *j, const Sequences *s, const int32_t *image_rows, Tensor *x,
+                          Tensor *image_tokens) {
     int64_t positions = (int64_t)s->rows * s->length, slots = 0;
-    if (!s->image_rows || !x) return x;
+    if (!image_rows || !x) return x;
     ArenaMark mark = arena_mark(j->host);
     int32_t *from = arena_array(j->host, int32_t, positions), *to = arena_array(j->host, int32_t, positions);
     for (int64_t i = 0; i < positions; i++)
-        if (s->image_rows[i] >= 0) {
-            from[slots] = s->image_rows[i];
+        if (image_rows[i] >= 0) {
+            from[slots] = image_rows[i];
             to[slots++] = (int32_t)i;
         }
     if (slots) {
@@ -55,13 +56,20 @@ static Tensor *fill_slots(Tape *t, Joint *j, const Sequences *s, Tensor *x, Tens
     return x;
 }
 
+Tensor *joint_embed(Tape *t, Joint *j, const Sequences *s, const int32_t *image_rows, Tensor *image_tokens) {
+    Tensor *ids = tape_constant(t, I32, SHAPE(s->rows, s->length), s->tokens);
+    return fill_slots(t, j, s, image_rows, text_embed(t, &j->text, ids), image_tokens);
+}
+
+void joint_place_rows(Tape *t, const Sequences *s, BlockContext *context) {
+    context->positions = tape_constant(t, I32, SHAPE((int64_t)s->rows * s->length), s->positions);
+    context->range = tape_constant(t, I32, SHAPE(s->rows, s->length, 2), s->range);
+}
+
 Tensor *joint_hidden(Tape *t, Joint *j, const Sequences *s, Tensor *image_tokens, const BlockContext *given) {
     BlockContext context = given ? *given : (BlockContext){0};
-    Tensor *ids = tape_constant(t, I32, SHAPE(s->rows, s->length), s->tokens);
-    context.positions = tape_constant(t, I32, SHAPE((int64_t)s->rows * s->length), s->positions);
-    context.range = tape_constant(t, I32, SHAPE(s->rows, s->length, 2), s->range);
-    Tensor *x = fill_slots(t, j, s, text_embed(t, &j->text, ids), image_tokens);
-    return text_forward(t, &j->text, x, &context);
+    joint_place_rows(t, s, &context);
+    return text_forward(t, &j->text, joint_embed(t, j, s, s->image_rows, image_tokens), &context);
 }
 
 Tensor *joint_project_text(Tape *t, Joint *j, const Sequences *s, Tensor *hidden) {

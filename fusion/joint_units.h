@@ -44,7 +44,7 @@ typedef struct JointUnit {
     char name[32];          // "vision.blocks.3"
 } JointUnit;
 
-enum { MOST_UNITS = 4096 };
+enum { MOST_UNITS = 3 * 2048 + 8 }; // three stacks of the deepest that a config may ask for, and the rest
 
 // The units that this model has: those its objectives need. units NULL: only their number.
 int joint_units(const JointConfig *, JointUnit *units);
@@ -62,10 +62,13 @@ typedef struct StreamShape {
     Dtype dtype;
     int64_t shape[MAX_RANK];
 } StreamShape;
-// What a stream is between unit - 1 and unit in a pass over this batch on this rank; false: absent.
+// What a stream is between unit - 1 and unit in a pass over this batch on this rank; false: absent. A rank may have 0 of
+// shared rows.
 bool joint_stream_shape(const Joint *, const Batch *, const JointPass *, JointStream, int unit, StreamShape *);
 
-// Units [first, end): takes the streams that come in and leaves those that go out; the losses of the objectives whose
-// heads lie there are added to loss->mean and loss->total (NULL to begin with). Streams that go out are left even where
-// no gradient is wanted of them. With first 0 and end the number of units this is joint_loss.
+// Units [first, end): takes the streams that come in and leaves those that go out, all others NULL; the losses of the
+// objectives whose heads lie there are added to loss->mean and loss->total (NULL to begin with), loss->count is that of
+// the batch. Streams that go out are left even where no gradient is wanted of them. With first 0 and end the number of
+// units this is joint_loss; with features_only the features of the pairs go out at that end. Where a stream that should
+// come in is NULL, whoever was to make it has failed: then nothing runs, and nothing goes out.
 void joint_run(Tape *, Joint *, const Batch *, const JointPass *, int first, int end, JointStreams *, JointLoss *);

@@ -99,15 +99,23 @@ Tensor *text_embed(Tape *t, const Text *m, Tensor *ids) {
     return x;
 }
 
-Tensor *text_forward(Tape *t, const Text *m, Tensor *x, const BlockContext *given) {
+Tensor *text_enter(Tape *t, const Text *m, Tensor *x, BlockContext *context) {
     const TextConfig *c = &m->config;
+    if (m->positions) x = add(t, x, embedding(t, context->positions, m->positions));
+    x = stack_enter(t, m->parallel, x, context);
+    return residual_dropout(t, x, c->dropout, 2 * (uint64_t)c->layers, context);
+}
+
+Tensor *text_leave(Tape *t, const Text *m, Tensor *x, const BlockContext *context) {
+    return stack_leave(t, m->parallel, norm_forward(t, &m->norm, x), context);
+}
+
+Tensor *text_forward(Tape *t, const Text *m, Tensor *x, const BlockContext *given) {
     BlockContext context = *given;
-    if (m->positions) x = add(t, x, embedding(t, context.positions, m->positions));
-    x = stack_enter(t, m->parallel, x, &context);
-    x = residual_dropout(t, x, c->dropout, 2 * (uint64_t)c->layers, &context);
-    for (int i = 0; i < c->layers; i++) x = block_forward(t, &m->blocks[i], x, &context);
+    x = text_enter(t, m, x, &context);
+    for (int i = 0; i < m->config.layers; i++) x = block_forward(t, &m->blocks[i], x, &context);
     if (context.cache && x) context.cache->used += x->shape[1];
-    return stack_leave(t, m->parallel, norm_forward(t, &m->norm, x), &context);
+    return text_leave(t, m, x, &context);
 }
 
 Tensor *text_score(Tape *t, const Text *m, Tensor *hidden, Tensor *targets) {

@@ -28,8 +28,11 @@ bool text_declare(Text *, Parameters *, Arena *, const char *prefix, const TextC
 Tensor *text_embed(Tape *, const Text *,
                    Tensor *ids); // (R, T) I32 -> (R, T, C); ids < 0 give zeros, to be filled by image tokens
 // Positions (context.positions, rope or learned), blocks and norm. With a cache: fills slots [used, used + T), then
-// advances `used`.
+// advances `used`. In parts: what is in front of the blocks (the context notes how rows are shared out), the blocks
+// (block_forward), what is behind them.
 Tensor *text_forward(Tape *, const Text *, Tensor *embedded, const BlockContext *); // (R, T, C) -> (R, T, C)
+Tensor *text_enter(Tape *, const Text *, Tensor *embedded, BlockContext *);
+Tensor *text_leave(Tape *, const Text *, Tensor *x, const BlockContext *);
 // -log p of each target, 0 where it is negative: (R, T, C), (R T) I32 -> (R T) F32
 Tensor *text_score(Tape *, const Text *, Tensor *hidden, Tensor *targets);
 Tensor *text_logits(Tape *, const Text *, Tensor *hidden); // (N, C) -> (N, V); where the vocabulary is not shared out

@@ -120,29 +120,41 @@ static Tensor *unshuffle(Tape *t, const Mae *m, const VitConfig *vit, Tensor *se
     return x ? tape_reshape(t, x, SHAPE(batch, tokens, m->config.decoder_width)) : NULL;
 }
 
+Tensor *mae_enter(Tape *t, const Mae *m, const Vit *trunk, Tensor *seen, const int32_t *keep, BlockContext *context) {
+    Tensor *x = add(t, unshuffle(t, m, &trunk->config, seen, keep), m->positions);
+    return stack_enter(t, m->parallel, x, context);
+}
+
+Tensor *mae_leave(Tape *t, const Mae *m, const Vit *trunk, Tensor *x, const int32_t *masked,
+                  const BlockContext *context) {
+    const VitConfig *vit = &trunk->config;
+    int64_t hidden = vit_patches(vit) - mae_kept(&m->config, vit);
+    x = stack_leave(t, m->parallel, x, context);
+    if (!x) return NULL;
+    x = gather_rows(t, x, rows_of(t, masked, x->shape[0], hidden, vit->class_token, x->shape[1], false));
+    return linear_layer(t, &m->pixels, norm_forward(t, &m->norm, x));
+}
+
+Tensor *mae_error(Tape *t, const Mae *m, const Vit *trunk, Tensor *painted, Tensor *images, const int32_t *masked) {
+    const VitConfig *vit = &trunk->config;
+    int64_t patches = vit_patches(vit), hidden = patches - mae_kept(&m->config, vit);
+    if (!painted || !images) return NULL;
+    Tensor *rows = rows_of(t, masked, images->shape[0], hidden, 0, patches, false);
+    return masked_patch_mse(t, painted, images, rows, (int)vit->patch, m->config.normalize);
+}
+
 Tensor *mae_predict(Tape *t, const Mae *m, const Vit *trunk, Tensor *images, const int32_t *keep, const int32_t *masked,
                     const BlockContext *context) {
-    const VitConfig *vit = &trunk->config;
     BlockContext inside = *context; // the decoder's stack
-    int64_t kept = mae_kept(&m->config, vit), patches = vit_patches(vit);
-    Tensor *x = vit_forward(t, trunk, images, keep, kept, context);
-    x = add(t, unshuffle(t, m, vit, x, keep), m->positions);
-    x = stack_enter(t, m->parallel, x, &inside);
+    Tensor *x = vit_forward(t, trunk, images, keep, mae_kept(&m->config, &trunk->config), context);
+    x = mae_enter(t, m, trunk, x, keep, &inside);
     for (int i = 0; i < m->config.decoder_layers; i++) x = block_forward(t, &m->blocks[i], x, &inside);
-    x = stack_leave(t, m->parallel, x, &inside);
-    if (!x) return NULL;
-    x = gather_rows(t, x, rows_of(t, masked, x->shape[0], patches - kept, vit->class_token, x->shape[1], false));
-    return linear_layer(t, &m->pixels, norm_forward(t, &m->norm, x));
+    return mae_leave(t, m, trunk, x, masked, &inside);
 }
 
 Tensor *mae_loss(Tape *t, const Mae *m, const Vit *trunk, Tensor *images, const int32_t *keep, const int32_t *masked,
                  const BlockContext *context) {
-    const VitConfig *vit = &trunk->config;
-    int64_t patches = vit_patches(vit), hidden = patches - mae_kept(&m->config, vit);
-    Tensor *x = mae_predict(t, m, trunk, images, keep, masked, context);
-    if (!x) return NULL;
-    Tensor *rows = rows_of(t, masked, images->shape[0], hidden, 0, patches, false);
-    return masked_patch_mse(t, x, images, rows, (int)vit->patch, m->config.normalize);
+    return mae_error(t, m, trunk, mae_predict(t, m, trunk, images, keep, masked, context), images, masked);
 }
 
 double mae_flop(const MaeConfig *c, const VitConfig *vit, double images) {

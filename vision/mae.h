@@ -33,6 +33,12 @@ Tensor *mae_loss(Tape *, const Mae *, const Vit *, Tensor *images, const int32_t
 // The decoder's pixels of the masked patches, (B (N - kept), 3 P P) flattened (y, x, c), in the order of `masked`.
 Tensor *mae_predict(Tape *, const Mae *, const Vit *, Tensor *images, const int32_t *keep, const int32_t *masked,
                     const BlockContext *);
+// In parts, around the decoder's blocks (block_forward): what the trunk saw, (B, kept (+1), C), -> (B, N (+1), Cd) with
+// mask tokens and positions (the context notes how rows are shared out); from there the pixels of the masked patches;
+// and their error, (1) F32.
+Tensor *mae_enter(Tape *, const Mae *, const Vit *, Tensor *seen, const int32_t *keep, BlockContext *);
+Tensor *mae_leave(Tape *, const Mae *, const Vit *, Tensor *x, const int32_t *masked, const BlockContext *);
+Tensor *mae_error(Tape *, const Mae *, const Vit *, Tensor *painted, Tensor *images, const int32_t *masked);
 double mae_flop(const MaeConfig *, const VitConfig *, double images); // of forward
 // Elements on a rank, for an estimate of memory: of the decoder's matrices; of what a forward pass, the trunk's in it,
 // leaves on the tape.

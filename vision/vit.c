@@ -141,21 +141,29 @@ static Tensor *kept_positions(Tape *t, const Vit *m, const int32_t *keep, int64_
     return gather_rows(t, m->positions, index);
 }
 
-Tensor *vit_forward(Tape *t, const Vit *m, Tensor *images, const int32_t *keep, int64_t kept,
-                    const BlockContext *given) {
+Tensor *vit_enter(Tape *t, const Vit *m, Tensor *images, const int32_t *keep, int64_t kept, BlockContext *context) {
     const VitConfig *c = &m->config;
-    BlockContext context = *given;
     if (!images) return NULL;
     int64_t batch = images->shape[0];
     Tensor *index = keep ? tape_constant(t, I32, SHAPE(batch, kept), keep) : NULL;
     Tensor *x = patch_embedding(t, images, m->patches.weight, m->patches.bias, index, (int)c->patch); // (B, N, C)
     if (m->class_token) x = concat_rows(t, m->class_token, x);
     x = add(t, x, keep ? kept_positions(t, m, keep, batch, kept) : m->positions);
-    x = stack_enter(t, m->parallel, x, &context);
-    x = residual_dropout(t, x, c->dropout, 2 * (uint64_t)c->layers, &context);
-    if (c->pre_norm) x = norm_forward(t, &m->pre_norm, x);
-    for (int i = 0; i < c->layers; i++) x = block_forward(t, &m->blocks[i], x, &context);
-    return stack_leave(t, m->parallel, norm_forward(t, &m->norm, x), &context);
+    x = stack_enter(t, m->parallel, x, context);
+    x = residual_dropout(t, x, c->dropout, 2 * (uint64_t)c->layers, context);
+    return c->pre_norm ? norm_forward(t, &m->pre_norm, x) : x;
+}
+
+Tensor *vit_leave(Tape *t, const Vit *m, Tensor *x, const BlockContext *context) {
+    return stack_leave(t, m->parallel, norm_forward(t, &m->norm, x), context);
+}
+
+Tensor *vit_forward(Tape *t, const Vit *m, Tensor *images, const int32_t *keep, int64_t kept,
+                    const BlockContext *given) {
+    BlockContext context = *given;
+    Tensor *x = vit_enter(t, m, images, keep, kept, &context);
+    for (int i = 0; i < m->config.layers; i++) x = block_forward(t, &m->blocks[i], x, &context);
+    return vit_leave(t, m, x, &context);
 }
 
 // (1, C) -> (B, 1, C)

@@ -42,8 +42,11 @@ int64_t vit_patches(const VitConfig *);            // (S / P)^2
 int64_t vit_tokens(const VitConfig *);             // with the class token
 bool vit_declare(Vit *, Parameters *, Arena *, const char *prefix, const VitConfig *, Error *);
 // (B, 3, S, S) -> (B, N (+1), C) after the final norm. keep (B, kept) on the host: only these patches are seen (MAE)
-// and N = kept; NULL: all.
+// and N = kept; NULL: all. In parts: what is in front of the blocks (the context notes how rows are shared out), the
+// blocks (block_forward), what is behind them.
 Tensor *vit_forward(Tape *, const Vit *, Tensor *images, const int32_t *keep, int64_t kept, const BlockContext *);
+Tensor *vit_enter(Tape *, const Vit *, Tensor *images, const int32_t *keep, int64_t kept, BlockContext *);
+Tensor *vit_leave(Tape *, const Vit *, Tensor *x, const BlockContext *);
 Tensor *vit_pool(Tape *, const Vit *, Tensor *tokens);         // (B, N (+1), C) -> (B, C)
 Tensor *vit_patch_tokens(Tape *, const Vit *, Tensor *tokens); // without the class token: (B, N (+1), C) -> (B, N, C)
 // Fixed positions of a square grid (He et al. 2021): the first half of the width encodes x, the second y, each as sines

@@ -89,12 +89,18 @@ Tensor *row_linear(Tape *t, const Parallel *p, const Linear *l, Tensor *x) {
     return sum;
 }
 
+void stack_share(const Parallel *p, int64_t batch, int64_t length, BlockContext *context) {
+    if (!parallel_shares_rows(p)) return;
+    check(!context->cache);
+    context->batch = batch;
+    context->length = length;
+    context->first = comm_share(batch * length, comm_rank(p->tensor), comm_size(p->tensor));
+}
+
 Tensor *stack_enter(Tape *t, const Parallel *p, Tensor *x, BlockContext *context) {
     if (!x || !parallel_shares_rows(p)) return x;
-    check(x->rank == 3 && !context->cache);
-    context->batch = x->shape[0];
-    context->length = x->shape[1];
-    context->first = comm_share(x->shape[0] * x->shape[1], comm_rank(p->tensor), comm_size(p->tensor));
+    check(x->rank == 3);
+    stack_share(p, x->shape[0], x->shape[1], context);
     return sequence_split(t, x, p->tensor);
 }
 

@@ -22,6 +22,9 @@ Tensor *column_linear(Tape *, const Parallel *, const Linear *, Tensor *x, const
 // The sum over ranks of x W^T, and the bias: (B, T, F) -> (B, T, C), or (1, N, C) inside a stack
 Tensor *row_linear(Tape *, const Parallel *, const Linear *, Tensor *x);
 
+// Notes in the context how (B, T, ..) is shared out inside a stack; nothing where rows are whole. stack_enter does it;
+// for passes that begin in the middle of a stack.
+void stack_share(const Parallel *, int64_t batch, int64_t length, BlockContext *);
 // The borders of a stack: (B, T, C) -> (1, N, C), noting the whole shape in the context, and back.
 Tensor *stack_enter(Tape *, const Parallel *, Tensor *x, BlockContext *);
 Tensor *stack_leave(Tape *, const Parallel *, Tensor *x, const BlockContext *);
