@@ -401,9 +401,9 @@ static bool begins_stack(const JointUnit *u) {
     return u->kind == UNIT_PATCHES || u->kind == UNIT_MAE_EMBED || u->kind == UNIT_TEXT_EMBED;
 }
 
-bool split_evenly(const JointUnit *list, int units, const PipelineShape *shape, int *first, Error *error) {
-    int parts = shape->stages * shape->chunks, blocks = 0, part = 1, seen = 0;
-    if (!enough_units(units, shape, error)) return false;
+void split_evenly(const JointUnit *list, int units, int parts, int *first) {
+    int blocks = 0, part = 1, seen = 0;
+    check(parts <= units);
     for (int u = 0; u < units; u++) blocks += is_block(&list[u]);
     for (int i = 0; i <= parts; i++) first[i] = (int)((int64_t)units * i / parts);
     for (int u = 0; blocks >= parts && u < units; u++) {
@@ -415,5 +415,4 @@ bool split_evenly(const JointUnit *list, int units, const PipelineShape *shape, 
         }
         seen++;
     }
-    return true;
 }

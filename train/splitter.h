@@ -36,5 +36,5 @@ enum { EXACT_UNITS = 256 };
 bool split_units(const SplitProblem *, int *first, Error *);
 // The same number of blocks in each part, as far as it goes: what is done without costs. What begins a stack (patches,
 // embeddings) goes with the block behind it, all else with the one before. Fewer blocks than parts: the same number of
-// units in each. False where there are too few units.
-bool split_evenly(const JointUnit *, int units, const PipelineShape *, int *first, Error *);
+// units in each. There must be as many units as parts.
+void split_evenly(const JointUnit *, int units, int parts, int *first); // first: (parts + 1)
