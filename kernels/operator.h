@@ -54,6 +54,7 @@ struct Node {
     Tensor         *saved[MAX_SAVED]; // what forward keeps for backward; allocated by infer (tape_keep)
     Attributes      attributes;
     unsigned        pending; // inputs whose gradient is still to be computed
+    unsigned        held;    // while its weight half waits: what it will read, as Operator.reads says it; else 0
     struct Replay  *replay;  // of a recomputed function (recompute.h); else NULL
 };
 

@@ -1,14 +1,17 @@
-/* Free blocks of a step's memory, to be used again within the step. Best fit with splitting, no search that depends on
- * anything but the sequence of calls: the same step gets the same addresses. Blocks belong to an arena; the pool only
- * remembers which are free. */
+/* Memory of a step: blocks that are taken and given back in any order, out of large chunks. Neighbours that are free
+ * become one; a block goes where it fits best below what is held of the chunks, else behind that. Where a block lies
+ * depends on the sequence of calls alone, not on where the chunks are: the same step gets the same addresses, and once
+ * all is given back a pool is as it was with its chunks empty. The memory itself, of a device perhaps, is never touched.
+ * One thread at a time. */
 #pragma once
-#include <stddef.h>
+#include "base/arena.h"
 
 typedef struct Pool Pool;
 
-Pool  *pool_new(void);
-void   pool_free(Pool *);                               // NULL is allowed
-void   pool_clear(Pool *);                              // forgets all blocks
-size_t pool_round(size_t bytes);                        // what a block of `bytes` takes
-void  *pool_take(Pool *, size_t bytes);                 // the smallest free block that fits, or NULL
-void   pool_give(Pool *, void *block, size_t bytes);    // bytes as asked for when it was taken
+Pool   *pool_new(ArenaSource, size_t first_chunk);         // bytes; nothing is allocated yet
+void    pool_free(Pool *);                                 // NULL is allowed
+void   *pool_take(Pool *, size_t bytes);                   // aligned to 64 bytes; never NULL: aborts where none is left
+void    pool_give(Pool *, void *block, size_t bytes);      // bytes as asked for when it was taken
+size_t  pool_held(const Pool *);                           // bytes of blocks that are taken
+size_t  pool_peak(const Pool *);                           // bytes, from each chunk's start to the farthest end of a block ever
+int64_t pool_system_allocations(const Pool *);             // chunks ever asked of the source

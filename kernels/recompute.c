@@ -72,8 +72,8 @@ static void give_back_but(Tape *t, Tensor *out) {
         Tensor *x = t->owned[i];
         if (x == out) continue;
         if (out->borrowed && !x->borrowed && x->data == out->data) {
-            x->borrowed = true;
-            out->borrowed = false;
+            x->borrowed = true, x->base = out;
+            out->borrowed = false, out->base = NULL;
         } else {
             tape_give_back(t, x);
         }
@@ -155,9 +155,9 @@ void recompute_backward(Tape *t, Node *n, Halves halves) {
     if (!r->nodes) replay(t, n);
     for (int64_t i = r->node_count - 1; i >= 0 && !t->error; i--) tape_backward_node(t, r->nodes[i], halves);
     for (int64_t i = 0; i < r->node_count; i++) left |= r->nodes[i]->pending;
-    if (left) return;
-    for (int64_t i = 0; i < r->owned_count; i++) tape_give_back(t, r->owned[i]);
-    n->pending = 0;
+    for (int64_t i = 0; i < r->owned_count; i++)
+        if (!left || !r->owned[i]->readers) tape_give_back(t, r->owned[i]);
+    if (!left) n->pending = 0;
 }
 
 void recompute_abandon(Tape *t, Node *n) {

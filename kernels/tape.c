@@ -1,42 +1,53 @@
-/* The tape: see tape.h. Memory of activations comes from an arena; gradients of activations, and activations nobody
- * reads any more, go through a pool of free blocks inside it (pool.h). */
+/* The tape: see tape.h. What it keeps of each call, the tensors it makes and whose memory goes back at the reset.
+ * Backward passes are in tape_backward.c. */
 #include "base/error.h"
 #include "kernels/tape_parts.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum {
-    FIRST_CHUNK = 4 << 20, // bytes
-    KEPT_BELOW = 4096,     // bytes: smaller outputs (losses, counts) stay readable after the backward pass
-};
+enum { FIRST_HOST_CHUNK = 256 << 10 }; // bytes
 
-Tape *tape_new(Backend *backend, bool record) {
+Tape *tape_new_in(TapeMemory *memory, bool record) {
     Tape *t = calloc(1, sizeof *t);
     check(t);
-    ArenaSource source = {backend->allocate, backend->release, backend};
-    t->backend = backend;
+    t->backend = tape_memory_backend(memory);
     t->record = record;
-    t->memory = arena_new_from(source, FIRST_CHUNK);
-    t->scratch = arena_new_from(source, FIRST_CHUNK);
-    t->host = arena_new(FIRST_CHUNK / 16);
-    t->pool = pool_new();
+    t->memory = memory;
+    t->host = arena_new(FIRST_HOST_CHUNK);
     return t;
+}
+
+Tape *tape_new(Backend *backend, bool record) {
+    Tape *t = tape_new_in(tape_memory_new(backend), record);
+    t->owns_memory = true;
+    return t;
+}
+
+static void give_all_back(Tape *t) {
+    for (Tensor *x = t->made; x; x = x->before) {
+        tape_give_back(t, x);
+        tape_give_gradient(t, x);
+    }
+    t->made = NULL;
 }
 
 void tape_free(Tape *t) {
     if (!t) return;
-    arena_free(t->memory);
-    arena_free(t->scratch);
+    if (t->owns_memory)
+        tape_memory_free(t->memory);
+    else
+        give_all_back(t);
     arena_free(t->host);
-    pool_free(t->pool);
     free(t->nodes);
     free(t->calls);
     free(t->owned);
     free(t);
 }
 
-static bool writes_parameter(const Node *n, int input) { return WANTS(n->pending, input) && n->in[input]->is_parameter; }
+static bool writes_parameter(const Node *n, int input) {
+    return WANTS(n->pending, input) && n->in[input]->is_parameter;
+}
 
 void tape_count_writers(const Node *n, int by) {
     for (int i = 0; i < MAX_INPUTS; i++)
@@ -48,9 +59,8 @@ void tape_reset(Tape *t) {
         if (t->nodes[i]->replay) recompute_forget(t->nodes[i]);
         tape_count_writers(t->nodes[i], -1);
     }
-    arena_reset(t->memory);
+    give_all_back(t);
     arena_reset(t->host);
-    pool_clear(t->pool);
     t->count = 0;
     t->last = NULL;
     t->error = NULL;
@@ -62,7 +72,7 @@ bool tape_recording(const Tape *t) { return t->record; }
 void tape_set_recording(Tape *t, bool record) { t->record = record; }
 Backend *tape_backend(const Tape *t) { return t->backend; }
 const char *tape_error(const Tape *t) { return t->error; }
-size_t tape_peak(const Tape *t) { return arena_peak(t->memory) + arena_peak(t->scratch); }
+size_t tape_peak(const Tape *t) { return tape_memory_peak(t->memory); }
 Cost tape_cost(const Tape *t) { return t->cost; }
 Cost tape_replayed(const Tape *t) { return t->replayed; }
 int64_t tape_nodes(const Tape *t) { return t->count; }
@@ -74,38 +84,45 @@ void tape_check_finite(Tape *t, bool on) {
 const char *tape_not_finite(const Tape *t) { return t->not_finite[0] ? t->not_finite : NULL; }
 void tape_set_hooks(Tape *t, const TapeHooks *hooks) { t->hooks = hooks ? *hooks : (TapeHooks){0}; }
 int64_t tape_system_allocations(const Tape *t) {
-    return arena_system_allocations(t->memory) + arena_system_allocations(t->scratch) +
-           arena_system_allocations(t->host);
+    return tape_memory_system_allocations(t->memory) + arena_system_allocations(t->host);
 }
 
 // ---- tensors ----
-
-static void *memory_take(Tape *t, size_t bytes) {
-    void *block = pool_take(t->pool, bytes);
-    return block ? block : arena_allocate(t->memory, pool_round(bytes));
-}
 
 // Without memory.
 static Tensor *describe(Tape *t, Dtype dtype, int rank, const int64_t *shape) {
     check(rank >= 0 && rank <= MAX_RANK);
     Tensor *x = arena_zeroed(t->host, sizeof *x);
-    *x = (Tensor){.rank = rank, .dtype = dtype, .borrowed = true};
+    *x = (Tensor){.rank = rank, .dtype = dtype, .borrowed = true, .before = t->made};
     for (int i = 0; i < rank; i++) x->shape[i] = shape[i];
-    return x;
+    return t->made = x;
 }
 
-Tensor *tape_tensor(Tape *t, Dtype dtype, int rank, const int64_t *shape) {
+static Tensor *make(Tape *t, Dtype dtype, int rank, const int64_t *shape) {
     Tensor *x = describe(t, dtype, rank, shape);
     x->borrowed = false;
-    x->data = memory_take(t, tensor_bytes(x));
+    x->data = tape_memory_take(t->memory, tensor_bytes(x));
     recompute_own(t, x);
     return x;
 }
 
+Tensor *tape_tensor(Tape *t, Dtype dtype, int rank, const int64_t *shape) {
+    Tensor *x = make(t, dtype, rank, shape);
+    x->readers = 1; // the caller
+    return x;
+}
+
 Tensor *tape_constant(Tape *t, Dtype dtype, int rank, const int64_t *shape, const void *host) {
-    Tensor *x = tape_tensor(t, dtype, rank, shape);
+    Tensor *x = make(t, dtype, rank, shape);
     x->name = "constant";
     t->backend->upload(t->backend, x->data, host, tensor_bytes(x));
+    return x;
+}
+
+Tensor *tape_arrival(Tape *t, Dtype dtype, int rank, const int64_t *shape, const void *host, bool wanted) {
+    Tensor *x = tape_constant(t, dtype, rank, shape, host);
+    x->name = "arrival";
+    x->needs_grad = wanted && t->record;
     return x;
 }
 
@@ -114,26 +131,26 @@ void tape_read(Tape *t, const Tensor *x, void *host) {
 }
 
 Tensor *tape_output(Node *n, Dtype dtype, int rank, const int64_t *shape) {
-    n->out = n->tape->skipping ? describe(n->tape, dtype, rank, shape) : tape_tensor(n->tape, dtype, rank, shape);
+    n->out = n->tape->skipping ? describe(n->tape, dtype, rank, shape) : make(n->tape, dtype, rank, shape);
     n->out->name = n->op->name;
     return n->out;
 }
 
 Tensor *tape_view(Node *n, int rank, const int64_t *shape) {
-    const Tensor *x = n->in[0];
-    Tensor *y = arena_zeroed(n->tape->host, sizeof *y);
-    *y = (Tensor){.data = x->data, .rank = rank, .dtype = x->dtype, .borrowed = true, .name = n->op->name};
-    for (int i = 0; i < rank; i++) y->shape[i] = shape[i];
+    Tensor *x = n->in[0], *y = describe(n->tape, x->dtype, rank, shape);
+    y->data = x->data;
+    y->base = x;
+    y->name = n->op->name;
     return n->out = y;
 }
 
 Tensor *tape_keep(Node *n, int slot, Dtype dtype, int rank, const int64_t *shape) {
     check(slot >= 0 && slot < MAX_SAVED);
-    return n->saved[slot] = tape_tensor(n->tape, dtype, rank, shape);
+    return n->saved[slot] = make(n->tape, dtype, rank, shape);
 }
 
-void *tape_scratch(Node *n, size_t bytes) { return arena_allocate(n->tape->scratch, bytes); }
-void tape_end_scratch(Tape *t) { arena_reset(t->scratch); }
+void *tape_scratch(Node *n, size_t bytes) { return tape_memory_scratch(n->tape->memory, bytes); }
+void tape_end_scratch(Tape *t) { tape_memory_end_scratch(t->memory); }
 
 // ---- forward ----
 
@@ -145,7 +162,7 @@ static unsigned wants_of(const Tape *t, const Node *n) {
 }
 
 // Before n's functions read the data of parameters.
-static void announce_use(const Tape *t, const Node *n) {
+void tape_announce_use(const Tape *t, const Node *n) {
     for (int i = 0; t->hooks.use && i < MAX_INPUTS; i++) {
         if (!n->in[i] || !n->in[i]->is_parameter) continue;
         t->hooks.use(t->hooks.context, n);
@@ -170,8 +187,7 @@ static const char *place(const Tape *t, const Node *n) {
     return t->last_parameter ? arena_printf(t->host, "after %s", t->last_parameter) : "before any parameter";
 }
 
-static void complain_if_not_finite(Tape *t, const Node *n, const void *data, const Tensor *like, Dtype dtype,
-                                   const char *what) {
+void tape_complain(Tape *t, const Node *n, const void *data, const Tensor *like, Dtype dtype, const char *what) {
     if (t->not_finite[0] || !data || (dtype != F32 && dtype != BF16)) return;
     int64_t at = t->backend->first_nonfinite(t->backend, data, tensor_count(like), dtype);
     if (at < 0) return;
@@ -198,8 +214,8 @@ static void add_cost(Tape *t, const Node *n) {
 static void run_forward(Tape *t, Node *n) {
     n->op->forward(n);
     t->last = n;
-    arena_reset(t->scratch);
-    if (t->check_finite) complain_if_not_finite(t, n, n->out->data, n->out, n->out->dtype, "the output");
+    tape_memory_end_scratch(t->memory);
+    if (t->check_finite) tape_complain(t, n, n->out->data, n->out, n->out->dtype, "the output");
 }
 
 Tensor *tape_apply(Tape *t, const Operator *op, const Attributes *attributes, int n_in, Tensor *const *in) {
@@ -212,7 +228,7 @@ Tensor *tape_apply(Tape *t, const Operator *op, const Attributes *attributes, in
     for (int i = 0; i < n_in; i++) n->in[i] = in[i];
     n->pending = wants_of(t, n);
     t->skipping = t->replay && recompute_skips(t, op);
-    if (!t->skipping) announce_use(t, n);
+    if (!t->skipping) tape_announce_use(t, n);
     const char *wrong = op->infer(n);
     if (wrong) {
         t->error = arena_printf(t->host, "%s (%s)", wrong, place(t, n));
@@ -229,145 +245,6 @@ Tensor *tape_apply(Tape *t, const Operator *op, const Attributes *attributes, in
     else if (n->pending)
         tape_remember(t, n);
     return n->out;
-}
-
-// ---- backward ----
-
-static void take_gradient(Tape *t, Tensor *x) {
-    if (!x->grad) x->grad = memory_take(t, tensor_bytes(x));
-}
-
-Destination grad_of(Node *n, int input) {
-    Tensor *x = n->in[input];
-    check(x && x->needs_grad);
-    const TapeHooks *hooks = &n->tape->hooks;
-    if (x->is_parameter && !x->grad_written && hooks->gradient) hooks->gradient(hooks->context, x);
-    if (x->is_parameter)
-        check(x->grad);
-    else
-        take_gradient(n->tape, x);
-    Destination d = {x->grad, x->is_parameter ? F32 : x->dtype, x->grad_written};
-    x->grad_written = true;
-    return d;
-}
-
-void grad_pass(Node *n, int input, bool last_use) {
-    Tensor *x = n->in[input], *out = n->out;
-    Backend *b = n->tape->backend;
-    bool same = !x->is_parameter && x->dtype == out->dtype;
-    check(tensor_count(x) == tensor_count(out));
-    if (last_use && same && !x->grad_written && !x->grad) {
-        x->grad = out->grad;
-        x->grad_written = true;
-        out->grad = NULL;
-        return;
-    }
-    Destination d = grad_of(n, input);
-    if (d.add)
-        b->add_in_place(b, d.data, out->grad, tensor_count(x), d.dtype, out->dtype);
-    else if (d.dtype == out->dtype)
-        b->copy(b, d.data, out->grad, tensor_bytes(out));
-    else
-        b->convert(b, d.data, d.dtype, out->grad, out->dtype, tensor_count(x));
-}
-
-static unsigned half_of(const Node *n, Halves halves) {
-    unsigned bits = 0;
-    for (int i = 0; i < MAX_INPUTS; i++)
-        if (n->in[i] && (halves & (n->in[i]->is_parameter ? WEIGHT_GRADIENTS : INPUT_GRADIENTS))) bits |= 1u << i;
-    return bits & n->pending;
-}
-
-void tape_give_back(Tape *t, Tensor *x) {
-    if (!x || x->borrowed) return;
-    pool_give(t->pool, x->data, tensor_bytes(x));
-    x->borrowed = true; // once
-}
-
-static void give_back(Tape *t, Tensor *x) {
-    if (x && tensor_bytes(x) >= KEPT_BELOW) tape_give_back(t, x);
-}
-
-void tape_drop(Tape *t, Tensor *x) {
-    if (x && !x->is_parameter) give_back(t, x);
-}
-
-// The node is done: its gradient has been consumed and, in a whole pass, everybody who reads its output has run.
-static void release(Tape *t, Node *n, Halves halves) {
-    if (n->out->grad) pool_give(t->pool, n->out->grad, tensor_bytes(n->out));
-    n->out->grad = NULL;
-    if (halves != ALL_GRADIENTS) return;
-    give_back(t, n->out);
-    for (int i = 0; i < MAX_SAVED; i++) give_back(t, n->saved[i]);
-}
-
-void tape_settle(Tape *t, Node *n, unsigned done) {
-    unsigned before = n->pending;
-    for (int i = 0; i < MAX_INPUTS; i++) {
-        if (!WANTS(before & done, i)) continue;
-        n->pending &= ~(1u << i);
-        Tensor *x = n->in[i];
-        if (x->is_parameter && --x->writers == 0 && t->hooks.complete) t->hooks.complete(t->hooks.context, x);
-    }
-}
-
-static void check_gradients(Tape *t, const Node *n, unsigned wanted) {
-    for (int i = 0; i < MAX_INPUTS; i++)
-        if (WANTS(wanted, i))
-            complain_if_not_finite(t, n, n->in[i]->grad, n->in[i], n->in[i]->is_parameter ? F32 : n->in[i]->dtype,
-                                   "an input gradient");
-}
-
-static void run_operator_backward(Tape *t, Node *n, Halves halves) {
-    unsigned wanted = half_of(n, halves);
-    if (wanted) {
-        announce_use(t, n);
-        n->op->backward(n, wanted);
-    }
-    arena_reset(t->scratch);
-    if (t->check_finite) check_gradients(t, n, wanted);
-    tape_settle(t, n, wanted);
-}
-
-// Nothing will come to it: the loss does not depend on it.
-static void abandon(Tape *t, Node *n) {
-    if (n->replay) recompute_abandon(t, n);
-    tape_settle(t, n, n->pending);
-}
-
-void tape_backward_node(Tape *t, Node *n, Halves halves) {
-    if (!n->pending) return;
-    if (!n->out->grad && !recompute_waits(n)) {
-        if (halves & INPUT_GRADIENTS) abandon(t, n);
-        return;
-    }
-    if (n->replay)
-        recompute_backward(t, n, halves);
-    else
-        run_operator_backward(t, n, halves);
-    if (!n->pending) release(t, n, halves);
-}
-
-static void run_backward(Tape *t, Halves halves) {
-    for (int64_t i = t->count - 1; i >= 0 && !t->error; i--) tape_backward_node(t, t->nodes[i], halves);
-}
-
-void tape_backward(Tape *t, Tensor *loss, Halves halves) {
-    if (t->error) return;
-    check(loss && tensor_count(loss) == 1 && loss->dtype == F32);
-    float one = 1;
-    tape_backward_from(t, loss, &one, halves);
-}
-
-void tape_backward_from(Tape *t, Tensor *out, const void *gradient, Halves halves) {
-    if (t->error || !out->needs_grad) return;
-    if (t->hooks.backward) t->hooks.backward(t->hooks.context);
-    if (halves & INPUT_GRADIENTS) {
-        take_gradient(t, out);
-        t->backend->upload(t->backend, out->grad, gradient, tensor_bytes(out));
-        out->grad_written = true;
-    }
-    run_backward(t, halves);
 }
 
 // ---- a view: an operator without work ----

@@ -1,10 +1,10 @@
 /* The tape: eager execution that remembers. Ordinary C decides what runs; each call of an operator computes at once
  * and, on a recording tape and where a gradient will be wanted, leaves a node.
  *
- * Memory: activations come from the tape's arena and live until tape_reset; gradients of activations come from a pool
- * inside it and go back as soon as they are consumed, and so do activations whose last use has passed: the peak of the
- * backward pass stays near that of the forward pass. Same shapes, same addresses; no allocation from the system in the
- * second identical step. Outputs below 4 KiB (losses) stay readable after a backward pass; larger ones do not. */
+ * Memory: activations and their gradients come from a pool (pool.h). Gradients go back as soon as they are consumed, and
+ * so do activations whose last use has passed: the peak of the backward pass stays near that of the forward pass. Same
+ * shapes, same addresses; no allocation from the system in the second identical step. Outputs below 4 KiB (losses) stay
+ * readable after a backward pass; larger ones do not. */
 #pragma once
 #include "kernels/operator.h"
 
@@ -18,8 +18,8 @@ bool  tape_recording(const Tape *);
 void  tape_set_recording(Tape *, bool record); // between passes
 Backend    *tape_backend(const Tape *);
 const char *tape_error(const Tape *);   // NULL, or the first thing that went wrong: later calls return NULL and do nothing
-size_t      tape_peak(const Tape *);    // bytes, the most in use at once since tape_new
-int64_t     tape_system_allocations(const Tape *); // chunks ever asked of the system
+size_t      tape_peak(const Tape *);    // of the memory it takes from: tape_memory_peak
+int64_t     tape_system_allocations(const Tape *); // chunks ever asked of the system, those of its memory included
 int64_t     tape_nodes(const Tape *);  // calls recorded since the reset
 Node       *tape_last(const Tape *);   // the call made last, recorded or not, for tests and benches; NULL after a reset
 Cost        tape_cost(const Tape *);    // of what was called since the reset, recomputed calls as often as they ran
@@ -51,26 +51,30 @@ void tape_backward_from(Tape *, Tensor *out, const void *gradient, Halves);
 // ---- a model in parts: other tapes, here or on other ranks, run what comes before and behind ----
 
 // Memory that several tapes take from and give back to: of one stage of a pipeline, say, which has a tape for each
-// microbatch under way. Their peak is then that of what is really held at once. The backend is borrowed.
+// microbatch under way. Their peak is then that of what is really held at once. A tape gives back what its backward pass
+// consumes, and the rest when it is reset: do that when its work is done, then the memory of a step begins where that of
+// the step before began. The tapes of one memory work in turns, not at once. The backend is borrowed.
 typedef struct TapeMemory TapeMemory;
 TapeMemory *tape_memory_new(Backend *);
-void tape_memory_free(TapeMemory *);              // after its tapes; NULL is allowed
-size_t tape_memory_peak(const TapeMemory *);      // bytes, the most in use at once since it was made
-size_t tape_memory_held(const TapeMemory *);      // now
+void tape_memory_free(TapeMemory *);         // after its tapes; NULL is allowed
+size_t tape_memory_peak(const TapeMemory *); // bytes of chunks that were ever in use, each from its start to the
+                                             // farthest block: what the process came to hold
+size_t tape_memory_held(const TapeMemory *); // bytes that tapes hold now
 int64_t tape_memory_system_allocations(const TapeMemory *);
-Tape *tape_new_in(TapeMemory *, bool record);     // borrowed
+Tape *tape_new_in(TapeMemory *, bool record); // borrowed
 
 // A tensor that another tape made, filled from host memory; where `wanted`, its gradient is formed here.
 Tensor *tape_arrival(Tape *, Dtype, int rank, const int64_t *shape, const void *host, bool wanted);
 // Gives `out` a gradient of its shape and dtype from host memory (NULL: 1, of one f32 number) before a backward pass.
 // Whatever is added to it in that pass comes behind. Nothing happens where it wants none.
 void tape_seed(Tape *, Tensor *out, const void *gradient);
-// Runs backwards from all that was seeded. After INPUT_GRADIENTS only what WEIGHT_GRADIENTS will read is still held.
+// Runs backwards from all that was seeded. After INPUT_GRADIENTS only what WEIGHT_GRADIENTS will read is still held, and
+// gradients of arrivals, small outputs and what came from tape_tensor; after both, these.
 void tape_backward_seeded(Tape *, Halves);
 bool tape_has_gradient(const Tensor *arrival);
 void tape_read_gradient(Tape *, Tensor *arrival, void *host); // once: its memory goes back
 
-// A tensor in the step's memory, not zeroed.
+// A tensor in the step's memory, not zeroed; held until the reset.
 Tensor *tape_tensor(Tape *, Dtype, int rank, const int64_t *shape);
 // The same, filled from host memory.
 Tensor *tape_constant(Tape *, Dtype, int rank, const int64_t *shape, const void *host);

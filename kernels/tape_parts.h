@@ -1,7 +1,10 @@
-/* The inside of a tape, shared by the files that make it up: tape.c records and runs backwards, recompute.c replays. */
+/* The inside of a tape, shared by the files that make it up: tape.c records, tape_backward.c runs backwards,
+ * recompute.c replays, tape_memory.c is what they take memory from. */
 #pragma once
 #include "kernels/pool.h"
 #include "kernels/recompute.h"
+
+enum { KEPT_BELOW = 4096 }; // bytes: smaller outputs (losses, counts) stay readable after the backward pass
 
 // A recomputed function: what is known from its first run, and what its second one left.
 typedef struct Replay {
@@ -20,10 +23,10 @@ typedef struct Replay {
 struct Tape {
     Backend *backend;
     bool record, check_finite;
-    Arena *memory;  // device: activations and gradients
-    Arena *scratch; // device: one operator's work space
-    Arena *host;    // tensors, nodes, messages
-    Pool *pool;
+    TapeMemory *memory; // device: activations, gradients, work space
+    bool owns_memory;
+    Arena *host;  // tensors, nodes, messages
+    Tensor *made; // the last of the tensors made since the reset, chained by `before`
     TapeHooks hooks;
     Node **nodes;
     int64_t count, capacity;
@@ -42,10 +45,20 @@ struct Tape {
     int64_t owned_count, owned_capacity;
 };
 
-void tape_remember(Tape *, Node *);              // records it
+Backend *tape_memory_backend(const TapeMemory *);
+void *tape_memory_take(TapeMemory *, size_t bytes);             // never NULL
+void tape_memory_give(TapeMemory *, void *block, size_t bytes); // bytes as they were asked for
+void *tape_memory_scratch(TapeMemory *, size_t bytes);          // until the end of scratch
+void tape_memory_end_scratch(TapeMemory *);
+
+void tape_remember(Tape *, Node *);                 // records it
+void tape_announce_use(const Tape *, const Node *); // tells the hooks that a node's functions read parameters now
+// Keeps the first number of `data` that is not finite: of `what` of n, with the count of `like`.
+void tape_complain(Tape *, const Node *, const void *data, const Tensor *like, Dtype, const char *what);
 void tape_count_writers(const Node *, int by);   // 1: it is to write gradients of parameters; -1: no longer
 void tape_settle(Tape *, Node *, unsigned done); // these inputs' gradients need no more work of it
-void tape_give_back(Tape *, Tensor *);           // its memory, to the pool, where it is its own
+void tape_give_back(Tape *, Tensor *);           // its memory, where it is its own
+void tape_give_gradient(Tape *, Tensor *);       // of an activation, where it has one
 void tape_backward_node(Tape *, Node *, Halves); // one node's part of a backward pass
 void recompute_own(Tape *, Tensor *);            // notes memory that was taken
 void recompute_list(Tape *, Node *);             // notes a call of the first run

@@ -22,6 +22,10 @@ struct Tensor {
     bool        borrowed;      // data belongs to another tensor (a view)
     int         writers;       // parameters: nodes on a recording tape that are still to write its gradient
     const char *name;          // parameters: the checkpoint's name; else the operator's
+    // Of a tape's tensors, for the tape alone:
+    Tensor     *base;          // of a view: whose data it shows; else NULL
+    Tensor     *before;        // the tensor that the tape made before it
+    int         readers;       // calls that are still to read its data for the gradients of parameters
 };
 
 static inline size_t dtype_size(Dtype t) { return t == F32 || t == I32 ? 4 : t == BF16 ? 2 : 1; }

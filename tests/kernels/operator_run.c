@@ -123,10 +123,13 @@ void run_preset_gradients(Run *r, Values preset[MAX_INPUTS]) {
         Tensor *x = r->call->in[i];
         if (!x || !x->needs_grad) continue;
         Dtype t = gradient_type(x);
-        if (!x->grad) x->grad = tape_tensor(r->tape, t, x->rank, x->shape)->data;
         Tensor like = {.rank = x->rank, .dtype = t};
         memcpy(like.shape, x->shape, sizeof like.shape);
         preset[i] = draw_cotangent(r->memory, &like, r->choice.seed + 1 + (uint64_t)i);
+        if (!x->is_parameter) {
+            tape_seed(r->tape, x, encode(r->memory, preset[i], t));
+            continue;
+        }
         write(r->memory, tape_backend(r->tape), x->grad, t, preset[i]);
         x->grad_written = true;
     }

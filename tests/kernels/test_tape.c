@@ -3,7 +3,6 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/nn/parameters.h"
 #include "kernels/ops.h"
-#include "kernels/pool.h"
 #include "tests/support/test.h"
 #include <math.h>
 #include <signal.h>
@@ -319,40 +318,6 @@ static void hooks_hear_of_uses_first_writes_and_the_last(void **state) {
     model_free(&m);
 }
 
-// ---- the pool ----
-
-static void blocks_of_a_pool_never_overlap_and_the_smallest_fits(void **state) {
-    (void)state;
-    enum { SIZE = 1 << 20, TAKEN = 64 };
-    static _Alignas(256) char memory[SIZE];
-    char *block[TAKEN];
-    size_t bytes[TAKEN];
-    Pool *pool = pool_new();
-    pool_give(pool, memory, SIZE);
-    Rng rng = rng_for(3, PURPOSE_TEST, 0);
-    for (int round = 0; round < 20; round++) {
-        for (int i = 0; i < TAKEN; i++) {
-            bytes[i] = 1 + (size_t)rng_below(&rng, 5000);
-            block[i] = pool_take(pool, bytes[i]);
-            if (block[i]) memset(block[i], i, bytes[i]);
-        }
-        for (int i = 0; i < TAKEN; i++) {
-            for (size_t k = 0; block[i] && k < bytes[i]; k++) assert_int_equal(block[i][k], i);
-            if (block[i]) pool_give(pool, block[i], bytes[i]);
-        }
-    }
-    pool_clear(pool);
-    assert_null(pool_take(pool, 1));
-    pool_give(pool, memory, 4096);
-    pool_give(pool, memory + 8192, 1024);
-    assert_ptr_equal(pool_take(pool, 1000), memory + 8192);
-    assert_ptr_equal(pool_take(pool, 1000), memory);
-    assert_ptr_equal(pool_take(pool, 3072), memory + 1024);
-    assert_null(pool_take(pool, 1));
-    pool_free(pool);
-    pool_free(NULL);
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_weight_half_may_come_later_and_changes_no_bit),
@@ -366,7 +331,6 @@ int main(void) {
         cmocka_unit_test(tensors_without_elements_pass_through),
         cmocka_unit_test(an_index_beyond_its_range_stops_the_program),
         cmocka_unit_test(hooks_hear_of_uses_first_writes_and_the_last),
-        cmocka_unit_test(blocks_of_a_pool_never_overlap_and_the_smallest_fits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

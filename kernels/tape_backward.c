@@ -1,0 +1,208 @@
+/* Backward passes of a tape: see tape.h. Nodes run from the last to the first, so that all who read a node's output
+ * have run when it is its turn: then its memory goes back, but for what a weight half that comes later will read. */
+#include "base/error.h"
+#include "kernels/tape_parts.h"
+
+enum { HOLDS = 2 * READS_OUTPUT }; // in Node.held: what it saved, whatever else it reads
+
+static void take_gradient(Tape *t, Tensor *x) {
+    if (!x->grad) x->grad = tape_memory_take(t->memory, tensor_bytes(x));
+}
+
+Destination grad_of(Node *n, int input) {
+    Tensor *x = n->in[input];
+    check(x && x->needs_grad);
+    const TapeHooks *hooks = &n->tape->hooks;
+    if (x->is_parameter && !x->grad_written && hooks->gradient) hooks->gradient(hooks->context, x);
+    if (x->is_parameter)
+        check(x->grad);
+    else
+        take_gradient(n->tape, x);
+    Destination d = {x->grad, x->is_parameter ? F32 : x->dtype, x->grad_written};
+    x->grad_written = true;
+    return d;
+}
+
+void grad_pass(Node *n, int input, bool last_use) {
+    Tensor *x = n->in[input], *out = n->out;
+    Backend *b = n->tape->backend;
+    bool same = !x->is_parameter && x->dtype == out->dtype;
+    check(tensor_count(x) == tensor_count(out));
+    if (last_use && same && !x->grad_written && !x->grad) {
+        x->grad = out->grad;
+        x->grad_written = true;
+        out->grad = NULL;
+        return;
+    }
+    Destination d = grad_of(n, input);
+    if (d.add)
+        b->add_in_place(b, d.data, out->grad, tensor_count(x), d.dtype, out->dtype);
+    else if (d.dtype == out->dtype)
+        b->copy(b, d.data, out->grad, tensor_bytes(out));
+    else
+        b->convert(b, d.data, d.dtype, out->grad, out->dtype, tensor_count(x));
+}
+
+static unsigned half_of(const Node *n, Halves halves) {
+    unsigned bits = 0;
+    for (int i = 0; i < MAX_INPUTS; i++)
+        if (n->in[i] && (halves & (n->in[i]->is_parameter ? WEIGHT_GRADIENTS : INPUT_GRADIENTS))) bits |= 1u << i;
+    return bits & n->pending;
+}
+
+// ---- whose memory goes back when ----
+
+void tape_give_back(Tape *t, Tensor *x) {
+    if (!x || x->borrowed) return;
+    tape_memory_give(t->memory, x->data, tensor_bytes(x));
+    x->borrowed = true; // once
+}
+
+void tape_give_gradient(Tape *t, Tensor *x) {
+    if (!x->grad || x->is_parameter) return;
+    tape_memory_give(t->memory, x->grad, tensor_bytes(x));
+    x->grad = NULL;
+    x->grad_written = false;
+}
+
+static void give_back(Tape *t, Tensor *x) {
+    if (x && !x->is_parameter && !x->readers && tensor_bytes(x) >= KEPT_BELOW) tape_give_back(t, x);
+}
+
+void tape_drop(Tape *t, Tensor *x) {
+    if (x && !x->is_parameter && tensor_bytes(x) >= KEPT_BELOW) tape_give_back(t, x);
+}
+
+// Whose data x is or shows.
+static Tensor *root(Tensor *x) {
+    while (x->base) x = x->base;
+    return x;
+}
+
+// What n's weight half will read stays until it has run: `by` 1 counts n among the readers, -1 no longer.
+static void count_readers(Node *n, int by) {
+    for (int i = 0; i < MAX_INPUTS; i++)
+        if (n->in[i] && WANTS(n->held, i)) root(n->in[i])->readers += by;
+    if (n->held & READS_OUTPUT) root(n->out)->readers += by;
+    for (int i = 0; i < MAX_SAVED; i++)
+        if (n->saved[i]) n->saved[i]->readers += by;
+}
+
+static void hold(Node *n) {
+    if (n->replay || n->held) return; // of a recomputed function the nodes inside do
+    n->held = HOLDS | (n->op->reads ? n->op->reads(n) : ~0u);
+    count_readers(n, 1);
+}
+
+static void let_go(Tape *t, Node *n) {
+    if (!n->held) return;
+    count_readers(n, -1);
+    for (int i = 0; i < MAX_INPUTS; i++)
+        if (n->in[i]) give_back(t, root(n->in[i]));
+    n->held = 0;
+}
+
+// n has run, as far as it does in this pass, and so has everybody who reads its output.
+static void release(Tape *t, Node *n) {
+    if (n->pending) {
+        hold(n);
+    } else {
+        let_go(t, n);
+        tape_give_gradient(t, n->out);
+    }
+    give_back(t, n->out);
+    for (int i = 0; i < MAX_SAVED; i++) give_back(t, n->saved[i]);
+}
+
+// What no node made, or none that is recorded.
+static void release_rest(Tape *t) {
+    for (Tensor *x = t->made; x; x = x->before) give_back(t, x);
+}
+
+// ---- nodes ----
+
+void tape_settle(Tape *t, Node *n, unsigned done) {
+    unsigned before = n->pending;
+    for (int i = 0; i < MAX_INPUTS; i++) {
+        if (!WANTS(before & done, i)) continue;
+        n->pending &= ~(1u << i);
+        Tensor *x = n->in[i];
+        if (x->is_parameter && --x->writers == 0 && t->hooks.complete) t->hooks.complete(t->hooks.context, x);
+    }
+}
+
+static void check_gradients(Tape *t, const Node *n, unsigned wanted) {
+    for (int i = 0; i < MAX_INPUTS; i++)
+        if (WANTS(wanted, i))
+            tape_complain(t, n, n->in[i]->grad, n->in[i], n->in[i]->is_parameter ? F32 : n->in[i]->dtype,
+                          "an input gradient");
+}
+
+static void run_operator_backward(Tape *t, Node *n, Halves halves) {
+    unsigned wanted = half_of(n, halves);
+    if (wanted) {
+        tape_announce_use(t, n);
+        n->op->backward(n, wanted);
+    }
+    tape_memory_end_scratch(t->memory);
+    if (t->check_finite) check_gradients(t, n, wanted);
+    tape_settle(t, n, wanted);
+}
+
+// Nothing will come to it: the loss does not depend on it.
+static void abandon(Tape *t, Node *n) {
+    if (n->replay) recompute_abandon(t, n);
+    tape_settle(t, n, n->pending);
+}
+
+void tape_backward_node(Tape *t, Node *n, Halves halves) {
+    if (!n->pending) return;
+    bool reached = n->out->grad || recompute_waits(n);
+    if (!reached && !(halves & INPUT_GRADIENTS)) return;
+    if (!reached)
+        abandon(t, n);
+    else if (n->replay)
+        recompute_backward(t, n, halves);
+    else
+        run_operator_backward(t, n, halves);
+    release(t, n);
+}
+
+// ---- passes ----
+
+void tape_seed(Tape *t, Tensor *out, const void *gradient) {
+    const float one = 1;
+    if (t->error || !out->needs_grad) return;
+    check(!out->grad_written && "an output is seeded once, before the backward pass");
+    check(gradient || (tensor_count(out) == 1 && out->dtype == F32));
+    take_gradient(t, out);
+    t->backend->upload(t->backend, out->grad, gradient ? gradient : &one, tensor_bytes(out));
+    out->grad_written = true;
+}
+
+void tape_backward_seeded(Tape *t, Halves halves) {
+    if (t->error) return;
+    if (t->hooks.backward) t->hooks.backward(t->hooks.context);
+    for (int64_t i = t->count - 1; i >= 0 && !t->error; i--) tape_backward_node(t, t->nodes[i], halves);
+    if (halves == INPUT_GRADIENTS) release_rest(t);
+}
+
+void tape_backward_from(Tape *t, Tensor *out, const void *gradient, Halves halves) {
+    if (t->error || !out->needs_grad) return;
+    if (halves & INPUT_GRADIENTS) tape_seed(t, out, gradient);
+    tape_backward_seeded(t, halves);
+}
+
+void tape_backward(Tape *t, Tensor *loss, Halves halves) {
+    if (t->error) return;
+    check(loss && tensor_count(loss) == 1 && loss->dtype == F32);
+    tape_backward_from(t, loss, NULL, halves);
+}
+
+bool tape_has_gradient(const Tensor *arrival) { return arrival->grad && arrival->grad_written; }
+
+void tape_read_gradient(Tape *t, Tensor *arrival, void *host) {
+    check(tape_has_gradient(arrival));
+    t->backend->download(t->backend, host, arrival->grad, tensor_bytes(arrival));
+    tape_give_gradient(t, arrival);
+}
