@@ -30,7 +30,8 @@ static const char *const cost_names[3] = {"--forward", "--input-gradient", "--we
 
 static void usage(FILE *out) {
     fputs(
-        "usage: bifocal plan schedule --stages P --microbatches M --schedule S [options]\n\n"
+        "usage: bifocal plan schedule --stages P --microbatches M --schedule S [options]\n"
+        "       bifocal plan schedule --trace FILE [options]\n\n"
         "  --stages P             stages of the pipeline\n"
         "  --microbatches M       microbatches of a step that go through it\n"
         "  --schedule S           gpipe, 1f1b, interleaved, zb-h1, zb-h2 or zb-v\n"
@@ -40,7 +41,8 @@ static void usage(FILE *out) {
         "  --weight-gradient T\n"
         "  --send T               from the end of a part to the start of the next on another stage (0)\n"
         "  --svg FILE             draw the timeline\n"
-        "  --json                 print everything as JSON, every row with its times\n\n"
+        "  --json                 print everything as JSON, every row with its times\n"
+        "  --trace FILE           the pipeline of a real run beside its simulation: see --trace FILE --help\n\n"
         "Prints how long a step takes, how much of it each stage waits, and how many microbatches it holds.\n",
         out);
 }
@@ -208,7 +210,14 @@ static bool draw(const Arguments *a, const Outcome *o, Error *error) {
     return ok;
 }
 
+static bool has_trace(int argc, char **argv) {
+    for (int i = 1; i < argc; i++)
+        if (!strncmp(argv[i], "--trace", 7)) return true;
+    return false;
+}
+
 int plan_schedule_main(int argc, char **argv) {
+    if (has_trace(argc, argv)) return plan_trace_main(argc, argv);
     Arguments a;
     Outcome o = {0};
     Error error = {0};
