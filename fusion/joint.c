@@ -27,16 +27,46 @@ static void declare_contrastive(Joint *j) {
     if (!softmax) j->bias = parameters_add(p, "contrastive.bias", SHAPE(1), bias, false);
 }
 
-static bool declare(Joint *j, Error *error) {
+// Whether output words are in another part of the model than embedded ones. A pipeline rank that has neither cannot
+// tell, yet declares the same parameters.
+static bool words_are_apart(const Joint *j, const int *chunk) {
+    int embed = joint_unit_of(j->units, j->unit_count, "text.tokens");
+    int head = joint_unit_of(j->units, j->unit_count, "text.head");
+    int32_t apart = chunk && chunk[embed] != chunk[head];
+    comm_all_reduce(parameters_parallel(j->parameters)->pipeline, &apart, 1, COMM_I32, COMM_MAX, COMM_FAST,
+                    "tied words");
+    return apart;
+}
+
+static bool declare_text(Joint *j, const int *chunk, Error *error) {
+    const TextConfig *c = &j->config.text;
+    if (!text_declare(&j->text, j->parameters, j->memory, "text", c, error)) return false;
+    if (c->tied && (words_are_apart(j, chunk) || parameters_parallel(j->parameters)->ordered))
+        text_declare_replica(&j->text, j->parameters, j->memory, "text");
+    return true;
+}
+
+static void place(Joint *j, const int *chunk) {
+    for (int i = 0; i < parameters_count(j->parameters); i++) {
+        int unit = joint_unit_of(j->units, j->unit_count, parameters_at(j->parameters, i)->tensor.name);
+        check(unit >= 0 && "every parameter belongs to a unit");
+        if (chunk) parameters_place(j->parameters, i, chunk[unit]);
+    }
+}
+
+static bool declare(Joint *j, const int *chunk, Error *error) {
     const JointConfig *c = &j->config;
     Parameters *p = j->parameters;
     j->units = arena_array(j->memory, JointUnit, joint_units(c, NULL));
     j->unit_count = joint_units(c, j->units);
     if (c->has_vision && !vit_declare(&j->vision, p, j->memory, "vision", &c->vision, error)) return false;
-    if (joint_needs_text(c) && !text_declare(&j->text, p, j->memory, "text", &c->text, error)) return false;
+    if (joint_needs_text(c) && !declare_text(j, chunk, error)) return false;
     if (joint_has(j, OBJECTIVE_CAPTION)) declare_connector(j);
     if (joint_has(j, OBJECTIVE_CONTRASTIVE)) declare_contrastive(j);
-    return !joint_has(j, OBJECTIVE_MAE) || mae_declare(&j->mae, p, j->memory, "mae", &c->mae, &c->vision, error);
+    if (joint_has(j, OBJECTIVE_MAE) && !mae_declare(&j->mae, p, j->memory, "mae", &c->mae, &c->vision, error))
+        return false;
+    place(j, chunk);
+    return true;
 }
 
 static bool freeze(Joint *j, Error *error) {
@@ -59,6 +89,11 @@ static void copy_strings(StringList *list, Arena *memory) {
 
 Joint *joint_new(Backend *backend, const JointConfig *config, const Parallel *parallel, Dtype compute, uint64_t seed,
                  Error *error) {
+    return joint_new_part(backend, config, parallel, NULL, compute, seed, error);
+}
+
+Joint *joint_new_part(Backend *backend, const JointConfig *config, const Parallel *parallel, const int *chunk,
+                      Dtype compute, uint64_t seed, Error *error) {
     Joint *j = calloc(1, sizeof *j);
     check(j);
     j->config = *config;
@@ -70,7 +105,7 @@ Joint *joint_new(Backend *backend, const JointConfig *config, const Parallel *pa
     copy_strings(&j->config.freeze, j->memory);
     const char *wrong = joint_check(config, j->memory);
     if (!wrong) wrong = joint_check_parallel(config, parallel ? comm_size(parallel->tensor) : 1, j->memory);
-    bool ok = wrong ? error_set(error, ERROR_USAGE, "%s", wrong) : declare(j, error) && freeze(j, error);
+    bool ok = wrong ? error_set(error, ERROR_USAGE, "%s", wrong) : declare(j, chunk, error) && freeze(j, error);
     if (ok && parameters_finish(j->parameters, compute, seed, error)) return j;
     joint_free(j);
     return NULL;

@@ -35,7 +35,7 @@ typedef struct Joint Joint;
 Joint *joint_new(Backend *, const JointConfig *, const Parallel *, Dtype compute, uint64_t seed, Error *);
 // The same of a rank that holds some of the model's units (joint_units.h): chunk[u] is the number of the part, among
 // those that are here, that unit u belongs to; -1: it is elsewhere, and its parameters have names and shapes alone.
-// NULL: all of them here, in one part. Copied.
+// NULL: all of them here, in one part. All ranks of Parallel.pipeline call it.
 Joint *joint_new_part(Backend *, const JointConfig *, const Parallel *, const int *chunk, Dtype compute, uint64_t seed,
                       Error *);
 void joint_free(Joint *); // NULL is allowed

@@ -1,4 +1,5 @@
-/* See transformer.h. Parameters: tokens, positions (learned), blocks.N.*, norm.*, head (untied). */
+/* See transformer.h. Parameters: tokens, positions (learned), blocks.N.*, norm.*, head (untied), tokens@head (a replica
+ * of tied words). */
 #include "text/transformer.h"
 #include "base/error.h"
 #include "kernels/nn/tensor_parallel.h"
@@ -85,6 +86,11 @@ bool text_declare(Text *m, Parameters *p, Arena *memory, const char *prefix, con
     m->norm = stack_norm_declare(p, arena_printf(memory, "%s.norm", prefix), c->width, c->norm, c->norm_epsilon);
     m->head = c->tied ? m->tokens : declare_words(p, arena_printf(memory, "%s.head", prefix), c);
     return true;
+}
+
+void text_declare_replica(Text *m, Parameters *p, Arena *memory, const char *prefix) {
+    check(m->config.tied && m->head == m->tokens);
+    m->head = parameters_add_replica(p, arena_printf(memory, "%s.tokens@head", prefix), m->tokens);
 }
 
 // ---- passes ----

@@ -18,13 +18,16 @@ typedef struct Text {
     Tensor *positions; // (context, C) or NULL
     Block *blocks;
     Norm norm;
-    Tensor *head;             // (V, C); == tokens where tied
+    Tensor *head;             // (V, C); == tokens where tied, or a replica of them
     const Parallel *parallel; // tokens and head hold this rank's share of V
 } Text;
 
 const char *text_check(const TextConfig *, Arena *); // NULL, or what does not fit and what would
 int64_t text_common(const TextConfig *);             // its layers divide over as many tensor ranks as divide this
 bool text_declare(Text *, Parameters *, Arena *, const char *prefix, const TextConfig *, Error *);
+// Of tied words: the head gets a replica of its own, PREFIX.tokens@head, as it needs where it is in another part of the
+// model than the embedding, or where sums must not depend on that.
+void text_declare_replica(Text *, Parameters *, Arena *, const char *prefix);
 Tensor *text_embed(Tape *, const Text *,
                    Tensor *ids); // (R, T) I32 -> (R, T, C); ids < 0 give zeros, to be filled by image tokens
 // Positions (context.positions, rope or learned), blocks and norm. With a cache: fills slots [used, used + T), then
