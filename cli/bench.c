@@ -17,8 +17,8 @@ typedef struct BenchArguments {
 } BenchArguments;
 
 static void usage(FILE *out) {
-    fputs("usage: bifocal bench train [--preset NAME] [--precision f32|bf16] [--threads N] [--iterations N]\n"
-          "                           [--recompute none|selective|full] [--peer COMMAND] [--json]\n\n"
+    fputs("usage: bifocal bench train [--preset NAME] [--precision f32|bf16] [--device cpu|cuda|auto] [--threads N]\n"
+          "                           [--iterations N] [--recompute none|selective|full] [--peer COMMAND] [--json]\n\n"
           "A whole training step on random data: forward, backward, clip, AdamW. Presets: ",
           out);
     for (int i = 0; bench_train_presets[i]; i++) fprintf(out, "%s%s", i ? ", " : "", bench_train_presets[i]);
@@ -120,6 +120,8 @@ static bool take_option(BenchArguments *a, int c, const char *value, Error *erro
         a->options.precision = choice ? BF16 : F32;
     else if (c == 't' && (ok = option_number(value, 0, 4096, "--threads", &number, error)))
         a->options.threads = (int)number;
+    else if (c == 'v' && (ok = option_choice(value, DEVICE_CHOICES, "--device", &choice, error)))
+        a->options.device = (Device)choice;
     else if (c == 'c' && (ok = option_choice(value, "none|selective|full", "--recompute", &choice, error)))
         a->options.recompute = (Recompute)choice;
     else if (c == 'i' && (ok = option_number(value, 1, 1e9, "--iterations", &number, error)))
@@ -132,6 +134,7 @@ static bool take_option(BenchArguments *a, int c, const char *value, Error *erro
 static bool parse(BenchArguments *a, int argc, char **argv, bool *help, Error *error) {
     static const struct option options[] = {{"preset", required_argument, 0, 'p'},
                                             {"precision", required_argument, 0, 'f'},
+                                            {"device", required_argument, 0, 'v'},
                                             {"threads", required_argument, 0, 't'},
                                             {"iterations", required_argument, 0, 'i'},
                                             {"recompute", required_argument, 0, 'c'},

@@ -4,6 +4,7 @@
 #include "cli/commands.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/peak.h"
+#include "kernels/cuda.h"
 #include <stdio.h>
 #include <string.h>
 #include <sys/sysinfo.h>
@@ -20,6 +21,20 @@ static void processor(char *name, size_t size) {
         break;
     }
     if (file) fclose(file);
+}
+
+// What a run with device: cuda would find. A GPU is opened, so that it says what it is and whether it will do.
+static void print_gpus(void) {
+    Error error = {0};
+    int count = cuda_count(&error);
+    printf("CUDA         ");
+    if (count < 0) printf("none: %s\n", error.message);
+    if (count == 0) printf("a driver, but no GPU is visible\n");
+    for (int i = 0; i < count; i++) {
+        Backend *b = cuda_backend_new(&(CudaOptions){.device = i}, NULL, &error);
+        printf("%sGPU %d: %s\n", i ? "             " : "", i, b ? b->isa : error.message);
+        backend_free(b);
+    }
 }
 
 int doctor_main(int argc, char **argv) {
@@ -44,6 +59,7 @@ int doctor_main(int argc, char **argv) {
         (double)memory.totalram * memory.mem_unit / 0x1p30, (double)memory.freeram * memory.mem_unit / 0x1p30);
     printf("kernels      %s\npeak         %.0f GFLOP/s f32, %.0f GFLOP/s bf16, %.1f GB/s copied\n", backend->isa,
            peak.f32, peak.bf16, peak.copy);
+    print_gpus();
     backend_free(backend);
     log_free(log);
     return 0;

@@ -4,7 +4,7 @@
 #include "cli/options.h"
 #include "eval/evaluate.h"
 #include "eval/task.h"
-#include "kernels/cpu/cpu.h"
+#include "kernels/device.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +16,7 @@ typedef struct Arguments {
     const char *model, *out;
     const char *tasks[MOST_TASKS];
     int precision; // 0 f32, 1 bf16
+    int device;    // Device
     bool json, log_samples;
 } Arguments;
 
@@ -32,6 +33,7 @@ static void usage(FILE *out) {
           "  --out FILE        also merge the results into this file (a run keeps them in eval/results.json)\n"
           "  --log-samples     one line a sample in samples_TASK.jsonl beside the results\n"
           "  --precision P     f32 (the default) or bf16\n"
+          "  --device D        cpu (the default), cuda, or auto: a GPU where there is one\n"
           "  --threads N       0, the default: one per core; changes no score\n"
           "  --json            results as JSON on stdout instead of the table\n\n"
           "shipped tasks:",
@@ -73,6 +75,8 @@ static bool take_option(Arguments *a, int c, char *value, Error *error) {
         return true;
     case 'p':
         return option_choice(value, "f32|bf16", "--precision", &a->precision, error);
+    case 'v':
+        return option_choice(value, DEVICE_CHOICES, "--device", &a->device, error);
     case 'l':
         if (!option_number(value, 1, 1e15, "--limit", &number, error)) return false;
         a->options.limit = (int64_t)number;
@@ -98,6 +102,7 @@ static bool parse(Arguments *a, int argc, char **argv, Error *error) {
                                             {"out", required_argument, 0, 'o'},
                                             {"log-samples", no_argument, 0, 's'},
                                             {"precision", required_argument, 0, 'p'},
+                                            {"device", required_argument, 0, 'v'},
                                             {"threads", required_argument, 0, 'n'},
                                             {"json", no_argument, 0, 'j'},
                                             {0}};
@@ -170,7 +175,9 @@ static bool check_tasks(const Arguments *a, Error *error) {
 
 static bool run(Arguments *a, Log *log, Error *error) {
     if (!check_tasks(a, error)) return false;
-    Backend *backend = cpu_backend_new(a->options.threads, NULL, log);
+    DeviceOptions device = {.device = (Device)a->device, .threads = a->options.threads};
+    Backend *backend = device_backend_new(&device, log, error);
+    if (!backend) return false;
     LoadedModel model = {0};
     json_t *results = NULL;
     char *folder = results_folder(a->model);

@@ -3,7 +3,7 @@
 #include "cli/commands.h"
 #include "cli/options.h"
 #include "cli/requests.h"
-#include "kernels/cpu/cpu.h"
+#include "kernels/device.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +11,7 @@
 typedef struct Arguments {
     const char *model, *prompt, *prompts;
     const char *images[REQUEST_IMAGES];
-    int image_count, threads, precision; // precision: 0 f32, 1 bf16
+    int image_count, threads, precision, device; // precision: 0 f32, 1 bf16; device: Device
     GenerateOptions options;
     bool json;
 } Arguments;
@@ -31,6 +31,7 @@ static void usage(FILE *out) {
           "  --seed S          of the lot (0)\n"
           "  --batch N         prompts at a time (32); changes nothing that is generated\n"
           "  --precision P     f32 (the default) or bf16\n"
+          "  --device D        cpu (the default), cuda, or auto: a GPU where there is one\n"
           "  --threads N       0, the default: one per core\n"
           "  --json            one JSON object a prompt\n",
           out);
@@ -74,6 +75,8 @@ static bool take_option(Arguments *a, int c, const char *value, Error *error) {
         return option_number(value, 0, 1, "--top-p", &a->options.sampling.top_p, error);
     case 'r':
         return option_choice(value, "f32|bf16", "--precision", &a->precision, error);
+    case 'v':
+        return option_choice(value, DEVICE_CHOICES, "--device", &a->device, error);
     default:
         return take_number(a, c, value, error);
     }
@@ -89,6 +92,7 @@ static bool parse(Arguments *a, int argc, char **argv, Error *error) {
                                             {"top-p", required_argument, 0, 'o'},
                                             {"seed", required_argument, 0, 's'},
                                             {"batch", required_argument, 0, 'b'},
+                                            {"device", required_argument, 0, 'v'},
                                             {"threads", required_argument, 0, 'n'},
                                             {"precision", required_argument, 0, 'r'},
                                             {"json", no_argument, 0, 'j'},
@@ -153,8 +157,9 @@ static bool run(const Arguments *a, Log *log, Error *error) {
     bool ok = a->prompts ? requests_read(&requests, a->prompts, error)
                          : requests_add(&requests, a->prompt, a->images, a->image_count, error);
     if (!ok) goto done;
-    backend = cpu_backend_new(a->threads, NULL, log);
-    ok = model_load(&model, backend, a->model, a->precision ? BF16 : F32, log, error);
+    DeviceOptions device = {.device = (Device)a->device, .threads = a->threads};
+    backend = device_backend_new(&device, log, error);
+    ok = backend && model_load(&model, backend, a->model, a->precision ? BF16 : F32, log, error);
     if (ok && !model.tokenizer)
         ok = error_set(error, ERROR_FAILED, "%s: there is no tokenizer.model in it", model.path);
     if (ok && !tokenizer_check_marks(model.tokenizer, error)) ok = error_prefix(error, "%s", model.path);

@@ -44,10 +44,14 @@ struct Backend {
     // memory
     void *(*allocate)(void *backend, size_t bytes); // device memory; NULL where there is none left (ArenaSource's shape)
     void (*release)(void *backend, void *memory, size_t bytes);
+    // Makes a block of `bytes` at least `more` longer where it stands; false: it cannot. NULL: no block can
+    bool (*extend)(void *backend, void *memory, size_t bytes, size_t more);
     void (*copy)(Backend *, void *to, const void *from, size_t bytes);       // device to device
     void (*upload)(Backend *, void *device, const void *host, size_t bytes);
     void (*download)(Backend *, void *host, const void *device, size_t bytes); // waits
     void (*zero)(Backend *, void *memory, size_t bytes);
+    void (*wait)(Backend *); // until all that was started is done
+    const char *(*fault)(Backend *); // what a device did wrong, which nothing can be done about; NULL: nothing (or no device)
 
     // matrix products
     void (*matmul)(Backend *, const Matmul *);

@@ -1,7 +1,6 @@
 /* See bench_train.h. */
 #include "train/bench_train.h"
 #include "base/clock.h"
-#include "kernels/cpu/cpu.h"
 #include "text/transformer.h"
 #include "train/optimizer.h"
 #include "vision/mae.h"
@@ -133,7 +132,8 @@ static bool open_bench(Bench *b, const BenchTrainOptions *o, Log *log, Error *er
             error, ERROR_USAGE,
             "no preset '%s'; there are nanochar, gpt_mini, gpt2, gpt2_1k, vit_mini, vitb16, maeb16, clipb32",
             o->preset);
-    b->backend = cpu_backend_new(o->threads, NULL, log);
+    b->backend = device_backend_new(&(DeviceOptions){.device = o->device, .threads = o->threads}, log, error);
+    if (!b->backend) return false;
     b->parameters = parameters_new(b->backend, NULL);
     b->memory = arena_new(1 << 20);
     if (!declare(b, error) || !parameters_finish(b->parameters, o->precision, 1, error)) return false;
@@ -222,6 +222,7 @@ static bool step(Bench *b, Dtype compute, int64_t number, float *loss, Error *er
     if (tape_error(b->tape)) return error_set(error, ERROR_FAILED, "%s", tape_error(b->tape));
     parameters_end_backward(b->parameters);
     optimizer_step(b->optimizer, number, parameters_gradient_norm(b->parameters));
+    b->backend->wait(b->backend);
     return isfinite(*loss) || error_set(error, ERROR_FAILED, "the loss of step %lld is not finite", (long long)number);
 }
 

@@ -3,11 +3,13 @@
 #pragma once
 #include "base/error.h"
 #include "base/log.h"
+#include "kernels/device.h"
 #include "kernels/nn/block.h"
 
 typedef struct BenchTrainOptions {
     const char *preset; // see bench_train_presets
     Dtype precision;    // F32 or BF16
+    Device device;
     int threads;        // 0: one per core
     int iterations;     // measured steps, behind two that are not
     Recompute recompute;

@@ -5,7 +5,7 @@
 #include "base/threads.h"
 #include "data/image.h"
 #include "kernels/comm/watch.h"
-#include "kernels/cpu/cpu.h"
+#include "kernels/device.h"
 #include "train/agree.h"
 #include "train/memory.h"
 #include "train/run_state.h"
@@ -161,6 +161,8 @@ static Saver *open_saver(Run *r) {
     return saver;
 }
 
+static int threads_of(const Run *r) { return r->config.threads ? (int)r->config.threads : r->hosts.threads; }
+
 static bool open_model(Run *r, Error *error) {
     Dtype compute = r->config.precision ? BF16 : F32;
     r->tokenizer = tokenizer_load(r->config.tokenizer, error);
@@ -169,7 +171,10 @@ static bool open_model(Run *r, Error *error) {
         return error_set(
             error, ERROR_USAGE, "model.text.vocabulary is %lld, but %s has %d pieces; leave it out to take theirs",
             (long long)r->config.model.text.vocabulary, r->config.tokenizer, tokenizer_vocabulary(r->tokenizer));
-    r->backend = cpu_backend_new(r->config.threads ? (int)r->config.threads : r->hosts.threads, NULL, r->log);
+    DeviceOptions device = {
+        .device = (Device)r->config.device, .threads = threads_of(r), .ranks = comm_size(r->options->world)};
+    r->backend = device_backend_new(&device, r->log, error);
+    if (!r->backend) return false;
     r->joint = joint_new(r->backend, &r->config.model, &r->parallel, compute, (uint64_t)r->config.seed, error);
     if (!r->joint) return false;
     r->optimizer = optimizer_new(r->backend, joint_parameters(r->joint), &r->config.optimizer, r->config.steps);
@@ -249,7 +254,7 @@ static void describe_start(const Run *r) {
              (double)parameters_whole_elements(joint_parameters(r->joint), false) / 1e6,
              (double)parameters_whole_elements(joint_parameters(r->joint), true) / 1e6, (long long)m->text.vocabulary,
              r->config.precision ? "bf16" : "f32", r->backend->name, r->backend->isa,
-             threads_count(cpu_threads(r->backend)));
+             threads_of(r));
     if (r->layout.ranks == 1) return;
     layout_describe(&r->config, &r->layout, &text);
     buffer_text(&text, "\n");

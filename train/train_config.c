@@ -2,6 +2,7 @@
 #include "train/train_config.h"
 #include "base/files.h"
 #include "data/image.h"
+#include "kernels/device.h"
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
@@ -110,8 +111,8 @@ static const ConfigKey train_keys[] = {
      .type = CONFIG_CHOICE,
      .offset = AT(device),
      .fallback = "cpu",
-     .choices = "cpu",
-     .help = "where the arithmetic runs"},
+     .choices = DEVICE_CHOICES,
+     .help = DEVICE_HELP},
     {.name = "threads",
      .type = CONFIG_INT,
      .offset = AT(threads),

@@ -28,7 +28,7 @@ typedef struct ParallelConfig {
 
 typedef struct TrainConfig {
     int64_t seed, threads;
-    int device;            // index into "cpu"
+    int device;            // Device
     int precision;         // 0 f32, 1 bf16
     const char *tokenizer; // path of the model
     ConfigList data;       // of SourceConfig

@@ -105,6 +105,8 @@ static void zero(Backend *b, void *memory, size_t bytes) {
     if (bytes) memset(memory, 0, bytes);
 }
 
+static void wait_for_all(Backend *b) { (void)b; } // calls return when they are done
+
 // Makes `*block` hold at least `bytes`; what it held is lost when it grows.
 static void *grow(CpuState *s, void **block, size_t *size, size_t bytes) {
     if (*size >= bytes) return *block;
@@ -174,6 +176,7 @@ Backend *cpu_backend_new(int threads, const char *isa, Log *log) {
     check(b && s);
     *b = (Backend){.name = "cpu", .isa = SETS[set].name, .state = s, .destroy = destroy};
     b->allocate = allocate, b->release = release, b->copy = copy, b->upload = copy, b->download = copy, b->zero = zero;
+    b->wait = wait_for_all;
     s->threads = threads_new(threads);
     int count = threads_count(s->threads);
     s->scratch = calloc((size_t)count, sizeof *s->scratch);

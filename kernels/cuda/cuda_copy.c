@@ -1,0 +1,97 @@
+/* Copies, all in the order of the stream. What comes from the host goes through a ring of pinned pieces, so that the
+ * caller may reuse its memory at once and nothing waits for the device unless the ring is full. */
+#include "base/error.h"
+#include "kernels/cuda/cuda_state.h"
+#include <stdlib.h>
+#include <string.h>
+
+enum { PIECES = 8, PIECE = 4 << 20 }; // bytes
+
+struct CudaStaging {
+    char *memory;              // (PIECES, PIECE), pinned
+    cudaEvent_t taken[PIECES]; // the device has read the piece
+    int next;
+    size_t used; // bytes of piece `next`
+};
+
+bool cuda_staging_open(CudaState *s, Error *error) {
+    CudaStaging *ring = calloc(1, sizeof *ring);
+    check(ring);
+    s->staging = ring;
+    cudaError_t status = cudaHostAlloc((void **)&ring->memory, (size_t)PIECES * PIECE, cudaHostAllocDefault);
+    for (int i = 0; i < PIECES && status == cudaSuccess; i++)
+        status = cudaEventCreateWithFlags(&ring->taken[i], cudaEventDisableTiming);
+    return status == cudaSuccess ||
+           error_set(error, ERROR_FAILED, "no pinned memory for copies: %s", cudaGetErrorString(status));
+}
+
+void cuda_staging_close(CudaState *s) {
+    if (!s->staging) return;
+    for (int i = 0; i < PIECES; i++)
+        if (s->staging->taken[i]) (void)cudaEventDestroy(s->staging->taken[i]);
+    (void)cudaFreeHost(s->staging->memory);
+    free(s->staging);
+    s->staging = NULL;
+}
+
+// The current piece is full: on to the next, once the device has read what it held.
+static void turn(CudaState *s, CudaStaging *ring) {
+    cuda_must(s, cudaEventRecord(ring->taken[ring->next], s->stream), "an upload");
+    ring->next = (ring->next + 1) % PIECES;
+    ring->used = 0;
+    cuda_must(s, cudaEventSynchronize(ring->taken[ring->next]), "an upload");
+}
+
+static void upload(Backend *b, void *device, const void *host, size_t bytes) {
+    CudaState *s = cuda_state(b);
+    CudaStaging *ring = s->staging;
+    for (size_t done = 0; done < bytes;) {
+        if (ring->used == PIECE) turn(s, ring);
+        size_t part = PIECE - ring->used < bytes - done ? PIECE - ring->used : bytes - done;
+        char *staged = ring->memory + (size_t)ring->next * PIECE + ring->used;
+        memcpy(staged, (const char *)host + done, part);
+        cuda_must(s, cudaMemcpyAsync((char *)device + done, staged, part, cudaMemcpyHostToDevice, s->stream),
+                  "an upload");
+        ring->used += part;
+        done += part;
+    }
+    cuda_after(s, "upload");
+}
+
+// The ring's pieces are free behind a wait for the stream, so a download may use them all.
+static void download(Backend *b, void *host, const void *device, size_t bytes) {
+    CudaState *s = cuda_state(b);
+    CudaStaging *ring = s->staging;
+    cuda_must(s, cudaStreamSynchronize(s->stream), "work before a download");
+    ring->used = 0;
+    for (size_t done = 0; done < bytes;) {
+        size_t most = (size_t)PIECES * PIECE, part = most < bytes - done ? most : bytes - done;
+        cuda_must(s,
+                  cudaMemcpyAsync(ring->memory, (const char *)device + done, part, cudaMemcpyDeviceToHost, s->stream),
+                  "a download");
+        cuda_must(s, cudaStreamSynchronize(s->stream), "a download");
+        memcpy((char *)host + done, ring->memory, part);
+        done += part;
+    }
+}
+
+static void copy(Backend *b, void *to, const void *from, size_t bytes) {
+    CudaState *s = cuda_state(b);
+    if (bytes) cuda_must(s, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, s->stream), "a copy");
+    cuda_after(s, "copy");
+}
+
+static void zero(Backend *b, void *memory, size_t bytes) {
+    CudaState *s = cuda_state(b);
+    if (bytes) cuda_must(s, cudaMemsetAsync(memory, 0, bytes, s->stream), "zeroing");
+    cuda_after(s, "zero");
+}
+
+static void wait_for_all(Backend *b) {
+    CudaState *s = cuda_state(b);
+    cuda_must(s, cudaStreamSynchronize(s->stream), "waiting for the device");
+}
+
+void cuda_copy_install(Backend *b) {
+    b->upload = upload, b->download = download, b->copy = copy, b->zero = zero, b->wait = wait_for_all;
+}

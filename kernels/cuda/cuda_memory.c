@@ -1,0 +1,160 @@
+/* Device memory: regions (host/regions.h) on CUDA's virtual memory management. The driver's functions are looked up at
+ * run time, so that the module does not link the driver. */
+#include "base/error.h"
+#include "kernels/cuda/cuda_state.h"
+#include <cuda.h>
+#include <stdlib.h>
+
+enum { FIRST_SCRATCH = 32 << 20, SCRATCH_ALIGNMENT = 256 }; // bytes
+
+typedef struct DriverCalls {
+    CUresult (*reserve)(CUdeviceptr *, size_t, size_t, CUdeviceptr, unsigned long long);
+    CUresult (*unreserve)(CUdeviceptr, size_t);
+    CUresult (*create)(CUmemGenericAllocationHandle *, size_t, const CUmemAllocationProp *, unsigned long long);
+    CUresult (*release)(CUmemGenericAllocationHandle);
+    CUresult (*map)(CUdeviceptr, size_t, size_t, CUmemGenericAllocationHandle, unsigned long long);
+    CUresult (*unmap)(CUdeviceptr, size_t);
+    CUresult (*allow)(CUdeviceptr, size_t, const CUmemAccessDesc *, size_t);
+    CUresult (*granularity)(size_t *, const CUmemAllocationProp *, CUmemAllocationGranularity_flags);
+} DriverCalls;
+
+struct CudaMemory {
+    DriverCalls calls;
+    int device;
+    Regions *regions;
+    void *scratch;
+    size_t scratch_size, scratch_used;
+};
+
+static bool find(const char *name, void *function, Error *error) {
+    enum cudaDriverEntryPointQueryResult found;
+    void **place = function;
+    if (cudaGetDriverEntryPointByVersion(name, place, 12000, cudaEnableDefault, &found) == cudaSuccess &&
+        found == cudaDriverEntryPointSuccess && *place)
+        return true;
+    (void)cudaGetLastError(); // it is reported here
+    return error_set(error, ERROR_USAGE, "the driver has no %s: update it", name);
+}
+
+static bool find_calls(DriverCalls *c, Error *error) {
+    return find("cuMemAddressReserve", &c->reserve, error) && find("cuMemAddressFree", &c->unreserve, error) &&
+           find("cuMemCreate", &c->create, error) && find("cuMemRelease", &c->release, error) &&
+           find("cuMemMap", &c->map, error) && find("cuMemUnmap", &c->unmap, error) &&
+           find("cuMemSetAccess", &c->allow, error) && find("cuMemGetAllocationGranularity", &c->granularity, error);
+}
+
+static CUmemAllocationProp kind_of(const CudaMemory *m) {
+    return (CUmemAllocationProp){.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+                                 .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = m->device}};
+}
+
+static bool reserve(void *context, size_t bytes, uintptr_t *address) {
+    const CudaMemory *m = context;
+    CUdeviceptr at = 0;
+    if (m->calls.reserve(&at, bytes, 0, 0, 0) != CUDA_SUCCESS) return false;
+    *address = (uintptr_t)at;
+    return true;
+}
+
+static void unreserve(void *context, uintptr_t address, size_t bytes) {
+    const CudaMemory *m = context;
+    (void)m->calls.unreserve((CUdeviceptr)address, bytes);
+}
+
+static bool back(void *context, uintptr_t address, size_t bytes, uint64_t *piece) {
+    const CudaMemory *m = context;
+    CUmemAllocationProp kind = kind_of(m);
+    CUmemAccessDesc access = {.location = kind.location, .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
+    CUmemGenericAllocationHandle handle;
+    if (m->calls.create(&handle, bytes, &kind, 0) != CUDA_SUCCESS) return false;
+    if (m->calls.map((CUdeviceptr)address, bytes, 0, handle, 0) != CUDA_SUCCESS) {
+        (void)m->calls.release(handle);
+        return false;
+    }
+    if (m->calls.allow((CUdeviceptr)address, bytes, &access, 1) != CUDA_SUCCESS) {
+        (void)m->calls.unmap((CUdeviceptr)address, bytes);
+        (void)m->calls.release(handle);
+        return false;
+    }
+    *piece = handle;
+    return true;
+}
+
+static void unback(void *context, uintptr_t address, size_t bytes, uint64_t piece) {
+    const CudaMemory *m = context;
+    (void)m->calls.unmap((CUdeviceptr)address, bytes);
+    (void)m->calls.release((CUmemGenericAllocationHandle)piece);
+}
+
+bool cuda_memory_open(CudaState *s, Error *error) {
+    CudaMemory *m = calloc(1, sizeof *m);
+    check(m);
+    s->memory = m;
+    m->device = s->gpu.device;
+    if (!find_calls(&m->calls, error)) return false;
+    RegionDriver driver = {m, 0, reserve, unreserve, back, unback};
+    CUmemAllocationProp kind = kind_of(m);
+    if (m->calls.granularity(&driver.granularity, &kind, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED) != CUDA_SUCCESS)
+        return error_set(error, ERROR_FAILED, "GPU %d has no virtual memory management", m->device);
+    m->regions = regions_new(&driver, s->gpu.memory);
+    m->scratch = regions_allocate(m->regions, FIRST_SCRATCH);
+    m->scratch_size = FIRST_SCRATCH;
+    if (!m->scratch) return error_set(error, ERROR_FAILED, "GPU %d (%s) has no memory left", m->device, s->gpu.name);
+    return true;
+}
+
+void cuda_memory_close(CudaState *s) {
+    if (!s->memory) return;
+    regions_free(s->memory->regions);
+    free(s->memory);
+    s->memory = NULL;
+}
+
+static void complain(const CudaState *s, size_t wanted) {
+    char text[512];
+    MemoryState m = {
+        .wanted = wanted, .held = regions_held(s->memory->regions), .growing = regions_growing(s->memory->regions)};
+    (void)cudaMemGetInfo(&m.free, &m.total);
+    log_error(s->log, "GPU %d (%s): %s", s->gpu.device, s->gpu.name, regions_explain(text, sizeof text, m));
+}
+
+static void *allocate(void *backend, size_t bytes) {
+    const CudaState *s = cuda_state(backend);
+    void *memory = regions_allocate(s->memory->regions, bytes);
+    if (!memory) complain(s, bytes);
+    return memory;
+}
+
+static bool extend(void *backend, void *memory, size_t bytes, size_t more) {
+    return regions_extend(cuda_state(backend)->memory->regions, memory, bytes, more);
+}
+
+// Work under way may still use it.
+static void release(void *backend, void *memory, size_t bytes) {
+    CudaState *s = cuda_state(backend);
+    (void)bytes;
+    if (!memory) return;
+    (void)cudaStreamSynchronize(s->stream);
+    regions_release(s->memory->regions, memory);
+}
+
+void *cuda_scratch(CudaState *s, size_t bytes) {
+    CudaMemory *m = s->memory;
+    size_t needed = m->scratch_used + (bytes + SCRATCH_ALIGNMENT - 1) / SCRATCH_ALIGNMENT * SCRATCH_ALIGNMENT;
+    if (needed > m->scratch_size) {
+        size_t more = needed - m->scratch_size;
+        if (!regions_extend(m->regions, m->scratch, m->scratch_size, more)) {
+            complain(s, more);
+            cuda_fail(s, "work space", "there is no memory left for it");
+        }
+        m->scratch_size = needed;
+    }
+    void *memory = (char *)m->scratch + m->scratch_used;
+    m->scratch_used = needed;
+    return memory;
+}
+
+size_t cuda_scratch_mark(const CudaState *s) { return s->memory->scratch_used; }
+void cuda_scratch_rewind(CudaState *s, size_t mark) { s->memory->scratch_used = mark; }
+
+void cuda_memory_install(Backend *b) { b->allocate = allocate, b->extend = extend, b->release = release; }

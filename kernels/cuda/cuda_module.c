@@ -1,0 +1,87 @@
+/* The module itself: what it exports, and how a backend on a GPU is opened and closed. */
+#include "base/error.h"
+#include "kernels/cuda/cuda_state.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+__attribute__((visibility("default"))) extern const CudaModule bifocal_cuda_module;
+
+// Without a driver the runtime answers politely; anything else that is wrong with it is an error.
+static bool look(GpuFacts *f, Error *error) {
+    (void)cudaRuntimeGetVersion(&f->runtime);
+    if (cudaDriverGetVersion(&f->driver) != cudaSuccess) f->driver = 0;
+    cudaError_t status = cudaGetDeviceCount(&f->count);
+    if (status != cudaSuccess) f->count = 0;
+    (void)cudaGetLastError(); // what it says is in `status`
+    if (status == cudaSuccess || status == cudaErrorInsufficientDriver || status == cudaErrorNoDevice) return true;
+    return error_set(error, ERROR_FAILED, "CUDA does not start: %s", cudaGetErrorString(status));
+}
+
+static int count(Error *error) {
+    GpuFacts f = {0};
+    if (!look(&f, error)) return -1;
+    return f.driver ? f.count : (gpu_present(&f, error), -1);
+}
+
+static bool choose(CudaState *s, int device, Error *error) {
+    struct cudaDeviceProp *p = calloc(1, sizeof *p);
+    check(p);
+    s->gpu.device = device;
+    bool ok = look(&s->gpu, error) && gpu_present(&s->gpu, error);
+    if (ok) {
+        cudaError_t status = cudaGetDeviceProperties(p, device);
+        if (status == cudaSuccess) status = cudaSetDevice(device);
+        if (status != cudaSuccess)
+            ok = error_set(error, ERROR_FAILED, "GPU %d does not start: %s", device, cudaGetErrorString(status));
+    }
+    if (ok) {
+        snprintf(s->gpu.name, sizeof s->gpu.name, "%.100s", p->name);
+        s->gpu.major = p->major, s->gpu.minor = p->minor, s->gpu.memory = p->totalGlobalMem;
+        s->multiprocessors = p->multiProcessorCount;
+        snprintf(s->architecture, sizeof s->architecture, "sm_%d%d", p->major % 100, p->minor % 10);
+        ok = gpu_new_enough(&s->gpu, error);
+    }
+    free(p);
+    return ok;
+}
+
+static void destroy(Backend *b) {
+    CudaState *s = cuda_state(b);
+    if (s->stream) (void)cudaStreamSynchronize(s->stream);
+    cuda_products_close(s);
+    cuda_staging_close(s);
+    cuda_memory_close(s);
+    if (s->stream) (void)cudaStreamDestroy(s->stream);
+    free(s);
+    free(b);
+}
+
+static bool start(CudaState *s, Error *error) {
+    cudaError_t status = cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking);
+    if (status != cudaSuccess)
+        return error_set(error, ERROR_FAILED, "GPU %d does not start: %s", s->gpu.device, cudaGetErrorString(status));
+    return cuda_memory_open(s, error) && cuda_staging_open(s, error) && cuda_products_open(s, error);
+}
+
+static Backend *open_backend(const CudaOptions *options, Log *log, Error *error) {
+    Backend *b = calloc(1, sizeof *b);
+    CudaState *s = calloc(1, sizeof *s);
+    check(b && s);
+    *b = (Backend){.name = "cuda", .isa = s->architecture, .state = s, .destroy = destroy, .fault = cuda_fault};
+    s->log = log;
+    s->synchronous = options->synchronous;
+    if (!choose(s, options->device, error) || !start(s, error)) {
+        destroy(b);
+        return NULL;
+    }
+    cuda_memory_install(b);
+    cuda_copy_install(b);
+    cuda_products_install(b);
+    log_info(log, "GPU %d: %s, %s, %d multiprocessors, %.1f GiB%s", s->gpu.device, s->gpu.name, s->architecture,
+             s->multiprocessors, (double)s->gpu.memory / 0x1p30, s->synchronous ? "; waiting behind every kernel" : "");
+    return b;
+}
+
+const CudaModule bifocal_cuda_module = {
+    .version = BIFOCAL_VERSION, .backend_size = sizeof(Backend), .count = count, .open = open_backend};

@@ -1,0 +1,66 @@
+/* What the files of the CUDA backend share: its state, memory, the stream everything is ordered on, and what becomes of
+ * an error of the device. */
+#pragma once
+#include "kernels/cuda.h"
+#include "kernels/cuda/host/gpu_facts.h"
+#include "kernels/cuda/host/regions.h"
+#include <cuda_runtime_api.h>
+
+typedef struct CudaMemory CudaMemory;     // cuda_memory.c
+typedef struct CudaStaging CudaStaging;   // cuda_copy.c
+typedef struct CudaProducts CudaProducts; // cuda_products.c
+
+typedef struct CudaState {
+    GpuFacts gpu;
+    char architecture[16]; // "sm_90"
+    int multiprocessors;
+    cudaStream_t stream;
+    bool synchronous; // wait behind every call
+    Log *log;         // borrowed, may be NULL
+    char fault[256];  // the first error of the device; "" for none
+    CudaMemory *memory;
+    CudaStaging *staging;
+    CudaProducts *products;
+} CudaState;
+
+static inline CudaState *cuda_state(const Backend *b) { return b->state; }
+
+// ---- faults (cuda_fault.c) ----
+
+// Behind every call that starts work: keeps the first error, with the name of what was started.
+void cuda_after(CudaState *, const char *what);
+// Ends the process with what happened and where: what the device did wrong leaves nothing to go on with.
+_Noreturn void cuda_fail(const CudaState *, const char *what, const char *reason);
+void cuda_must(CudaState *, cudaError_t, const char *what); // cuda_fail where it is an error, or one was kept
+const char *cuda_fault(Backend *);                          // Backend.fault
+
+// ---- memory (cuda_memory.c) ----
+
+bool cuda_memory_open(CudaState *, Error *);
+void cuda_memory_close(CudaState *);
+void cuda_memory_install(Backend *);
+// Work space, 256-byte aligned, on top of what calls further out hold; what is in it stays where it is. A call of the
+// backend takes a mark first and goes back to it when all it does has been started: the next one may have the same
+// memory, since calls run in order.
+void *cuda_scratch(CudaState *, size_t bytes);
+size_t cuda_scratch_mark(const CudaState *);
+void cuda_scratch_rewind(CudaState *, size_t mark);
+
+// ---- copies (cuda_copy.c) ----
+
+bool cuda_staging_open(CudaState *, Error *);
+void cuda_staging_close(CudaState *);
+void cuda_copy_install(Backend *);
+
+// ---- products (cuda_products.c) ----
+
+bool cuda_products_open(CudaState *, Error *);
+void cuda_products_close(CudaState *);
+void cuda_products_install(Backend *);
+
+// ---- our own kernels (cuda_calls.c, cuda_cross_entropy.c) ----
+
+struct CudaQueue;
+struct CudaQueue cuda_queue(CudaState *); // kernels.h
+void cuda_calls_install(Backend *);
+void cuda_cross_entropy_install(Backend *);

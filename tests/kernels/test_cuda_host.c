@@ -1,0 +1,244 @@
+/* What the CUDA backend decides without CUDA: memory in regions, remembered plans, layouts of products, which GPUs it
+ * takes. The driver is one made for the test. */
+#include "base/philox.h"
+#include "kernels/cuda/host/gpu_facts.h"
+#include "kernels/cuda/host/product_layout.h"
+#include "kernels/cuda/host/regions.h"
+#include "kernels/cuda/host/shape_cache.h"
+#include "tests/support/test.h"
+#include <stdlib.h>
+#include <string.h>
+
+// ---- regions ----
+
+enum { PAGE = 4096 };
+
+typedef struct Device { // a driver with little memory
+    size_t left, address_space, backed, reserved;
+    uintptr_t next;
+    int pieces;
+} Device;
+
+static bool reserve(void *context, size_t bytes, uintptr_t *address) {
+    Device *d = context;
+    assert_int_equal(bytes % PAGE, 0);
+    if (d->reserved + bytes > d->address_space) return false;
+    d->reserved += bytes;
+    *address = d->next;
+    d->next += bytes;
+    return true;
+}
+static void unreserve(void *context, uintptr_t address, size_t bytes) {
+    (void)address;
+    ((Device *)context)->reserved -= bytes;
+}
+static bool back(void *context, uintptr_t address, size_t bytes, uint64_t *piece) {
+    Device *d = context;
+    assert_int_equal(address % PAGE + bytes % PAGE, 0);
+    if (bytes > d->left) return false;
+    d->left -= bytes, d->backed += bytes, d->pieces++;
+    *piece = address ^ bytes;
+    return true;
+}
+static void unback(void *context, uintptr_t address, size_t bytes, uint64_t piece) {
+    Device *d = context;
+    assert_int_equal(piece, address ^ bytes);
+    d->left += bytes, d->backed -= bytes, d->pieces--;
+}
+
+static Regions *small_device(Device *d, size_t memory, size_t address_space) {
+    *d = (Device){.left = memory, .address_space = address_space, .next = 1 << 30};
+    return regions_new(&(RegionDriver){d, PAGE, reserve, unreserve, back, unback}, memory);
+}
+
+static void a_region_grows_where_it_stands(void **state) {
+    (void)state;
+    Device d;
+    Regions *r = small_device(&d, 64 << 20, (size_t)1 << 32);
+    void *first = regions_allocate(r, 2 << 20), *other = regions_allocate(r, 2 << 20);
+    assert_true(first && other && first != other);
+    assert_int_equal(regions_growing(r), 0);
+    assert_true(regions_extend(r, first, 2 << 20, 1));
+    assert_int_equal(regions_held(r), (4 << 20) + PAGE);
+    assert_true(regions_extend(r, first, (2 << 20) + 1, PAGE - 1)); // there already
+    assert_int_equal(d.backed, (4 << 20) + PAGE);
+    assert_int_equal(regions_growing(r), (2 << 20) + PAGE);
+    regions_release(r, other);
+    regions_release(r, NULL);
+    assert_int_equal(d.backed, (2 << 20) + PAGE);
+    regions_free(r);
+    assert_int_equal(d.backed + d.reserved + (size_t)d.pieces, 0);
+}
+
+static void a_region_stops_where_memory_or_addresses_end(void **state) {
+    (void)state;
+    Device d;
+    Regions *r = small_device(&d, 8 << 20, (size_t)1 << 32);
+    void *block = regions_allocate(r, 4 << 20);
+    assert_false(regions_extend(r, block, 4 << 20, (4 << 20) + 1)); // more than the device has
+    assert_true(regions_extend(r, block, 4 << 20, 4 << 20));
+    assert_null(regions_allocate(r, 1));
+    assert_int_equal(d.reserved, 8 << 20); // what was refused keeps no addresses
+    regions_free(r);
+    r = small_device(&d, 8 << 20, 5 << 20); // not even addresses for all of it
+    block = regions_allocate(r, 4 << 20);
+    assert_non_null(block);
+    assert_false(regions_extend(r, block, 4 << 20, PAGE));
+    regions_free(r);
+}
+
+static void running_out_says_what_would_fit(void **state) {
+    (void)state;
+    char text[512];
+    MemoryState m = {
+        .wanted = (size_t)2 << 30, .free = (size_t)1 << 30, .total = (size_t)80 << 30, .held = (size_t)70 << 30};
+    regions_explain(text, sizeof text, m);
+    assert_non_null(strstr(text, "another 2.000 GiB were wanted, 1.000 of 80.0 GiB are free"));
+    assert_non_null(strstr(text, "holds 70.000 GiB"));
+    assert_non_null(strstr(text, "1.000 GiB less"));
+    m.growing = (size_t)8 << 30;
+    regions_explain(text, sizeof text, m);
+    assert_non_null(strstr(text, "at most 90 % of this one's samples would fit"));
+    assert_int_equal(strlen(regions_explain(text, 32, m)), 31); // cut, not overrun
+}
+
+// ---- plans ----
+
+static int drops;
+static void drop(void *value) { drops += *(int *)value; }
+
+static void plans_are_remembered_by_their_whole_key(void **state) {
+    (void)state;
+    enum { KEYS = 5000 };
+    ShapeCache *cache = shape_cache_new(2 * sizeof(int64_t), sizeof(int));
+    bool found;
+    for (int pass = 0; pass < 2; pass++) {
+        for (int64_t i = 0; i < KEYS; i++) {
+            int64_t key[2] = {i % 71, i / 71};
+            int *value = shape_cache_get(cache, key, &found);
+            assert_int_equal(found, pass);
+            if (pass)
+                assert_int_equal(*value, (int)i + 1);
+            else
+                assert_int_equal(*value, 0), *value = (int)i + 1;
+        }
+    }
+    assert_int_equal(shape_cache_count(cache), KEYS);
+    drops = 0;
+    shape_cache_free(cache, drop);
+    assert_int_equal(drops, KEYS * (KEYS + 1) / 2);
+    shape_cache_free(NULL, drop);
+}
+
+// ---- products ----
+
+// What a column-major library would read for element (row, column) of a side as it enters the product.
+static int64_t place(const ProductSide *s, int64_t row, int64_t column) {
+    if (s->transposed) return row * s->leading + column;
+    return row + column * s->leading;
+}
+
+static void expect_places(const Matmul *p) {
+    ProductLayout l;
+    assert_true(product_layout(p, &l));
+    const ProductSide *sides[] = {&l.left, &l.right, &l.out};
+    for (int i = 0; i < 3; i++) assert_true(sides[i]->leading >= sides[i]->rows);
+    for (int64_t k = 0; k < p->k; k++) {
+        for (int64_t n = 0; n < p->n; n++) assert_int_equal(place(&l.left, n, k), k * p->b_row + n * p->b_column);
+        for (int64_t m = 0; m < p->m; m++) assert_int_equal(place(&l.right, k, m), m * p->a_row + k * p->a_column);
+    }
+    for (int64_t m = 0; m < p->m; m++)
+        for (int64_t n = 0; n < p->n; n++) assert_int_equal(place(&l.out, n, m), m * p->c_row + n);
+}
+
+static void row_major_products_become_column_major_ones(void **state) {
+    (void)state;
+    Rng rng = rng_for(1, PURPOSE_TEST, 9);
+    for (int i = 0; i < 400; i++) {
+        int64_t m = 1 + (int64_t)rng_below(&rng, 5), n = 1 + (int64_t)rng_below(&rng, 5);
+        int64_t k = 1 + (int64_t)rng_below(&rng, 5), wider = (int64_t)rng_below(&rng, 3);
+        Matmul p = {.m = m, .n = n, .k = k, .batch = 1, .c_row = n + wider};
+        p.a_row = i & 1 ? k + wider : 1, p.a_column = i & 1 ? 1 : m + wider;
+        p.b_row = i & 2 ? n + wider : 1, p.b_column = i & 2 ? 1 : k + wider;
+        expect_places(&p);
+    }
+}
+
+static void products_without_a_unit_stride_are_refused(void **state) {
+    (void)state;
+    ProductLayout l;
+    Matmul p = {.m = 3, .n = 3, .k = 3, .batch = 1, .a_row = 6, .a_column = 2, .b_row = 3, .b_column = 1, .c_row = 3};
+    assert_false(product_layout(&p, &l));
+    p.a_column = 1;
+    assert_true(product_layout(&p, &l));
+    p.c_row = 2; // rows would overlap
+    assert_false(product_layout(&p, &l));
+}
+
+static void a_plan_is_found_again_by_shape_type_and_alignment(void **state) {
+    (void)state;
+    _Alignas(256) static char memory[1024];
+    ProductLayout l;
+    Matmul p = {.m = 4, .n = 8, .k = 16, .batch = 1, .a = memory, .a_row = 16, .a_column = 1, .b = memory, .b_row = 8};
+    p.b_column = 1, p.c = memory, p.c_row = 8;
+    assert_true(product_layout(&p, &l));
+    ProductKey key = product_key(&p, &l), other;
+    Matmul moved = p;
+    moved.a = memory + 256, moved.b = memory + 512;
+    other = product_key(&moved, &l);
+    assert_memory_equal(&key, &other, sizeof key); // addresses do not count, their alignment does
+    moved.a = memory + 2;
+    other = product_key(&moved, &l);
+    assert_memory_not_equal(&key, &other, sizeof key);
+    Matmul changed[] = {p, p, p, p, p};
+    changed[0].n = 7, changed[1].add = true, changed[2].out = BF16, changed[3].in = BF16,
+    changed[4].bias = (float *)memory;
+    for (int i = 0; i < 5; i++) {
+        assert_true(product_layout(&changed[i], &l));
+        other = product_key(&changed[i], &l);
+        assert_memory_not_equal(&key, &other, sizeof key);
+    }
+    assert_int_equal(pointer_alignment(memory), 256);
+    assert_int_equal(pointer_alignment(memory + 6), 2);
+}
+
+// ---- GPUs ----
+
+static void gpus_that_will_not_do_are_refused_with_what_was_found(void **state) {
+    (void)state;
+    Error error = {0};
+    GpuFacts f = {.runtime = 13000, .name = "Tesla T4"};
+    assert_false(gpu_present(&f, &error));
+    assert_non_null(strstr(error.message, "CUDA 13.0 is here, but no driver"));
+    f.driver = 12080;
+    assert_false(gpu_present(&f, &error));
+    assert_non_null(strstr(error.message, "the driver knows CUDA up to 12.8"));
+    f.driver = 13010;
+    assert_false(gpu_present(&f, &error));
+    assert_non_null(strstr(error.message, "no GPU is visible"));
+    f.count = 1, f.device = 1;
+    assert_false(gpu_present(&f, &error));
+    assert_non_null(strstr(error.message, "no GPU 1: 1 is visible"));
+    f.device = 0, f.major = 7, f.minor = 5;
+    assert_true(gpu_present(&f, &error));
+    assert_false(gpu_new_enough(&f, &error));
+    assert_non_null(strstr(error.message, "GPU 0 (Tesla T4) has compute capability 7.5; at least 8.0"));
+    f.major = 8, f.minor = 0;
+    assert_true(gpu_new_enough(&f, &error));
+    f.major = 12;
+    assert_true(gpu_new_enough(&f, &error));
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_region_grows_where_it_stands),
+        cmocka_unit_test(a_region_stops_where_memory_or_addresses_end),
+        cmocka_unit_test(running_out_says_what_would_fit),
+        cmocka_unit_test(plans_are_remembered_by_their_whole_key),
+        cmocka_unit_test(row_major_products_become_column_major_ones),
+        cmocka_unit_test(products_without_a_unit_stride_are_refused),
+        cmocka_unit_test(a_plan_is_found_again_by_shape_type_and_alignment),
+        cmocka_unit_test(gpus_that_will_not_do_are_refused_with_what_was_found),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
