@@ -1,0 +1,152 @@
+/* What every kernel is written in: bf16, vectors of up to 16 bytes from aligned memory, division by a number known at
+ * launch, sums over warps and blocks in a fixed order, launches. Under nvcc the words are CUDA's own; other compilers
+ * come with the shim of tests/simt/ in front, which runs the same sources on the CPU. Blocks are whole warps. */
+#pragma once
+#include "kernels/cuda/kernels.h"
+#ifdef __CUDACC__
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+#define CHECK_VECTOR(at, bytes)   (void)0
+#define SHARED(type, name, count) __shared__ type name[count]
+#define SHARED_DYNAMIC(type, name)                                                                                     \
+    extern __shared__ uint4 dynamic_shared_memory[];                                                                   \
+    type *const name = reinterpret_cast<type *>(dynamic_shared_memory)
+// A launch that fails leaves its error with the runtime, where whoever called looks (cudaGetLastError).
+template <auto Kernel, class... A>
+static void launch(dim3 grid, dim3 block, size_t shared, cudaStream_t stream, const A &...arguments) {
+    Kernel<<<grid, block, shared, stream>>>(arguments...);
+}
+#elif defined(SIMT_H)
+#define CHECK_VECTOR(at, bytes) simt_check_vector(at, bytes) // the compiler may take the vector apart
+#else
+#error "without nvcc these sources want tests/simt/shim/simt.h in front (-include)"
+#endif
+
+enum { WARP = 32 };
+static constexpr unsigned ALL_LANES = 0xffffffffu;
+
+template <class T> __host__ __device__ __forceinline__ constexpr T smaller(T a, T b) { return a < b ? a : b; }
+template <class T> __host__ __device__ __forceinline__ constexpr T larger(T a, T b) { return a > b ? a : b; }
+template <class T> __host__ __device__ __forceinline__ constexpr T divide_up(T a, T b) { return (a + b - 1) / b; }
+
+// ---- numbers in memory ----
+
+struct Bf16 {
+    uint16_t bits;
+};
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(Bf16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
+// Rounds to nearest even; NaN stays NaN.
+__device__ __forceinline__ void from_float(float *to, float x) { *to = x; }
+__device__ __forceinline__ void from_float(Bf16 *to, float x) {
+#ifdef __CUDACC__
+    to->bits = __bfloat16_as_ushort(__float2bfloat16_rn(x));
+#else
+    to->bits = f32_to_bf16(x);
+#endif
+}
+
+// N numbers side by side: one access of up to 16 bytes, or several of 16.
+template <class T, int N> struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Pack { T at[N]; };
+template <int N> struct Floats { float at[N]; };
+
+template <class T> constexpr int PACK = 16 / static_cast<int>(sizeof(T)); // numbers of 16 bytes
+
+template <int N, class T> __device__ __forceinline__ Pack<T, N> load_pack(const T *x) {
+    CHECK_VECTOR(x, alignof(Pack<T, N>));
+    return *reinterpret_cast<const Pack<T, N> *>(x);
+}
+template <class T, int N> __device__ __forceinline__ Floats<N> unpack(const Pack<T, N> &p) {
+    Floats<N> f;
+#pragma unroll
+    for (int i = 0; i < N; i++) f.at[i] = to_float(p.at[i]);
+    return f;
+}
+template <int N, class T> __device__ __forceinline__ Floats<N> load(const T *x) { return unpack(load_pack<N>(x)); }
+template <int N, class T> __device__ __forceinline__ void store(T *y, const Floats<N> &f) {
+    Pack<T, N> p;
+#pragma unroll
+    for (int i = 0; i < N; i++) from_float(&p.at[i], f.at[i]);
+    CHECK_VECTOR(y, alignof(Pack<T, N>));
+    *reinterpret_cast<Pack<T, N> *>(y) = p;
+}
+// y (+)= f
+template <int N, class T> __device__ __forceinline__ void write(T *y, Floats<N> f, bool add) {
+    if (add) {
+        Floats<N> old = load<N>(y);
+#pragma unroll
+        for (int i = 0; i < N; i++) f.at[i] += old.at[i];
+    }
+    store<N>(y, f);
+}
+
+// Whether N numbers at a time may be accessed at every multiple of N from `x` on. NULL may.
+template <class T> static bool packs_at(const T *x, int n) {
+    return reinterpret_cast<uintptr_t>(x) % smaller<size_t>(sizeof(T) * static_cast<size_t>(n), 16) == 0;
+}
+
+// ---- a type for a Dtype: calls f(T{}) with T float or Bf16 ----
+
+template <class F> static void with_type(Dtype t, F f) {
+    if (t == F32)
+        f(float{});
+    else
+        f(Bf16{});
+}
+template <class F> static void with_bool(bool b, F f) {
+    if (b)
+        f(std::true_type{});
+    else
+        f(std::false_type{});
+}
+
+// ---- q = n / d for n < 2^31 without a division (Granlund and Montgomery 1994) ----
+
+struct Divider {
+    uint32_t divisor, factor, shift;
+};
+static inline Divider divider(int64_t divisor) {
+    uint32_t d = static_cast<uint32_t>(divisor), shift = 0;
+    while ((static_cast<uint64_t>(1) << shift) < d) shift++;
+    uint64_t factor = (static_cast<uint64_t>(1) << 32) * ((static_cast<uint64_t>(1) << shift) - d) / d + 1;
+    return Divider{d, static_cast<uint32_t>(factor), shift};
+}
+// Where 32 bits do not hold what is divided the launcher must cut its work.
+__device__ __forceinline__ uint32_t divide(uint32_t n, Divider d) {
+    return static_cast<uint32_t>((static_cast<uint64_t>(__umulhi(n, d.factor)) + n) >> d.shift);
+}
+
+// ---- warps and blocks ----
+
+__device__ __forceinline__ int lane_of_thread() { return static_cast<int>(threadIdx.x % WARP); }
+__device__ __forceinline__ int warp_of_thread() { return static_cast<int>(threadIdx.x / WARP); }
+
+// Over the lanes of a warp, all of which must be here; all get the result.
+template <class T> __device__ __forceinline__ T warp_sum(T x) {
+#pragma unroll
+    for (int apart = WARP / 2; apart > 0; apart /= 2) x += __shfl_xor_sync(ALL_LANES, x, apart);
+    return x;
+}
+__device__ __forceinline__ float warp_max(float x) { // NaN is not looked for
+#pragma unroll
+    for (int apart = WARP / 2; apart > 0; apart /= 2) {
+        float other = __shfl_xor_sync(ALL_LANES, x, apart);
+        x = other > x ? other : x;
+    }
+    return x;
+}
+
+// Over a block of THREADS, all of which must be here and get the result. `memory`: shared, THREADS / WARP numbers, free
+// again when the call returns.
+template <int THREADS, class T> __device__ __forceinline__ T block_sum(T x, T *memory) {
+    x = warp_sum(x);
+    if (THREADS == WARP) return x;
+    if (lane_of_thread() == 0) memory[warp_of_thread()] = x;
+    __syncthreads();
+    T sum = 0;
+#pragma unroll
+    for (int w = 0; w < THREADS / WARP; w++) sum += memory[w];
+    __syncthreads();
+    return sum;
+}
