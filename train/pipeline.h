@@ -19,7 +19,7 @@ typedef struct PipelineSetup {  // all borrowed for the pipeline's life
 } PipelineSetup;
 
 Pipeline *pipeline_new(const PipelineSetup *); // collective over the group
-void pipeline_free(Pipeline *);                // NULL is allowed
+void pipeline_free(Pipeline *);                // before the gradients and the group; NULL is allowed
 
 typedef struct PipelineMicrobatch {
     Batch batch;
@@ -47,6 +47,7 @@ bool pipeline_has_last(const Pipeline *);     // whether the model's last part i
 void pipeline_check_finite(Pipeline *, bool); // tape_check_finite of all its tapes
 const char *pipeline_not_finite(const Pipeline *);
 typedef struct PipelineMemory {
-    double tapes, messages; // bytes, the most at once: of activations and their gradients; of what goes to others
+    double tapes, messages; // bytes, the most at once: of activations and their gradients; of messages, both ways
+    int held;               // microbatches in a chunk, the most at once between forward and weight gradient
 } PipelineMemory;
 PipelineMemory pipeline_memory(const Pipeline *);

@@ -147,13 +147,74 @@ static void run_pieces(Step *s) {
     }
 }
 
+// ---- the same on a stage of a pipeline ----
+
+static void run_rows(Step *s, PipelineMode mode, const PipelineMicrobatch *microbatches, PipelineResult *results,
+                     const int64_t *first_pairs) {
+    Error error;
+    if (!pipeline_run(s->setup->pipeline, mode, microbatches, results, first_pairs, s->images, s->texts, &error) &&
+        !s->error->kind)
+        *s->error = error;
+}
+
+// What is formed on the stage of the last part: features of all microbatches, then their loss and gradients, which the
+// microbatches get.
+static void run_pairs(Step *s, PipelineMicrobatch *microbatches, PipelineResult *results) {
+    const StepSetup *setup = s->setup;
+    int count = setup->end - setup->first;
+    bool last = pipeline_has_last(setup->pipeline);
+    int64_t width = joint_config(setup->joint)->embedding, *at = arena_array(s->memory, int64_t, count);
+    size_t bytes = last ? (size_t)(s->batch->contrastive.rows * width) * sizeof(float) : 0;
+    double begin = trace_now();
+    s->images = arena_zeroed(s->memory, bytes);
+    s->texts = arena_zeroed(s->memory, bytes);
+    for (int i = 0; i < count; i++) at[i] = first_pair(s, setup->first + i);
+    run_rows(s, PIPELINE_FEATURES, microbatches, results, at);
+    double cached = trace_now();
+    trace_slice(setup->trace, "compute", "features of all pairs", begin, cached);
+    if (last) {
+        pair_gradients(s);
+        trace_slice(setup->trace, "compute", "loss of all pairs", cached, trace_now());
+    }
+    for (int i = 0; i < count; i++) {
+        JointPass *pass = &microbatches[i].pass;
+        if (!tape_recording(setup->tape)) microbatches[i].batch.contrastive.rows = 0; // nothing to be played back
+        if (!last || !tape_recording(setup->tape)) continue;
+        pass->image_gradient = s->images + at[i] * width;
+        pass->text_gradient = s->texts + at[i] * width;
+        pass->scale_gradient = s->scale_gradients[i];
+        pass->bias_gradient = s->bias_gradients[i];
+    }
+}
+
+static void run_stage(Step *s) {
+    const StepSetup *setup = s->setup;
+    int count = setup->end - setup->first;
+    bool recording = tape_recording(setup->tape);
+    PipelineMicrobatch *microbatches = arena_array(s->memory, PipelineMicrobatch, count);
+    PipelineResult *results = arena_array(s->memory, PipelineResult, count);
+    for (int i = 0; i < count; i++)
+        microbatches[i] = (PipelineMicrobatch){.batch = piece_of(s, setup->first + i), .pass = s->pass};
+    if (s->loss->count[OBJECTIVE_CONTRASTIVE] > 0 && setup->pieces > 1) run_pairs(s, microbatches, results);
+    if (recording) gradients_begin_step(setup->gradients, count);
+    run_rows(s, recording ? PIPELINE_TRAIN : PIPELINE_LOSSES, microbatches, results, NULL);
+    for (int i = 0; i < count; i++)
+        for (int o = 0; o < OBJECTIVES; o++) s->pieces[setup->first + i].mean[o] += results[i].mean[o];
+}
+
+// ---- what all ranks get ----
+
 // Every rank adds up the losses of all pieces, in their order.
 static bool add_losses(Step *s) {
     const StepSetup *setup = s->setup;
     const JointConfig *c = joint_config(setup->joint);
     bool ok = true;
-    if (s->error->kind && setup->first < setup->end) s->pieces[setup->first].failed = 1;
-    comm_all_gather(setup->data, s->pieces, s->pieces + setup->first, setup->pieces, sizeof *s->pieces, "losses");
+    PieceLoss *own = s->pieces + setup->first;
+    if (s->error->kind && setup->first < setup->end) own->failed = 1;
+    if (setup->pipeline) // each number is formed on one stage, and 0 on the others
+        comm_all_reduce(setup->stages, own, (setup->end - setup->first) * (int64_t)(sizeof *own / sizeof(double)),
+                        COMM_F64, COMM_SUM, COMM_ORDERED, "losses of stages");
+    comm_all_gather(setup->data, s->pieces, own, setup->pieces, sizeof *s->pieces, "losses");
     for (int i = 0; i < setup->pieces; i++) {
         for (int o = 0; o < OBJECTIVES; o++) s->loss->mean[o] += s->pieces[i].mean[o];
         ok &= s->pieces[i].failed == 0;
@@ -177,7 +238,10 @@ bool step_run(const StepSetup *setup, const Batch *batch, StepLoss *loss, Error 
               .loss = loss,
               .error = error};
     s.pieces = arena_array(s.memory, PieceLoss, setup->pieces);
-    run_pieces(&s);
+    if (setup->pipeline)
+        run_stage(&s);
+    else
+        run_pieces(&s);
     parameters_meet(joint_parameters(setup->joint));
     bool ok = add_losses(&s);
     arena_free(s.memory);

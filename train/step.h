@@ -3,7 +3,7 @@
  * the bit: those of the pieces are added in their order. */
 #pragma once
 #include "fusion/joint.h"
-#include "train/gradients.h"
+#include "train/pipeline.h"
 
 typedef struct StepLoss {
     double total;              // what was minimised
@@ -15,12 +15,15 @@ typedef struct StepSetup { // what stays from step to step; all borrowed
     Tape *tape;            // recording: gradients are formed; else losses alone
     Joint *joint;
     Gradients *gradients;   // of a tape that records: what reductions are left is waited for by gradients_norm
+    Pipeline *pipeline;     // of which this rank is a stage, with one like it in every place of `data`; NULL: the whole
+                            // model is here. Then `tape` runs no model: it reads the parameters of the loss over pairs
+    Comm *stages;           // its group
     Comm *data;             // the ranks that share out the pieces; NULL: alone
     int pieces, first, end; // of a step, over all data ranks; this rank's own: [first, end)
     uint64_t seed;
     Trace *trace; // may be NULL
 } StepSetup;
 
-// Collective over `data`. The batch is the part of the step that this rank's pieces lie in. False on every data rank
-// where something is wrong on one of them, with the tape's message there.
+// Collective over `data` and `stages`. The batch is the part of the step that this rank's pieces lie in. False on every
+// rank of both where something is wrong on one of them, with the tape's message there.
 bool step_run(const StepSetup *, const Batch *, StepLoss *, Error *);

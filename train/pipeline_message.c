@@ -1,0 +1,98 @@
+/* See pipeline_message.h. */
+#include "train/pipeline_message.h"
+#include <stdio.h>
+#include <string.h>
+
+#define MAGIC UINT64_C(0x6269666f63616c31)
+
+static size_t align(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
+
+static size_t shape_bytes(const StreamShape *s) {
+    size_t bytes = dtype_size(s->dtype);
+    for (int i = 0; i < s->rank; i++) bytes *= (size_t)s->shape[i];
+    return bytes;
+}
+
+static void append(MessageLayout *l, int stream, const StreamShape *shape) {
+    l->streams |= 1U << stream;
+    l->shapes[stream] = *shape;
+    l->at[stream] = l->bytes;
+    l->bytes += align(shape_bytes(shape));
+}
+
+MessageLayout message_layout(const Joint *joint, const Batch *batch, const JointPass *pass, unsigned streams,
+                             int unit) {
+    MessageLayout l = {.bytes = align(sizeof(MessageHeader))};
+    for (int s = 0; s < JOINT_STREAMS; s++) {
+        StreamShape shape = {0};
+        if (streams >> s & 1 && joint_stream_shape(joint, batch, pass, (JointStream)s, unit, &shape))
+            append(&l, s, &shape);
+    }
+    return l;
+}
+
+MessageLayout message_layout_of(const MessageLayout *all, unsigned streams) {
+    MessageLayout l = {.bytes = align(sizeof(MessageHeader))};
+    for (int s = 0; s < JOINT_STREAMS; s++)
+        if (streams & all->streams & 1U << s) append(&l, s, &all->shapes[s]);
+    return l;
+}
+
+MessageHeader *message_begin(void *message, const MessageLayout *layout, const MessageHeader *what) {
+    MessageHeader *h = message;
+    *h = *what;
+    h->magic = MAGIC;
+    h->streams = 0;
+    memcpy(h->shapes, layout->shapes, sizeof h->shapes);
+    return h;
+}
+
+const char *stream_shape_text(const StreamShape *s, char text[96]) {
+    static const char *const types[] = {"f32", "bf16", "i32", "u8"};
+    int n = snprintf(text, 96, "%s (", (unsigned)s->dtype < 4 ? types[s->dtype] : "?");
+    for (int i = 0; i < s->rank && i < MAX_RANK; i++)
+        n += snprintf(text + n, (size_t)(96 - n), "%s%lld", i ? ", " : "", (long long)s->shape[i]);
+    snprintf(text + n, (size_t)(96 - n), ")");
+    return text;
+}
+
+static bool same_shape(const StreamShape *a, int rank, Dtype dtype, const int64_t *shape) {
+    if (a->rank != rank || a->dtype != dtype) return false;
+    for (int i = 0; i < rank; i++)
+        if (a->shape[i] != shape[i]) return false;
+    return true;
+}
+
+bool stream_shape_is(const StreamShape *s, const Tensor *t) { return same_shape(s, t->rank, t->dtype, t->shape); }
+
+static bool check_stream(const MessageHeader *h, const MessageLayout *l, int s, Error *error) {
+    const char *what = h->gradients ? "gradient of stream" : "stream", *name = joint_stream_names[s];
+    const StreamShape *came = &h->shapes[s], *wanted = &l->shapes[s];
+    bool here = h->streams >> s & 1, due = l->streams >> s & 1;
+    char a[96], b[96];
+    if (here && !due)
+        return error_set(error, ERROR_FAILED, "%s \"%s\" came, which this batch does not have", what, name);
+    if (due && !here && !h->gradients)
+        return error_set(error, ERROR_FAILED, "%s \"%s\", %s, did not come", what, name, stream_shape_text(wanted, b));
+    if (here && !same_shape(wanted, came->rank, came->dtype, came->shape))
+        return error_set(error, ERROR_FAILED, "%s \"%s\" came as %s where this batch has %s", what, name,
+                         stream_shape_text(came, a), stream_shape_text(wanted, b));
+    return true;
+}
+
+static bool check_header(const MessageHeader *h, const MessageHeader *expected, Error *error) {
+    if (h->magic != MAGIC) return error_set(error, ERROR_FAILED, "what came is no message of a pipeline");
+    if (h->step != expected->step || h->microbatch != expected->microbatch || h->boundary != expected->boundary ||
+        h->gradients != expected->gradients)
+        return error_set(error, ERROR_FAILED, "a message of step %lld, microbatch %d, to part %d%s came in its place",
+                         (long long)h->step, h->microbatch, h->boundary, h->gradients ? ", of gradients," : "");
+    return true;
+}
+
+bool message_check(const void *message, const MessageLayout *layout, const MessageHeader *expected, Error *error) {
+    const MessageHeader *h = message;
+    bool ok = check_header(h, expected, error);
+    for (int s = 0; ok && s < JOINT_STREAMS; s++) ok = check_stream(h, layout, s, error);
+    return ok ||
+           error_prefix(error, "microbatch %d, boundary in front of part %d", expected->microbatch, expected->boundary);
+}

@@ -1,0 +1,41 @@
+/* What crosses a boundary between two parts of a pipeline: one message a microbatch and direction. A header says what
+ * it is; the elements of its streams, or of their gradients, follow in one piece of host memory. Both sides know from
+ * their batch how large it is (joint_stream_shape), so that it is received before anybody looks into it; then the
+ * header is held against what was expected. */
+#pragma once
+#include "fusion/joint_units.h"
+
+// Which streams a message has room for, and where each begins.
+typedef struct MessageLayout {
+    unsigned streams; // bits of JointStream
+    StreamShape shapes[JOINT_STREAMS];
+    size_t at[JOINT_STREAMS]; // bytes from the start
+    size_t bytes;             // of all
+} MessageLayout;
+
+// What of `streams` a microbatch brings over the boundary in front of `unit`.
+MessageLayout message_layout(const Joint *, const Batch *, const JointPass *, unsigned streams, int unit);
+MessageLayout message_layout_of(const MessageLayout *, unsigned streams); // of some of its streams alone
+
+typedef struct MessageHeader {
+    uint64_t magic;
+    int64_t step;
+    int32_t microbatch, boundary; // the part behind it
+    int32_t gradients;            // 0: streams on their way forward, 1: gradients on their way back
+    uint32_t streams;             // that are in it; the place of another in the layout means nothing
+    uint32_t wanted;              // forward: those whose gradients the sender will take
+    uint32_t not_finite;          // 1: a number that is not finite was found, by the sender or before it
+    StreamShape shapes[JOINT_STREAMS];
+} MessageHeader;
+
+static inline void *message_at(void *message, const MessageLayout *layout, int stream) {
+    return (char *)message + layout->at[stream];
+}
+// Begins a message: its header, with the shapes of `layout` and no streams yet.
+MessageHeader *message_begin(void *message, const MessageLayout *layout, const MessageHeader *what);
+// Whether a message is the one that is expected, with all streams of the layout (of gradients: with some of them).
+// The error names microbatch, boundary and stream, with both shapes.
+bool message_check(const void *message, const MessageLayout *layout, const MessageHeader *expected, Error *);
+// "f32 (2, 8, 16)", in `text`.
+const char *stream_shape_text(const StreamShape *, char text[96]);
+bool stream_shape_is(const StreamShape *, const Tensor *);
