@@ -1,0 +1,519 @@
+/* The joint model as a list of units: what is in it, what crosses each boundary, and that a pass cut anywhere, over any
+ * batch, gives the losses and gradients of the whole one to the bit. */
+#include "fusion/joint_parts.h"
+#include "tests/fusion/cut_joint.h"
+#include "tests/support/ranks.h"
+#include "tests/support/test.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+// ---- models and batches ----
+
+static JointConfig like_gpt2(void) {
+    JointConfig c = tiny_config();
+    c.text.heads = c.vision.heads = c.mae.decoder_heads = 4;
+    c.text.dropout = c.vision.dropout = 0.1;
+    return c;
+}
+
+static JointConfig like_llama(void) {
+    JointConfig c = like_gpt2();
+    c.text.width = 32;
+    c.text.kv_heads = 2;
+    c.text.norm = NORM_RMS;
+    c.text.mlp = MLP_SWIGLU;
+    c.text.rope = true;
+    c.text.bias = c.text.tied = false;
+    c.vision.pooling = POOL_ATTENTION;
+    c.vision.positions = POSITIONS_SINCOS;
+    c.vision.pre_norm = true;
+    c.contrastive = CONTRASTIVE_SIGMOID;
+    c.connector = CONNECTOR_LINEAR;
+    return c;
+}
+
+typedef enum { // of a batch
+    WHOLE,
+    NO_PICTURES, // plain text alone
+    NO_CAPTIONS,
+    NO_PAIRS,
+    NO_SLOTS, // captions without pictures, and no pairs: nobody looks
+    PAIRS_AND_NO_SLOTS,
+    NOTHING,
+    HOLDINGS
+} Holding;
+
+static void forget_slots(Batch *b) {
+    for (int i = 0; i < b->caption.rows * b->caption.length; i++) {
+        b->caption.image_rows[i] = -1;
+        if (b->caption.tokens[i] == TOKEN_NONE) b->caption.tokens[i] = 1;
+    }
+}
+
+// Pictures have numbers that do not follow each other, as in a piece of a step.
+static Batch batch_of(Arena *memory, Holding what) {
+    static const uint64_t numbers[TINY_IMAGES] = {2, 3, 7, 12};
+    if (what == NOTHING) return (Batch){.step = 3, .side = TINY_SIDE};
+    Batch b = tiny_batch(memory);
+    b.step = 3;
+    b.image_numbers = numbers;
+    b.first_row[OBJECTIVE_LM] = 5, b.first_row[OBJECTIVE_MAE] = 2;
+    if (what == NO_PICTURES || what == NO_CAPTIONS) b.caption = (Sequences){0};
+    if (what == NO_PICTURES || what == NO_PAIRS || what == NO_SLOTS) b.contrastive = (Sequences){0};
+    if (what == NO_SLOTS || what == PAIRS_AND_NO_SLOTS) forget_slots(&b);
+    if (what == NO_PICTURES) b.images = b.mae_images = 0;
+    return b;
+}
+
+static int list_of(const JointConfig *c, JointUnit units[MOST_UNITS]) { return joint_units(c, units); }
+
+// ---- the list ----
+
+static const char *streams_text(unsigned bits, char out[128]) {
+    out[0] = 0;
+    for (int s = 0; s < JOINT_STREAMS; s++)
+        if (bits >> s & 1)
+            snprintf(out + strlen(out), 128 - strlen(out), "%s%s", *out ? ", " : "", joint_stream_names[s]);
+    return out;
+}
+
+typedef struct Listed {
+    const char *name, *before; // what crosses the boundary in front of it
+} Listed;
+
+static void expect_list(const JointConfig *c, const Listed *want, int count) {
+    static JointUnit units[MOST_UNITS];
+    char text[128];
+    assert_int_equal(joint_units(c, NULL), count);
+    assert_int_equal(list_of(c, units), count);
+    for (int u = 0; u < count; u++) {
+        assert_string_equal(units[u].name, want[u].name);
+        assert_string_equal(streams_text(joint_boundary(units, count, u), text), want[u].before);
+    }
+    assert_int_equal(joint_boundary(units, count, count), 0);
+}
+
+static void units_stand_in_the_order_of_a_microbatch(void **state) {
+    (void)state;
+    static const Listed all[] = {
+        {"vision.patches", ""},
+        {"vision.blocks.0", "trunk, mae"},
+        {"vision.blocks.1", "trunk, mae"},
+        {"vision.norm", "trunk, mae"},
+        {"vision.pooling", "trunk, mae"},
+        {"connector", "trunk, mae, image features"},
+        {"mae.embed", "mae, image features, image tokens"},
+        {"mae.blocks.0", "mae, image features, image tokens"},
+        {"mae.head", "mae, image features, image tokens"},
+        {"text.embed", "image features, image tokens"},
+        {"text.blocks.0", "image features, lm, caption, pairs"},
+        {"text.blocks.1", "image features, lm, caption, pairs"},
+        {"text.head", "image features, lm, caption, pairs"},
+    };
+    static const Listed text[] = {
+        {"text.embed", ""}, {"text.blocks.0", "lm"}, {"text.blocks.1", "lm"}, {"text.head", "lm"}};
+    static const Listed painting[] = {{"vision.patches", ""}, {"vision.blocks.0", "mae"}, {"vision.blocks.1", "mae"},
+                                      {"vision.norm", "mae"}, {"mae.embed", "mae"},       {"mae.blocks.0", "mae"},
+                                      {"mae.head", "mae"}};
+    JointConfig c = tiny_config();
+    expect_list(&c, all, sizeof all / sizeof *all);
+    memset(c.weight, 0, sizeof c.weight);
+    c.weight[OBJECTIVE_MAE] = 1;
+    expect_list(&c, painting, sizeof painting / sizeof *painting);
+    c.weight[OBJECTIVE_MAE] = 0, c.weight[OBJECTIVE_LM] = 1, c.has_vision = false;
+    expect_list(&c, text, sizeof text / sizeof *text);
+}
+
+static void the_deepest_model_fits_the_list(void **state) {
+    (void)state;
+    JointConfig c = tiny_config();
+    c.vision.layers = c.text.layers = c.mae.decoder_layers = 2048;
+    assert_in_range(joint_units(&c, NULL), 3 * 2048, MOST_UNITS);
+}
+
+// A pass in which every unit is a part of its own, over a model that knows which parameters are each part's.
+typedef struct Owners {
+    Parameters *parameters;
+    int unit, used;
+} Owners;
+
+static void expect_own(void *context, const Node *n) {
+    Owners *o = context;
+    for (int i = 0; i < MAX_INPUTS; i++) {
+        if (!n->in[i] || !n->in[i]->is_parameter) continue;
+        const Parameter *p = parameters_find(o->parameters, n->in[i]->name);
+        assert_non_null(p);
+        if (p->chunk != o->unit) fail_msg("%s is used by unit %d and belongs to %d", n->in[i]->name, o->unit, p->chunk);
+        o->used++;
+    }
+}
+
+static void every_unit_uses_its_own_parameters_alone(void **state) {
+    (void)state;
+    JointConfig configs[] = {like_gpt2(), like_llama()};
+    for (int k = 0; k < 2; k++) {
+        Error error = {0};
+        Backend *backend = cpu_backend_new(1, NULL, NULL);
+        Arena *memory = arena_new(1 << 16);
+        int chunk[64], units = joint_units(&configs[k], NULL);
+        for (int u = 0; u < units; u++) chunk[u] = u;
+        Joint *joint = joint_new_part(backend, &configs[k], NULL, chunk, F32, 7, &error);
+        assert_done(joint != NULL, &error);
+        Owners owners = {.parameters = joint_parameters(joint)};
+        Batch batch = batch_of(memory, WHOLE);
+        JointPass pass = {.seed = 5, .training = true};
+        JointStreams streams = {0};
+        JointLoss loss = {0};
+        Tape *tape = tape_new(backend, true);
+        tape_set_hooks(tape, &(TapeHooks){.context = &owners, .use = expect_own});
+        for (owners.unit = 0; owners.unit < units; owners.unit++) {
+            int before = owners.used;
+            joint_run(tape, joint, &batch, &pass, owners.unit, owners.unit + 1, &streams, &loss);
+            assert_true(owners.used > before);
+        }
+        for (int o = 0; o < OBJECTIVES; o++) assert_non_null(loss.mean[o]);
+        tape_free(tape);
+        joint_free(joint);
+        backend_free(backend);
+        arena_free(memory);
+    }
+}
+
+static void parameters_that_are_not_a_models_have_no_unit(void **state) {
+    (void)state;
+    static JointUnit units[MOST_UNITS];
+    JointConfig c = tiny_config();
+    int count = list_of(&c, units);
+    assert_int_equal(joint_unit_of(units, count, "visions.norm.scale"), -1);
+    assert_int_equal(joint_unit_of(units, count, "vision.blocks.7.up.bias"), -1);
+    assert_int_equal(joint_unit_of(units, count, "text.tokens"), 9);
+    assert_int_equal(joint_unit_of(units, count, "text.tokens@head"), 12);
+    c.weight[OBJECTIVE_CONTRASTIVE] = 0; // the trunk's pool is declared all the same, and nobody uses it
+    count = list_of(&c, units);
+    assert_string_equal(units[joint_unit_of(units, count, "vision.pool.query")].name, "vision.norm");
+}
+
+// ---- cut anywhere ----
+
+typedef struct Numbers { // of a pass: the means of the objectives, then all gradients
+    float *of;
+    size_t bytes;
+} Numbers;
+
+static Numbers numbers_of(Joint *joint, const float mean[OBJECTIVES]) {
+    Parameters *p = joint_parameters(joint);
+    Numbers n = {.bytes = (size_t)(OBJECTIVES + parameters_elements(p, true)) * sizeof(float)};
+    float *to = n.of = calloc(1, n.bytes);
+    assert_non_null(n.of);
+    memcpy(to, mean, OBJECTIVES * sizeof *to);
+    to += OBJECTIVES;
+    for (int i = 0; i < parameters_count(p); i++) {
+        const Tensor *t = &parameters_at(p, i)->tensor;
+        if (!t->grad) continue;
+        memcpy(to, t->grad, (size_t)tensor_count(t) * sizeof *to);
+        to += tensor_count(t);
+    }
+    return n;
+}
+
+static Numbers run_whole(Joint *joint, Backend *backend, const Batch *batch, const JointPass *pass) {
+    Tape *tape = tape_new(backend, true);
+    float mean[OBJECTIVES] = {0};
+    parameters_begin_step(joint_parameters(joint));
+    JointLoss loss = joint_loss(tape, joint, batch, pass);
+    if (tape_error(tape)) fail_msg("%s", tape_error(tape));
+    for (int o = 0; o < OBJECTIVES; o++)
+        if (loss.mean[o]) tape_read(tape, loss.mean[o], &mean[o]);
+    for (int o = 0; o < OBJECTIVES; o++) assert_true((loss.mean[o] != NULL) == (mean[o] > 0 && mean[o] < 100));
+    if (loss.total) tape_backward(tape, loss.total, ALL_GRADIENTS);
+    parameters_end_backward(joint_parameters(joint));
+    tape_free(tape);
+    return numbers_of(joint, mean);
+}
+
+static void expect_cut(Joint *joint, Backend *backend, const Batch *batch, const JointPass *pass, int parts,
+                       const int *first, CutMode mode, const Numbers *want) {
+    float mean[OBJECTIVES];
+    cut_run(joint, backend, batch, pass, parts, first, mode, mean);
+    Numbers got = numbers_of(joint, mean);
+    assert_int_equal(got.bytes, want->bytes);
+    for (size_t i = 0; i < got.bytes / sizeof(float); i++)
+        if (memcmp(&got.of[i], &want->of[i], sizeof(float)))
+            fail_msg("%d parts, the second from unit %d: number %zu is %.9g, not %.9g", parts, first[1], i,
+                     (double)got.of[i], (double)want->of[i]);
+    free(got.of);
+}
+
+// At every boundary, then at all of them, whole and with weight gradients behind all others.
+static void cut_everywhere(Joint *joint, Backend *backend, const Batch *batch, const JointPass *pass) {
+    int units = joint->unit_count, each[64];
+    Numbers want = run_whole(joint, backend, batch, pass);
+    for (int cut = 1; cut < units; cut++)
+        expect_cut(joint, backend, batch, pass, 2, (const int[]){0, cut, units}, CUT_WHOLE, &want);
+    for (int u = 0; u <= units; u++) each[u] = u;
+    expect_cut(joint, backend, batch, pass, units, each, CUT_WHOLE, &want);
+    expect_cut(joint, backend, batch, pass, units, each, CUT_HALVES, &want);
+    free(want.of);
+}
+
+static void cut_model(const JointConfig *c, const Parallel *parallel, Dtype dtype, Holding what) {
+    Error error = {0};
+    Backend *backend = cpu_backend_new(1, NULL, NULL);
+    Arena *memory = arena_new(1 << 16);
+    Joint *joint = joint_new(backend, c, parallel, dtype, 7, &error);
+    assert_done(joint != NULL, &error);
+    Batch batch = batch_of(memory, what);
+    JointPass pass = {.seed = 5, .training = true};
+    cut_everywhere(joint, backend, &batch, &pass);
+    joint_free(joint);
+    backend_free(backend);
+    arena_free(memory);
+}
+
+static void a_pass_cut_anywhere_has_the_same_bits(void **state) {
+    (void)state;
+    const Recompute recompute[] = {RECOMPUTE_NONE, RECOMPUTE_FULL};
+    for (int k = 0; k < 4; k++) {
+        JointConfig gpt2 = like_gpt2(), llama = like_llama();
+        gpt2.recompute = recompute[k / 2], llama.recompute = recompute[1 - k / 2];
+        cut_model(&gpt2, NULL, k % 2 ? BF16 : F32, WHOLE);
+        cut_model(&llama, NULL, k % 2 ? BF16 : F32, WHOLE);
+    }
+}
+
+static void a_microbatch_may_lack_anything(void **state) {
+    (void)state;
+    JointConfig c = like_gpt2();
+    for (int what = WHOLE + 1; what < HOLDINGS; what++) cut_model(&c, NULL, F32, (Holding)what);
+}
+
+static void frozen_parts_cost_no_boundary_its_bits(void **state) {
+    (void)state;
+    static const char *const frozen[] = {"vision", "text", "vision.blocks.0", "connector"};
+    for (size_t i = 0; i < sizeof frozen / sizeof *frozen; i++) {
+        const char *prefix = frozen[i];
+        JointConfig c = like_gpt2();
+        c.freeze = (StringList){&prefix, 1};
+        cut_model(&c, NULL, F32, WHOLE);
+    }
+}
+
+static void a_part_alone_may_have_any_objective(void **state) {
+    (void)state;
+    for (int o = 0; o < OBJECTIVES; o++) {
+        JointConfig c = like_llama();
+        memset(c.weight, 0, sizeof c.weight);
+        c.weight[o] = 0.5;
+        cut_model(&c, NULL, F32, WHOLE);
+    }
+}
+
+static void tied_words_with_a_replica_are_cut_alike(void **state) {
+    (void)state;
+    JointConfig c = like_gpt2();
+    Parallel ordered = {.ordered = true};
+    cut_model(&c, &ordered, BF16, WHOLE);
+}
+
+static void cut_rank(int rank, Comm *world, void *context) {
+    (void)rank;
+    JointConfig *c = context;
+    Parallel parallel = {.tensor = world, .sequence = true};
+    cut_model(c, &parallel, F32, WHOLE);
+    cut_model(c, &parallel, F32, NO_CAPTIONS);
+}
+
+static void rows_that_are_shared_out_are_cut_alike(void **state) {
+    (void)state;
+    JointConfig gpt2 = like_gpt2(), llama = like_llama();
+    llama.recompute = RECOMPUTE_FULL;
+    ranks_run(2, cut_rank, &gpt2);
+    ranks_run(2, cut_rank, &llama);
+}
+
+// ---- parts on two ranks ----
+
+typedef struct TwoRanks {
+    JointConfig config;
+    int cut;
+    Batch batch;
+    Joint *whole; // one process, its gradients formed
+    CutMessage forward, backward, end;
+} TwoRanks;
+
+static void expect_part(const TwoRanks *w, Joint *part) {
+    Parameters *p = joint_parameters(part), *whole = joint_parameters(w->whole);
+    assert_int_equal(parameters_count(p), parameters_count(whole));
+    for (int i = 0; i < parameters_count(p); i++) {
+        const Parameter *item = parameters_at(p, i), *want = parameters_at(whole, i);
+        const Tensor *t = &item->tensor;
+        assert_string_equal(t->name, want->tensor.name);
+        assert_true(tensor_count(t) == tensor_count(&want->tensor) && item->is_replica == want->is_replica);
+        assert_true((item->chunk < 0) == (t->data == NULL));
+        if (item->chunk < 0 || item->frozen) continue;
+        assert_memory_equal(t->data, want->tensor.data, tensor_bytes(t));
+        assert_memory_equal(t->grad, want->tensor.grad, (size_t)tensor_count(t) * sizeof(float));
+    }
+}
+
+static void run_part(int rank, Comm *pipeline, void *context) {
+    TwoRanks *w = context;
+    Error error = {0};
+    Parallel parallel = {.pipeline = pipeline};
+    int chunk[64], units = w->whole->unit_count;
+    for (int u = 0; u < units; u++) chunk[u] = (u < w->cut) == (rank == 0) ? 0 : -1;
+    Backend *backend = cpu_backend_new(1, NULL, NULL);
+    Joint *joint = joint_new_part(backend, &w->config, &parallel, chunk, F32, 7, &error);
+    assert_done(joint != NULL, &error);
+    Tape *tape = tape_new(backend, true);
+    JointPass pass = {.seed = 5, .training = true};
+    CutPart part = {.joint = joint, .batch = &w->batch, .pass = &pass, .tape = tape};
+    part.first = rank ? w->cut : 0, part.end = rank ? units : w->cut;
+    parameters_begin_step(joint_parameters(joint));
+    if (rank == 0) cut_forward(&part, NULL, &w->forward);
+    comm_barrier(pipeline, "forward");
+    if (rank == 1) cut_forward(&part, &w->forward, &w->end);
+    if (rank == 1) cut_backward(&part, NULL, &w->backward, ALL_GRADIENTS);
+    comm_barrier(pipeline, "backward");
+    if (rank == 0) cut_backward(&part, &w->backward, NULL, ALL_GRADIENTS);
+    parameters_end_backward(joint_parameters(joint));
+    expect_part(w, joint);
+    tape_free(tape);
+    joint_free(joint);
+    backend_free(backend);
+}
+
+// Each rank has memory for its own part alone; words that are tied over the cut have a second copy.
+static void a_part_of_the_model_on_each_rank_forms_its_gradients(void **state) {
+    (void)state;
+    Backend *backend = cpu_backend_new(1, NULL, NULL);
+    Arena *memory = arena_new(1 << 16);
+    TwoRanks w = {.config = like_gpt2(), .batch = batch_of(memory, WHOLE)};
+    static JointUnit units[MOST_UNITS];
+    int count = list_of(&w.config, units), embed = joint_unit_of(units, count, "text.tokens");
+    for (w.cut = 1; w.cut < count; w.cut++) {
+        Error error = {0};
+        Parallel replica = {.ordered = w.cut > embed};
+        w.whole = joint_new(backend, &w.config, &replica, F32, 7, &error);
+        assert_done(w.whole != NULL, &error);
+        assert_int_equal(parameters_find(joint_parameters(w.whole), "text.tokens@head") != NULL, w.cut > embed);
+        free(run_whole(w.whole, backend, &w.batch, &(JointPass){.seed = 5, .training = true}).of);
+        ranks_run(2, run_part, &w);
+        cut_message_free(&w.forward);
+        cut_message_free(&w.backward);
+        cut_message_free(&w.end);
+        joint_free(w.whole);
+    }
+    backend_free(backend);
+    arena_free(memory);
+}
+
+// ---- pairs ----
+
+// The loss over pairs formed elsewhere: its gradients come with the pass and are played back in the last unit.
+static void gradients_of_features_are_played_back_through_any_cut(void **state) {
+    (void)state;
+    for (int k = 0; k < 2; k++) {
+        Error error = {0};
+        JointConfig c = k ? like_llama() : like_gpt2();
+        Backend *backend = cpu_backend_new(1, NULL, NULL);
+        Arena *memory = arena_new(1 << 16);
+        Joint *joint = joint_new(backend, &c, NULL, F32, 7, &error);
+        assert_done(joint != NULL, &error);
+        Batch batch = batch_of(memory, WHOLE);
+        float gradient[2][TINY_IMAGES * 12];
+        for (int i = 0; i < 2 * TINY_IMAGES * 12; i++)
+            gradient[i / (TINY_IMAGES * 12)][i % (TINY_IMAGES * 12)] = 0.01f * (float)(i % 17 - 8);
+        assert_int_equal(c.embedding, 12);
+        JointPass pass = {.seed = 5,
+                          .training = true,
+                          .image_gradient = gradient[0],
+                          .text_gradient = gradient[1],
+                          .scale_gradient = 0.5f,
+                          .bias_gradient = -0.25f};
+        cut_everywhere(joint, backend, &batch, &pass);
+        joint_free(joint);
+        backend_free(backend);
+        arena_free(memory);
+    }
+}
+
+typedef struct Features { // (R, E) each
+    float image[TINY_IMAGES * 12], text[TINY_IMAGES * 12];
+} Features;
+
+static Features features_of(Joint *joint, Backend *backend, const Batch *batch, const JointPass *pass) {
+    Features f = {0};
+    Tensor *image, *text;
+    Tape *tape = tape_new(backend, false);
+    joint_pair_features(tape, joint, batch, pass, &image, &text);
+    if (!image || !text) fail_msg("%s", tape_error(tape));
+    tape_read(tape, image, f.image);
+    tape_read(tape, text, f.text);
+    tape_free(tape);
+    return f;
+}
+
+// Through parts [0, cut) and [cut, end).
+static Features cut_features(Joint *joint, Backend *backend, const Batch *batch, const JointPass *pass, int cut) {
+    Features f;
+    CutMessage between = {0}, end = {0};
+    Tape *tape[2] = {tape_new(backend, false), tape_new(backend, false)};
+    CutPart first = {.joint = joint, .batch = batch, .pass = pass, .end = cut, .tape = tape[0]};
+    CutPart second = {
+        .joint = joint, .batch = batch, .pass = pass, .first = cut, .end = joint->unit_count, .tape = tape[1]};
+    cut_forward(&first, NULL, &between);
+    cut_forward(&second, &between, &end);
+    for (int s = 0; s < JOINT_STREAMS; s++)
+        assert_int_equal(end.data[s] != NULL, s == STREAM_IMAGE_FEATURES || s == STREAM_TEXT_FEATURES);
+    memcpy(f.image, end.data[STREAM_IMAGE_FEATURES], sizeof f.image);
+    memcpy(f.text, end.data[STREAM_TEXT_FEATURES], sizeof f.text);
+    assert_true(!first.loss.total && !second.loss.total);
+    cut_message_free(&between);
+    cut_message_free(&end);
+    tape_free(tape[0]);
+    tape_free(tape[1]);
+    return f;
+}
+
+// They are those of a pass with all objectives, whose trunk sees more pictures.
+static void features_of_pairs_pass_any_cut(void **state) {
+    (void)state;
+    Error error = {0};
+    JointConfig c = like_gpt2();
+    Backend *backend = cpu_backend_new(1, NULL, NULL);
+    Arena *memory = arena_new(1 << 16);
+    Joint *joint = joint_new(backend, &c, NULL, BF16, 7, &error);
+    assert_done(joint != NULL, &error);
+    Batch batch = batch_of(memory, WHOLE);
+    JointPass pass = {.seed = 5, .training = true}, features_only = pass;
+    features_only.features_only = true;
+    Features want = features_of(joint, backend, &batch, &pass);
+    for (int cut = 1; cut < joint->unit_count; cut++) {
+        Features got = cut_features(joint, backend, &batch, &features_only, cut);
+        assert_memory_equal(&got, &want, sizeof got);
+    }
+    joint_free(joint);
+    backend_free(backend);
+    arena_free(memory);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(units_stand_in_the_order_of_a_microbatch),
+        cmocka_unit_test(the_deepest_model_fits_the_list),
+        cmocka_unit_test(every_unit_uses_its_own_parameters_alone),
+        cmocka_unit_test(parameters_that_are_not_a_models_have_no_unit),
+        cmocka_unit_test(a_pass_cut_anywhere_has_the_same_bits),
+        cmocka_unit_test(a_microbatch_may_lack_anything),
+        cmocka_unit_test(frozen_parts_cost_no_boundary_its_bits),
+        cmocka_unit_test(a_part_alone_may_have_any_objective),
+        cmocka_unit_test(tied_words_with_a_replica_are_cut_alike),
+        cmocka_unit_test(rows_that_are_shared_out_are_cut_alike),
+        cmocka_unit_test(a_part_of_the_model_on_each_rank_forms_its_gradients),
+        cmocka_unit_test(gradients_of_features_are_played_back_through_any_cut),
+        cmocka_unit_test(features_of_pairs_pass_any_cut),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
