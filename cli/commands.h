@@ -13,6 +13,7 @@ int report_main(int argc, char **argv);
 int config_main(int argc, char **argv);
 int plan_main(int argc, char **argv);
 int plan_schedule_main(int argc, char **argv);
+int plan_estimate_main(int argc, char **argv);
 int plan_trace_main(int argc, char **argv);
 int bench_main(int argc, char **argv);
 int bench_ops_main(int argc, char **argv);
