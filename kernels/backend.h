@@ -36,8 +36,9 @@ typedef struct PairSums {
 } PairSums;
 
 struct Backend {
-    const char *name; // "cpu", "cuda"
+    const char *name; // "cpu", "cuda", "dry"
     const char *isa;  // "avx512-bf16", "avx512", "avx2", "plain"; for a GPU its architecture
+    bool        dry;  // memory is never there and nothing is computed (dry.h): do not draw what would be uploaded
     void       *state;
     void (*destroy)(Backend *);
 

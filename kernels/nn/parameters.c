@@ -108,6 +108,7 @@ int parameters_freeze(Parameters *p, const char *prefix) {
 
 // Of what this rank owns alone.
 static void draw(Parameters *p, uint64_t seed) {
+    if (p->backend->dry) return;
     int64_t largest = 1;
     for (int i = 0; i < p->owned_count; i++)
         if (p->owned[i].count > largest) largest = p->owned[i].count;

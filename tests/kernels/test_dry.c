@@ -1,0 +1,186 @@
+/* The dry backend: every kernel is there, a pass over it has the shapes, costs and peaks of one that computes, and its
+ * memory is never touched. (Of the joint model: tests/fusion/test_joint_dry.c.) */
+#include "base/philox.h"
+#include "kernels/cpu/cpu.h"
+#include "kernels/dry.h"
+#include "kernels/example.h"
+#include "kernels/nn/parameters.h"
+#include "kernels/ops.h"
+#include "kernels/recompute.h"
+#include "tests/support/test.h"
+#include <stdlib.h>
+#include <string.h>
+
+static void a_dry_backend_has_every_function_that_the_cpu_has(void **state) {
+    (void)state;
+    Backend *dry = dry_backend_new(), *cpu = cpu_backend_new(1, NULL, NULL);
+    const char *d = (const char *)dry, *c = (const char *)cpu;
+    void (*none)(void) = NULL;
+    for (size_t at = offsetof(Backend, destroy); at < sizeof *cpu; at += sizeof none)
+        if (memcmp(c + at, &none, sizeof none)) assert_memory_not_equal(d + at, &none, sizeof none);
+    assert_true(dry->dry && !cpu->dry);
+    backend_free(dry);
+    backend_free(cpu);
+}
+
+// ---- one operator ----
+
+typedef struct Sizes {
+    size_t forward, backward, peak;
+    Cost cost;
+    int64_t shape[MAX_RANK];
+    int rank;
+} Sizes;
+
+static Sizes sizes_of(Backend *b, const Operator *op, int variant, Dtype dtype, int *variants) {
+    Sizes s = {0};
+    TapeMemory *memory = tape_memory_new(b);
+    Tape *t = tape_new_in(memory, true);
+    Example e = {.tape = t, .rng = rng_for(4, PURPOSE_TEST, (uint64_t)variant), .dtype = dtype, .variant = variant};
+    op->example(&e);
+    assert_non_null(e.out);
+    float *gradient = calloc((size_t)tensor_count(e.out) + 1, sizeof *gradient);
+    s.forward = tape_memory_held(memory);
+    s.rank = e.out->rank;
+    memcpy(s.shape, e.out->shape, sizeof s.shape);
+    tape_backward_from(t, e.out, gradient, ALL_GRADIENTS);
+    s.backward = tape_memory_held(memory);
+    s.peak = tape_memory_peak(memory);
+    s.cost = tape_cost(t);
+    *variants = e.variants;
+    free(gradient);
+    tape_free(t);
+    tape_memory_free(memory);
+    return s;
+}
+
+static void every_operator_takes_dry_what_it_takes(void **state) {
+    (void)state;
+    Backend *dry = dry_backend_new(), *cpu = cpu_backend_new(1, NULL, NULL);
+    for (int i = 0; operator_list[i]; i++) {
+        for (int dtype = F32; dtype <= BF16; dtype++) {
+            int variants = 1;
+            for (int v = 0; v < variants || v == 0; v++) {
+                Sizes real = sizes_of(cpu, operator_list[i], v, (Dtype)dtype, &variants);
+                Sizes same = sizes_of(dry, operator_list[i], v, (Dtype)dtype, &variants);
+                assert_memory_equal(&real, &same, sizeof real);
+            }
+        }
+    }
+    backend_free(dry);
+    backend_free(cpu);
+}
+
+// ---- a pass ----
+
+enum { ROWS = 64, WIDTH = 96, LAYERS = 7 };
+
+typedef struct Model {
+    Tensor *scale, *up, *down;
+} Model;
+
+static Tensor *layer(Tape *t, const void *closure, Tensor *x) {
+    const Model *m = closure;
+    Tensor *h = rmsnorm(t, x, m->scale, 1e-5);
+    return add(t, x, linear(t, gelu(t, linear(t, h, m->up, NULL), GELU_TANH), m->down, NULL));
+}
+
+static int64_t step(Backend *b, Dtype dtype, int rows, int width, bool again, bool in_halves, size_t peaks[4]) {
+    Error error = {0};
+    Model m;
+    Parameters *p = parameters_new(b, NULL);
+    Init normal = {.kind = INIT_NORMAL, .value = 0.1};
+    m.scale = parameters_add(p, "scale", SHAPE(width), normal, false);
+    m.up = parameters_add(p, "up", SHAPE(4 * width, width), normal, true);
+    m.down = parameters_add(p, "down", SHAPE(width, 4 * width), normal, true);
+    assert_done(parameters_finish(p, dtype, 1, &error), &error);
+    parameters_begin_step(p);
+    TapeMemory *memory = tape_memory_new(b);
+    Tape *t = tape_new_in(memory, true);
+    float *zeros = calloc((size_t)rows * (size_t)width, sizeof *zeros);
+    Tensor *x = tape_arrival(t, dtype, SHAPE(rows, width), zeros, true), *h = x;
+    for (int i = 0; i < LAYERS; i++) h = again ? tape_recompute(t, layer, &m, sizeof m, h) : layer(t, &m, h);
+    Tensor *loss = sum(t, h, 1);
+    peaks[0] = tape_memory_peak(memory);
+    tape_seed(t, loss, NULL);
+    tape_backward_seeded(t, in_halves ? INPUT_GRADIENTS : ALL_GRADIENTS);
+    tape_read_gradient(t, x, zeros);
+    peaks[1] = tape_memory_held(memory);
+    if (in_halves) tape_backward_seeded(t, WEIGHT_GRADIENTS);
+    peaks[2] = tape_memory_held(memory);
+    peaks[3] = tape_memory_peak(memory);
+    int64_t allocations = tape_memory_system_allocations(memory);
+    assert_true(tape_cost(t).flop > 2.0 * LAYERS * rows * 8 * width * width);
+    free(zeros);
+    tape_free(t);
+    tape_memory_free(memory);
+    parameters_free(p);
+    return allocations;
+}
+
+static void a_dry_pass_has_the_peaks_of_one_that_computes(void **state) {
+    (void)state;
+    Backend *dry = dry_backend_new(), *cpu = cpu_backend_new(2, NULL, NULL);
+    for (int i = 0; i < 8; i++) {
+        size_t real[4], same[4];
+        Dtype dtype = i & 1 ? BF16 : F32;
+        int64_t chunks = step(cpu, dtype, ROWS, WIDTH, i & 2, i & 4, real);
+        assert_int_equal(step(dry, dtype, ROWS, WIDTH, i & 2, i & 4, same), chunks);
+        assert_memory_equal(real, same, sizeof real);
+    }
+    backend_free(dry);
+    backend_free(cpu);
+}
+
+static void a_pass_beyond_any_machine_takes_no_memory(void **state) {
+    (void)state;
+    enum { WIDE = 1 << 17, FEW = 256 };
+    size_t peaks[4];
+    Backend *dry = dry_backend_new();
+    step(dry, BF16, FEW, WIDE, false, true, peaks); // weights of 1 TiB
+    size_t activation = (size_t)FEW * WIDE * 2;
+    assert_true(peaks[0] > LAYERS * 11 * activation && peaks[0] < 1.01 * (LAYERS * 12 + 1) * (double)activation);
+    assert_true(peaks[1] == peaks[2] + LAYERS * 12 * activation); // inputs of norm and products, gradients behind them
+    backend_free(dry);
+}
+
+// ---- memory ----
+
+static void what_is_read_from_it_is_zeros(void **state) {
+    (void)state;
+    Backend *b = dry_backend_new();
+    unsigned char host[100];
+    double squares[3] = {1, 1, 1};
+    void *memory = b->allocate(b, (size_t)1 << 40);
+    memset(host, 7, sizeof host);
+    b->upload(b, memory, host, sizeof host);
+    b->download(b, host, memory, sizeof host);
+    for (size_t i = 0; i < sizeof host; i++) assert_int_equal(host[i], 0);
+    b->block_squares(b, squares, memory, 3, 10);
+    for (int i = 0; i < 3; i++) assert_true(squares[i] == 0);
+    assert_int_equal(b->first_nonfinite(b, memory, 100, F32), -1);
+    assert_null(b->fault(b));
+    b->release(b, memory, (size_t)1 << 40);
+    b->release(b, b->allocate(b, 0), 0);
+    b->release(b, NULL, 0);
+    backend_free(b);
+}
+
+static void memory_that_cannot_be_is_refused(void **state) {
+    (void)state;
+    Backend *b = dry_backend_new();
+    assert_null(b->allocate(b, (size_t)1 << 60));
+    backend_free(b);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_dry_backend_has_every_function_that_the_cpu_has),
+        cmocka_unit_test(every_operator_takes_dry_what_it_takes),
+        cmocka_unit_test(a_dry_pass_has_the_peaks_of_one_that_computes),
+        cmocka_unit_test(a_pass_beyond_any_machine_takes_no_memory),
+        cmocka_unit_test(what_is_read_from_it_is_zeros),
+        cmocka_unit_test(memory_that_cannot_be_is_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
