@@ -1,6 +1,7 @@
 /* See spread.h. */
 #include "tests/train/spread.h"
 #include "base/philox.h"
+#include "fusion/joint_units.h"
 #include "kernels/cpu/cpu.h"
 #include <string.h>
 
@@ -13,20 +14,37 @@ static const char *const keys[] = {
     "model.text.heads=4",         "model.mae.decoder_width=16",  "model.mae.decoder_layers=1",
     "model.mae.decoder_heads=4",  "model.freeze=vision.blocks.0"};
 
+static int stages_of(const Spread *how) { return how->pipeline ? how->pipeline : 1; }
+
+int spread_ranks(const Spread *how) { return how->data * stages_of(how) * how->tensor; }
+
+// Of each unit, as joint_new_part takes it: units go to parts in turn, parts to stages, so that embedding and head are
+// on different ones.
+static const int *chunks_of(const SpreadModel *m, const JointConfig *config, const Spread *how) {
+    int units = joint_units(config, NULL), stages = stages_of(how), *chunk = arena_array(m->memory, int, units);
+    for (int u = 0; u < units; u++) {
+        int part = u * 2 * stages / units;
+        chunk[u] = part % stages == m->mesh.place[MESH_PIPELINE] ? part / stages : -1;
+    }
+    return how->pipeline ? chunk : NULL;
+}
+
 void spread_open(SpreadModel *m, Comm *world, Spread how, Dtype compute) {
     Error error = {0};
     JointConfig config;
-    const int size[MESH_AXES] = {how.data, 1, 1, how.tensor};
+    const int size[MESH_AXES] = {how.data, stages_of(&how), 1, how.tensor};
     *m = (SpreadModel){.memory = arena_new(1 << 14)};
     assert_done(mesh_open(&m->mesh, world, size, &error), &error);
     m->parallel = (Parallel){.tensor = how.tensor > 1 ? m->mesh.axis[MESH_TENSOR] : NULL,
                              .sequence = true,
                              .data = how.data > 1 ? m->mesh.axis[MESH_DATA] : NULL,
+                             .pipeline = how.pipeline ? m->mesh.axis[MESH_PIPELINE] : NULL,
                              .zero = how.zero,
+                             .ordered = how.ordered,
                              .bucket_bytes = 32 << 10};
     assert_done(config_read(&joint_schema, NULL, keys, sizeof keys / sizeof *keys, &config, m->memory, &error), &error);
     m->backend = cpu_backend_new(1, NULL, NULL);
-    m->joint = joint_new(m->backend, &config, &m->parallel, compute, 1, &error);
+    m->joint = joint_new_part(m->backend, &config, &m->parallel, chunks_of(m, &config, &how), compute, 1, &error);
     assert_done(m->joint != NULL, &error);
     OptimizerConfig adamw = {.learning_rate = 1e-3, .beta1 = 0.9, .beta2 = 0.99, .epsilon = 1e-8};
     m->optimizer = optimizer_new(m->backend, joint_parameters(m->joint), &adamw, 100);
@@ -40,10 +58,10 @@ void spread_close(SpreadModel *m) {
     arena_free(m->memory);
 }
 
-// Of element `global` of a whole tensor.
+// Of element `global` of a whole tensor; a copy's are its original's.
 static float value_of(const StateRange *r, const Parameter *p, int64_t global, uint64_t salt) {
-    const uint64_t place[4] = {hash_u64(p->tensor.name, strlen(p->tensor.name)), (uint64_t)r->kind, (uint64_t)global,
-                               salt};
+    const char *name = p->is_replica ? p->replica->tensor.name : p->tensor.name;
+    const uint64_t place[4] = {hash_u64(name, strlen(name)), (uint64_t)r->kind, (uint64_t)global, salt};
     return (float)(hash_u64(place, sizeof place) >> 40) * 0x1p-24f;
 }
 

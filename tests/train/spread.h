@@ -6,6 +6,8 @@
 
 typedef struct Spread {
     int data, tensor, zero;
+    int pipeline; // stages of two chunks each, which lie a round apart; 0: none
+    bool ordered; // the head has a copy of the words
 } Spread;
 
 typedef struct SpreadModel {
@@ -17,6 +19,7 @@ typedef struct SpreadModel {
     Optimizer *optimizer;
 } SpreadModel;
 
+int spread_ranks(const Spread *);
 void spread_open(SpreadModel *, Comm *world, Spread, Dtype); // world NULL: alone; collective
 void spread_close(SpreadModel *);
 void spread_fill(SpreadModel *, uint64_t salt);               // collective

@@ -50,12 +50,13 @@ static void load_spread(int rank, Comm *world, void *argument) {
     free(folder);
 }
 
-static void run_case(RankFunction function, Case *c) {
-    ranks_run(c->how.data * c->how.tensor, function, c);
-}
+static void run_case(RankFunction function, Case *c) { ranks_run(spread_ranks(&c->how), function, c); }
 
-static const Spread layouts[] = {{1, 1, 0}, {2, 1, 0}, {2, 1, 1}, {3, 1, 2}, {4, 1, 3},
-                                 {1, 2, 0}, {1, 4, 0}, {2, 2, 3}, {2, 4, 1}};
+static const Spread alone = {1, 1, 0, 0, false};
+static const Spread layouts[] = { // data, tensor, zero, pipeline, ordered
+    {1, 1, 0, 0, false}, {2, 1, 0, 0, false}, {2, 1, 1, 0, false}, {3, 1, 2, 0, false}, {4, 1, 3, 0, false},
+    {1, 2, 0, 0, false}, {1, 4, 0, 0, false}, {2, 2, 3, 0, false}, {2, 4, 1, 0, false}, {1, 1, 0, 0, true},
+    {1, 1, 0, 3, false}, {2, 1, 1, 2, true},  {2, 1, 0, 3, false}, {2, 2, 1, 2, false}};
 enum { LAYOUTS = sizeof layouts / sizeof *layouts };
 
 // Another world size works, and another stage, and another split of the layers.
@@ -74,20 +75,18 @@ static void every_layout_reads_every_checkpoint_67(void **state) {
     }
 }
 
-// The tensors of one part, whole and in one list, say nothing of who wrote them.
-static void the_tensors_do_not_depend_on_the_layout(void **state) {
-    (void)state;
+static void expect_same_tensors(Spread how) {
     char *run = temporary_new(), *folder = temporary_path(run, SIX);
     char *other = temporary_new(), *other_folder = temporary_path(other, SIX);
-    run_case(save_spread, &(Case){run, {1, 1, 0}, F32, 5});
-    run_case(save_spread, &(Case){other, {2, 2, 2}, F32, 5});
+    run_case(save_spread, &(Case){run, alone, F32, 5});
+    run_case(save_spread, &(Case){other, how, F32, 5});
     for (int part = 0; part < CHECKPOINT_PARTS; part++) {
         SafeTensorsSet a, b;
         Error error = {0};
         assert_done(safetensors_set_open(&a, folder, checkpoint_part_names[part], &error), &error);
         assert_done(safetensors_set_open(&b, other_folder, checkpoint_part_names[part], &error), &error);
         assert_int_equal(a.count, 1);
-        assert_int_equal(b.count, 4);
+        assert_int_equal(b.count, spread_ranks(&how));
         assert_int_equal(a.all.count, b.all.count);
         for (int i = 0; i < a.all.count; i++) {
             assert_string_equal(a.all.tensors[i].name, b.all.tensors[i].name);
@@ -103,14 +102,49 @@ static void the_tensors_do_not_depend_on_the_layout(void **state) {
     temporary_free(other);
 }
 
-static void a_model_of_many_ranks_is_read_by_one_process(void **state) {
+// The tensors of one part, whole and in one list, say nothing of who wrote them.
+static void the_tensors_do_not_depend_on_the_layout(void **state) {
     (void)state;
+    expect_same_tensors((Spread){2, 2, 2, 0, false});
+    expect_same_tensors((Spread){1, 1, 0, 4, false});
+    expect_same_tensors((Spread){2, 1, 1, 2, false});
+}
+
+// Neither do the files of a model with a copy of its words tell of it.
+static void a_copy_of_the_words_is_in_no_file(void **state) {
+    (void)state;
+    static const char *const names[] = {"model.safetensors", "optimizer.safetensors", "state.json"};
+    char *runs[2], *folders[2];
+    Error error = {0};
+    for (int i = 0; i < 2; i++) {
+        runs[i] = temporary_new();
+        folders[i] = temporary_path(runs[i], SIX);
+        run_case(save_spread, &(Case){runs[i], {1, 1, 0, 0, i}, F32, 5});
+    }
+    for (int k = 0; k < 3; k++) {
+        Buffer bytes[2] = {{0}, {0}};
+        for (int i = 0; i < 2; i++) {
+            char *path = temporary_path(folders[i], names[k]);
+            assert_done(file_read(path, &bytes[i], &error), &error);
+            free(path);
+        }
+        assert_int_equal(bytes[0].size, bytes[1].size);
+        assert_memory_equal(bytes[0].data, bytes[1].data, bytes[0].size);
+        for (int i = 0; i < 2; i++) buffer_free(&bytes[i]);
+    }
+    for (int i = 0; i < 2; i++) {
+        free(folders[i]);
+        temporary_free(runs[i]);
+    }
+}
+
+static void expect_read_by_one_process(Spread how) {
     LoadedModel loaded;
     Error error = {0};
     char *run = temporary_new(), *folder = temporary_path(run, SIX);
-    run_case(save_spread, &(Case){run, {2, 2, 3}, F32, 3});
+    run_case(save_spread, &(Case){run, how, F32, 3});
     SpreadModel m;
-    spread_open(&m, NULL, (Spread){1, 1, 0}, F32);
+    spread_open(&m, NULL, alone, F32);
     spread_fill(&m, 3);
     assert_done(model_load(&loaded, m.backend, run, F32, NULL, &error), &error);
     assert_string_equal(loaded.path, folder);
@@ -127,11 +161,17 @@ static void a_model_of_many_ranks_is_read_by_one_process(void **state) {
     temporary_free(run);
 }
 
+static void a_model_of_many_ranks_is_read_by_one_process(void **state) {
+    (void)state;
+    expect_read_by_one_process((Spread){2, 2, 3, 0, false});
+    expect_read_by_one_process((Spread){2, 1, 1, 3, true});
+}
+
 static void ranks_write_about_as_much_each(void **state) {
     (void)state;
     SpreadModel m;
     Arena *memory = arena_new(1 << 14);
-    spread_open(&m, NULL, (Spread){1, 1, 0}, F32);
+    spread_open(&m, NULL, alone, F32);
     int64_t all = checkpoint_layout_bytes(checkpoint_layout_new(joint_parameters(m.joint), 1, memory), 0);
     for (int writers = 2; writers <= 8; writers++) {
         CheckpointLayout *l = checkpoint_layout_new(joint_parameters(m.joint), writers, memory);
@@ -188,8 +228,9 @@ static void save_beside(int rank, Comm *world, void *argument) {
 
 static void training_goes_on_while_a_checkpoint_is_written(void **state) {
     (void)state;
-    static const Spread some[] = {{1, 1, 0}, {2, 1, 3}, {1, 2, 0}, {2, 1, 0}};
-    for (int i = 0; i < 4; i++) {
+    static const Spread some[] = {
+        {1, 1, 0, 0, false}, {2, 1, 3, 0, false}, {1, 2, 0, 0, false}, {2, 1, 0, 0, false}, {2, 1, 1, 2, false}};
+    for (size_t i = 0; i < sizeof some / sizeof *some; i++) {
         char *run = temporary_new();
         run_case(save_beside, &(Case){.run = run, .how = some[i]});
         temporary_free(run);
@@ -210,7 +251,7 @@ static void the_newest_and_every_so_manieth_stay(void **state) {
     char *run = temporary_new(), *aside = temporary_path(run, "checkpoints/.step-00000001.tmp");
     Error error = {0};
     SpreadModel m;
-    spread_open(&m, NULL, (Spread){1, 1, 0}, F32);
+    spread_open(&m, NULL, alone, F32);
     assert_done(folder_create(aside, &error), &error);
     Saver *saver = spread_saver(&m, run, 2, 4);
     for (int64_t step = 1; step <= 11; step++) { // the next save waits for the one before
@@ -232,7 +273,7 @@ static void a_saver_that_is_freed_ends_what_it_began(void **state) {
     char *run = temporary_new();
     Error error = {0};
     SpreadModel m;
-    spread_open(&m, NULL, (Spread){1, 1, 0}, F32);
+    spread_open(&m, NULL, alone, F32);
     Saver *saver = spread_saver(&m, run, 2, 0);
     TrainState at = at_step(3);
     assert_done(checkpoint_start(saver, &at, &error), &error);
@@ -250,6 +291,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_layout_reads_every_checkpoint_67),
         cmocka_unit_test(the_tensors_do_not_depend_on_the_layout),
+        cmocka_unit_test(a_copy_of_the_words_is_in_no_file),
         cmocka_unit_test(a_model_of_many_ranks_is_read_by_one_process),
         cmocka_unit_test(ranks_write_about_as_much_each),
         cmocka_unit_test(training_goes_on_while_a_checkpoint_is_written),

@@ -98,7 +98,7 @@ static void load(int rank, Comm *world, void *argument) {
     free(folder);
 }
 
-static const Spread alone = {1, 1, 0}, pair = {2, 1, 3};
+static const Spread alone = {1, 1, 0, 0, false}, pair = {2, 1, 3, 0, false};
 
 static void run_case(RankFunction function, Case c) { ranks_run(c.how.data * c.how.tensor, function, &c); }
 
