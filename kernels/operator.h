@@ -95,7 +95,9 @@ struct Node {
     X(siglip_loss)          \
     X(masked_patch_mse)
 
-unsigned reads_nothing(const Node *); // for Operator.reads: gradients come from the output's gradient alone
+// For Operator.reads:
+unsigned reads_nothing(const Node *); // gradients come from the output's gradient alone, and what was saved
+unsigned reads_inputs(const Node *);  // all of them, but not the output
 
 #define DECLARE_OPERATOR(name) extern const Operator op_##name;
 OPERATORS(DECLARE_OPERATOR)

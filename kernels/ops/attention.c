@@ -94,6 +94,11 @@ static void attention_backward(Node *n, unsigned wanted) {
     if (kv.data) run_backward(n, NULL, kv.data, kv.add);
 }
 
+static unsigned attention_reads(const Node *n) {
+    (void)n;
+    return 1u << Q | 1u << KV | 1u << RANGE | READS_OUTPUT;
+}
+
 // Masks by range count as full: how many keys they leave is known only on the device.
 static Cost attention_cost(const Node *n) {
     AttentionShape s = parts_of(n).shape;
@@ -142,6 +147,7 @@ const Operator op_attention = {
     .forward = attention_forward,
     .backward = attention_backward,
     .cost = attention_cost,
+    .reads = attention_reads,
     .example = attention_example,
 };
 

@@ -75,6 +75,10 @@ static void batched_matmul_backward(Node *n, unsigned wanted) {
         product(n, grad_of(n, RIGHT), inner, columns, rows, transposed(a), dy);
 }
 
+static unsigned batched_matmul_reads(const Node *n) {
+    return (WANTS(n->pending, RIGHT) ? 1u << LEFT : 0) | (WANTS(n->pending, LEFT) ? 1u << RIGHT : 0);
+}
+
 static Cost batched_matmul_cost(const Node *n) {
     double size = (double)dtype_size(n->out->dtype), inner = (double)n->in[LEFT]->shape[2];
     double product_flop = 2 * (double)tensor_count(n->out) * inner;
@@ -100,6 +104,7 @@ const Operator op_batched_matmul = {
     .forward = batched_matmul_forward,
     .backward = batched_matmul_backward,
     .cost = batched_matmul_cost,
+    .reads = batched_matmul_reads,
     .example = batched_matmul_example,
 };
 

@@ -99,6 +99,7 @@ const Operator op_clip_loss = {
     .forward = clip_loss_forward,
     .backward = clip_loss_backward,
     .cost = clip_loss_cost,
+    .reads = reads_inputs,
     .example = clip_loss_example,
 };
 

@@ -90,6 +90,7 @@ const Operator op_concat_rows = {
     .forward = concat_rows_forward,
     .backward = concat_rows_backward,
     .cost = concat_rows_cost,
+    .reads = reads_nothing,
     .example = concat_rows_example,
 };
 

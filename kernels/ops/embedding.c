@@ -51,6 +51,11 @@ static void embedding_backward(Node *n, unsigned wanted) {
                           n->out->dtype, d.add);
 }
 
+static unsigned embedding_reads(const Node *n) {
+    (void)n;
+    return 1u << IDS;
+}
+
 static Cost embedding_cost(const Node *n) {
     double moved = (double)tensor_bytes(n->out), added = 8 * (double)tensor_count(n->out);
     return (Cost){.bytes = 2 * moved, .backward_flop = (double)tensor_count(n->out), .backward_bytes = moved + added};
@@ -75,6 +80,7 @@ const Operator op_embedding = {
     .forward = embedding_forward,
     .backward = embedding_backward,
     .cost = embedding_cost,
+    .reads = embedding_reads,
     .example = embedding_example,
 };
 

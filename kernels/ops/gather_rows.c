@@ -28,6 +28,11 @@ static void gather_rows_backward(Node *n, unsigned wanted) {
                         tensor_width(x), tensor_rows(x));
 }
 
+static unsigned gather_rows_reads(const Node *n) {
+    (void)n;
+    return 1u << ROWS;
+}
+
 static Cost gather_rows_cost(const Node *n) {
     double bytes = (double)tensor_bytes(n->out), count = (double)tensor_count(n->out);
     return (Cost){.bytes = 2 * bytes, .backward_flop = count, .backward_bytes = 3 * bytes};
@@ -49,6 +54,7 @@ const Operator op_gather_rows = {
     .forward = gather_rows_forward,
     .backward = gather_rows_backward,
     .cost = gather_rows_cost,
+    .reads = gather_rows_reads,
     .example = gather_rows_example,
 };
 

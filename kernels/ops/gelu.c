@@ -43,6 +43,7 @@ const Operator op_gelu = {
     .forward = gelu_forward,
     .backward = gelu_backward,
     .cost = gelu_cost,
+    .reads = reads_inputs,
     .example = gelu_example,
 };
 

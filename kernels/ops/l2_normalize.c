@@ -27,6 +27,11 @@ static void l2_normalize_backward(Node *n, unsigned wanted) {
                              tensor_width(x), x->dtype, d.add);
 }
 
+static unsigned l2_normalize_reads(const Node *n) {
+    (void)n;
+    return READS_OUTPUT;
+}
+
 static Cost l2_normalize_cost(const Node *n) {
     double in = (double)tensor_bytes(n->in[0]), out = (double)tensor_bytes(n->out),
            count = (double)tensor_count(n->out);
@@ -47,6 +52,7 @@ const Operator op_l2_normalize = {
     .forward = l2_normalize_forward,
     .backward = l2_normalize_backward,
     .cost = l2_normalize_cost,
+    .reads = l2_normalize_reads,
     .example = l2_normalize_example,
 };
 

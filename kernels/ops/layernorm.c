@@ -63,6 +63,7 @@ const Operator op_layernorm = {
     .forward = layernorm_forward,
     .backward = layernorm_backward,
     .cost = layernorm_cost,
+    .reads = reads_inputs,
     .example = layernorm_example,
 };
 

@@ -96,6 +96,7 @@ const Operator op_linear_cross_entropy = {
     .forward = linear_cross_entropy_forward,
     .backward = linear_cross_entropy_backward,
     .cost = linear_cross_entropy_cost,
+    .reads = reads_inputs,
     .example = linear_cross_entropy_example,
 };
 

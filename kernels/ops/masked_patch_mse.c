@@ -66,6 +66,7 @@ const Operator op_masked_patch_mse = {
     .forward = masked_patch_mse_forward,
     .backward = masked_patch_mse_backward,
     .cost = masked_patch_mse_cost,
+    .reads = reads_inputs,
     .example = masked_patch_mse_example,
 };
 

@@ -31,6 +31,11 @@ static void mean_rows_backward(Node *n, unsigned wanted) {
     b->mean_rows_backward(b, d.data, n->out->grad, mask_of(n), x->shape[0], x->shape[1], x->shape[2], x->dtype, d.add);
 }
 
+static unsigned mean_rows_reads(const Node *n) {
+    (void)n;
+    return 1u << MASK;
+}
+
 static Cost mean_rows_cost(const Node *n) {
     double bytes = (double)tensor_bytes(n->in[X]), count = (double)tensor_count(n->in[X]);
     return (Cost){2 * count, bytes, count, bytes};
@@ -59,6 +64,7 @@ const Operator op_mean_rows = {
     .forward = mean_rows_forward,
     .backward = mean_rows_backward,
     .cost = mean_rows_cost,
+    .reads = mean_rows_reads,
     .example = mean_rows_example,
 };
 

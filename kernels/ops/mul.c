@@ -40,6 +40,10 @@ static void mul_backward(Node *n, unsigned wanted) {
     if (WANTS(wanted, RIGHT)) backward_side(n, RIGHT);
 }
 
+static unsigned mul_reads(const Node *n) {
+    return (WANTS(n->pending, RIGHT) ? 1u << LEFT : 0) | (WANTS(n->pending, LEFT) ? 1u << RIGHT : 0);
+}
+
 static Cost mul_cost(const Node *n) {
     double bytes = (double)tensor_bytes(n->out), count = (double)tensor_count(n->out);
     return (Cost){count, 3 * bytes, 2 * count, 6 * bytes};
@@ -61,6 +65,7 @@ const Operator op_mul = {
     .forward = mul_forward,
     .backward = mul_backward,
     .cost = mul_cost,
+    .reads = mul_reads,
     .example = mul_example,
 };
 

@@ -120,6 +120,11 @@ static void patch_embedding_backward(Node *n, unsigned wanted) {
     }
 }
 
+static unsigned patch_embedding_reads(const Node *n) {
+    return (WANTS(n->pending, WEIGHT) ? 1u << IMAGES | 1u << KEEP : 0) |
+           (WANTS(n->pending, IMAGES) ? 1u << WEIGHT | 1u << KEEP : 0);
+}
+
 static Cost patch_embedding_cost(const Node *n) {
     Sizes s = sizes_of(n);
     double rows = (double)(s.batch * s.kept), columns = (double)s.columns, out = (double)s.out;
@@ -150,6 +155,7 @@ const Operator op_patch_embedding = {
     .forward = patch_embedding_forward,
     .backward = patch_embedding_backward,
     .cost = patch_embedding_cost,
+    .reads = patch_embedding_reads,
     .example = patch_embedding_example,
 };
 

@@ -47,6 +47,7 @@ const Operator op_pixels = {
     .forward = pixels_forward,
     .backward = pixels_backward,
     .cost = pixels_cost,
+    .reads = reads_nothing,
     .example = pixels_example,
 };
 

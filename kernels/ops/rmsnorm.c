@@ -58,6 +58,7 @@ const Operator op_rmsnorm = {
     .forward = rmsnorm_forward,
     .backward = rmsnorm_backward,
     .cost = rmsnorm_cost,
+    .reads = reads_inputs,
     .example = rmsnorm_example,
 };
 

@@ -63,6 +63,11 @@ static void scatter_rows_backward(Node *n, unsigned wanted) {
     }
 }
 
+static unsigned scatter_rows_reads(const Node *n) {
+    (void)n;
+    return 1u << ROWS;
+}
+
 static Cost scatter_rows_cost(const Node *n) {
     double put = (double)tensor_bytes(n->in[X]), all = (double)tensor_bytes(n->out);
     return (Cost){.bytes = 2 * all, .backward_bytes = 2 * put + (n->in[BASE] ? 2 * all : 0)};
@@ -104,6 +109,7 @@ const Operator op_scatter_rows = {
     .forward = scatter_rows_forward,
     .backward = scatter_rows_backward,
     .cost = scatter_rows_cost,
+    .reads = scatter_rows_reads,
     .example = scatter_rows_example,
 };
 

@@ -86,6 +86,7 @@ const Operator op_siglip_loss = {
     .forward = siglip_loss_forward,
     .backward = siglip_loss_backward,
     .cost = siglip_loss_cost,
+    .reads = reads_inputs,
     .example = siglip_loss_example,
 };
 

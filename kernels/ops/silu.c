@@ -39,6 +39,7 @@ const Operator op_silu = {
     .forward = silu_forward,
     .backward = silu_backward,
     .cost = silu_cost,
+    .reads = reads_inputs,
     .example = silu_example,
 };
 

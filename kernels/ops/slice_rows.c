@@ -54,6 +54,7 @@ const Operator op_slice_rows = {
     .forward = slice_rows_forward,
     .backward = slice_rows_backward,
     .cost = slice_rows_cost,
+    .reads = reads_nothing,
     .example = slice_rows_example,
 };
 

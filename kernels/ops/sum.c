@@ -42,6 +42,7 @@ const Operator op_sum = {
     .forward = sum_forward,
     .backward = sum_backward,
     .cost = sum_cost,
+    .reads = reads_nothing,
     .example = sum_example,
 };
 

@@ -45,6 +45,7 @@ const Operator op_swiglu = {
     .forward = swiglu_forward,
     .backward = swiglu_backward,
     .cost = swiglu_cost,
+    .reads = reads_inputs,
     .example = swiglu_example,
 };
 

@@ -93,15 +93,10 @@ Run run_forward(Arena *memory, Tape *tape, Choice c) {
 
 static Dtype gradient_type(const Tensor *x) { return x->is_parameter ? F32 : x->dtype; }
 
-static void backward(Run *r, Values cotangent, bool in_halves) {
+static void backward(Run *r, Values cotangent, Halves halves) {
     Tensor *out = r->call->out;
-    const void *from = encode(r->memory, cotangent, out->dtype);
-    if (in_halves) {
-        tape_backward_from(r->tape, out, from, INPUT_GRADIENTS);
-        tape_backward_from(r->tape, out, from, WEIGHT_GRADIENTS);
-    } else {
-        tape_backward_from(r->tape, out, from, ALL_GRADIENTS);
-    }
+    tape_backward_from(r->tape, out, encode(r->memory, cotangent, out->dtype), halves);
+    if (halves == INPUT_GRADIENTS) return;
     for (int i = 0; i < MAX_INPUTS; i++) {
         const Tensor *x = r->call->in[i];
         if (!x || !x->needs_grad) continue;
@@ -110,12 +105,17 @@ static void backward(Run *r, Values cotangent, bool in_halves) {
     }
 }
 
-void run_backward(Run *r, bool in_halves) { backward(r, r->cotangent, in_halves); }
+void run_backward_half(Run *r, Halves halves) { backward(r, r->cotangent, halves); }
+
+void run_backward(Run *r, bool in_halves) {
+    if (in_halves) run_backward_half(r, INPUT_GRADIENTS);
+    run_backward_half(r, in_halves ? WEIGHT_GRADIENTS : ALL_GRADIENTS);
+}
 
 void run_backward_from(Run *r, double everywhere) {
     Values v = values_new(r->memory, tensor_count(r->call->out));
     for (int64_t i = 0; i < v.count; i++) v.value[i] = everywhere;
-    backward(r, v, false);
+    backward(r, v, ALL_GRADIENTS);
 }
 
 void run_preset_gradients(Run *r, Values preset[MAX_INPUTS]) {

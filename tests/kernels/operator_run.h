@@ -31,6 +31,7 @@ int run_variants(Tape *, const Operator *); // how many cases its example has
 Run run_forward(Arena *, Tape *, Choice);
 // Backwards from the cotangent, in one call or in two halves; reads the gradients.
 void run_backward(Run *, bool in_halves);
+void run_backward_half(Run *, Halves); // one half, or all; the gradients are read after the half of the weights
 void run_backward_from(Run *, double everywhere); // the same with a cotangent that is one number
 // Puts values into the gradient of each input that wants one, as an earlier user of it would have.
 void run_preset_gradients(Run *, Values preset[MAX_INPUTS]);
