@@ -60,7 +60,7 @@ Arena *arena_new_from(ArenaSource source, size_t first_chunk) {
 }
 
 Arena *arena_new(size_t first_chunk) {
-    Arena *arena = arena_new_from((ArenaSource){host_allocate, host_release, NULL}, first_chunk);
+    Arena *arena = arena_new_from((ArenaSource){host_allocate, host_release, NULL, NULL}, first_chunk);
     arena->on_host = true;
     return arena;
 }
@@ -88,6 +88,22 @@ static void add_chunk(Arena *arena, size_t bytes) {
     arena->next_size = size <= SIZE_MAX / 4 ? 2 * size : size;
 }
 
+// Makes the last chunk long enough, by an eighth of it where there is so much; false where it stays as it is.
+static bool lengthen(Arena *arena, size_t bytes) {
+    if (!arena->source.extend || arena->current + 1 != arena->count) return false;
+    Chunk *chunk = &arena->chunks[arena->current];
+    size_t missing = round_up(bytes - (chunk->size - chunk->used), ALIGNMENT);
+    size_t more = round_up(missing > chunk->size / 8 ? missing : chunk->size / 8, ALIGNMENT);
+    while (!arena->source.extend(arena->source.context, chunk->memory, chunk->size, more)) {
+        if (more == missing) return false;
+        more = more / 2 > missing ? round_up(more / 2, ALIGNMENT) : missing;
+    }
+    chunk->size += more;
+    arena->reserved += more;
+    arena->system_allocations++;
+    return true;
+}
+
 // Makes the first chunk behind the current one that holds `bytes` the current one.
 static void advance(Arena *arena, size_t bytes) {
     size_t used = arena_used(arena);
@@ -101,7 +117,8 @@ static void advance(Arena *arena, size_t bytes) {
 
 void *arena_allocate(Arena *arena, size_t bytes) {
     size_t size = round_up(bytes ? bytes : 1, ALIGNMENT);
-    if (!arena->count || size > arena->chunks[arena->current].size - arena->chunks[arena->current].used)
+    if (!arena->count || (size > arena->chunks[arena->current].size - arena->chunks[arena->current].used &&
+                          !lengthen(arena, size)))
         advance(arena, size);
     Chunk *chunk = &arena->chunks[arena->current];
     void *memory = chunk->memory + chunk->used;

@@ -2,6 +2,7 @@
  * free again and keeps the chunks, so the same sequence of requests gets the same addresses and, from the second time
  * on, allocates nothing from the system. Not thread-safe. */
 #pragma once
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -12,6 +13,8 @@ typedef struct ArenaSource {
     void *(*allocate)(void *context, size_t bytes); // aligned to >= 64 bytes; NULL where there is none left
     void (*release)(void *context, void *memory, size_t bytes);
     void *context;
+    // May be NULL: makes a chunk of `bytes` at least `more` longer where it stands, or answers false
+    bool (*extend)(void *context, void *memory, size_t bytes, size_t more);
 } ArenaSource;
 
 typedef struct ArenaMark { // a point to go back to
@@ -31,7 +34,7 @@ void   arena_reset(Arena *);
 size_t arena_used(const Arena *);                                // bytes handed out since the last reset
 size_t arena_peak(const Arena *);                                // the most that was ever in use at once
 size_t arena_reserved(const Arena *);                            // bytes of all chunks
-int64_t arena_system_allocations(const Arena *);                 // how many chunks were ever asked of the source
+int64_t arena_system_allocations(const Arena *);                 // how often the source was asked for a chunk or more of one
 
 // An array of `count` T, zeroed.
 #define arena_array(arena, T, count) ((T *)arena_zeroed((arena), sizeof(T) * (size_t)(count)))

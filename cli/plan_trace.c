@@ -178,7 +178,7 @@ static void print_text(const Arguments *a, const Figures *f) {
         print_row(name, &f->median.stages[i], 100, " %");
     }
     if (f->features > 0)
-        printf("\nbefore them, features of all pairs: %.4g ms of forwards, not in these figures\n", 1e3 * f->features);
+        printf("\nbefore them, not in these figures: features of all pairs, %.4g ms\n", 1e3 * f->features);
     if (t->cut) printf("\n%d steps left aside: the trace has not all of their slices\n", t->cut);
     if (f->early > clocks_apart)
         printf("\nrows begin up to %.3g ms before what they read is done: so far are the machines' clocks apart\n",

@@ -23,6 +23,7 @@ struct Pool {
     ArenaSource source;
     Chunk *chunks;
     size_t count, next_size, held;
+    int64_t extensions; // of chunks where they stand
 };
 
 static size_t round_up(size_t bytes, size_t unit) {
@@ -51,7 +52,7 @@ void pool_free(Pool *p) {
 }
 
 size_t pool_held(const Pool *p) { return p->held; }
-int64_t pool_system_allocations(const Pool *p) { return (int64_t)p->count; }
+int64_t pool_system_allocations(const Pool *p) { return (int64_t)p->count + p->extensions; }
 
 size_t pool_peak(const Pool *p) {
     size_t sum = 0;
@@ -85,11 +86,27 @@ static Chunk *add_chunk(Pool *p, size_t bytes) {
     return &p->chunks[p->count++];
 }
 
+// Makes the last chunk so long that `bytes` fit behind what is held of it, with an eighth to spare where there is so
+// much; NULL where it stays as it is.
+static Chunk *lengthen(Pool *p, size_t bytes) {
+    if (!p->source.extend || !p->count) return NULL;
+    Chunk *c = &p->chunks[p->count - 1];
+    size_t missing = bytes - (c->size - c->end), more = round_up(missing + c->size / 8, CHUNK_GRAIN);
+    while (!p->source.extend(p->source.context, c->memory, c->size, more)) {
+        if (more == missing) return NULL;
+        more = more / 2 > missing ? round_up(more / 2, GRAIN) : missing;
+    }
+    c->size += more;
+    p->extensions++;
+    return c;
+}
+
 // At the end of the first chunk that has so much behind what is held of it.
 static void *extend(Pool *p, size_t bytes) {
     Chunk *c = NULL;
     for (size_t i = 0; i < p->count && !c; i++)
         if (p->chunks[i].size - p->chunks[i].end >= bytes) c = &p->chunks[i];
+    if (!c) c = lengthen(p, bytes);
     if (!c) c = add_chunk(p, bytes);
     char *memory = c->memory + c->end;
     c->end += bytes;

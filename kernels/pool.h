@@ -14,4 +14,4 @@ void   *pool_take(Pool *, size_t bytes);                   // aligned to 64 byte
 void    pool_give(Pool *, void *block, size_t bytes);      // bytes as asked for when it was taken
 size_t  pool_held(const Pool *);                           // bytes of blocks that are taken
 size_t  pool_peak(const Pool *);                           // bytes, from each chunk's start to the farthest end of a block ever
-int64_t pool_system_allocations(const Pool *);             // chunks ever asked of the source
+int64_t pool_system_allocations(const Pool *);             // how often the source was asked for a chunk or more of one

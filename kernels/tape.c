@@ -181,7 +181,7 @@ void tape_remember(Tape *t, Node *n) {
 }
 
 // Where in the model a node stands: its own parameter, else the one used last.
-static const char *place(const Tape *t, const Node *n) {
+const char *tape_place(const Tape *t, const Node *n) {
     for (int i = 0; i < MAX_INPUTS; i++)
         if (n->in[i] && n->in[i]->is_parameter && n->in[i]->name) return arena_printf(t->host, "of %s", n->in[i]->name);
     return t->last_parameter ? arena_printf(t->host, "after %s", t->last_parameter) : "before any parameter";
@@ -192,7 +192,7 @@ void tape_complain(Tape *t, const Node *n, const void *data, const Tensor *like,
     int64_t at = t->backend->first_nonfinite(t->backend, data, tensor_count(like), dtype);
     if (at < 0) return;
     snprintf(t->not_finite, sizeof t->not_finite, "not a finite number: %s of %s (%s), element %lld of %lld", what,
-             n->op->name, place(t, n), (long long)at, (long long)tensor_count(like));
+             n->op->name, tape_place(t, n), (long long)at, (long long)tensor_count(like));
 }
 
 static void add_forward_cost(Cost *sum, Cost c) {
@@ -213,6 +213,7 @@ static void add_cost(Tape *t, const Node *n) {
 
 static void run_forward(Tape *t, Node *n) {
     n->op->forward(n);
+    tape_look_for_faults(t, n, "forward");
     t->last = n;
     tape_memory_end_scratch(t->memory);
     if (t->check_finite) tape_complain(t, n, n->out->data, n->out, n->out->dtype, "the output");
@@ -231,7 +232,7 @@ Tensor *tape_apply(Tape *t, const Operator *op, const Attributes *attributes, in
     if (!t->skipping) tape_announce_use(t, n);
     const char *wrong = op->infer(n);
     if (wrong) {
-        t->error = arena_printf(t->host, "%s (%s)", wrong, place(t, n));
+        t->error = arena_printf(t->host, "%s (%s)", wrong, tape_place(t, n));
         return NULL;
     }
     for (int i = 0; i < n_in; i++)

@@ -143,6 +143,7 @@ static void run_operator_backward(Tape *t, Node *n, Halves halves) {
     if (wanted) {
         tape_announce_use(t, n);
         n->op->backward(n, wanted);
+        tape_look_for_faults(t, n, "backward");
     }
     tape_memory_end_scratch(t->memory);
     if (t->check_finite) check_gradients(t, n, wanted);

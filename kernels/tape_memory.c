@@ -15,7 +15,7 @@ struct TapeMemory {
 TapeMemory *tape_memory_new(Backend *backend) {
     TapeMemory *m = calloc(1, sizeof *m);
     check(m);
-    ArenaSource source = {backend->allocate, backend->release, backend};
+    ArenaSource source = {backend->allocate, backend->release, backend, backend->extend};
     m->backend = backend;
     m->large = pool_new(source, FIRST_CHUNK);
     m->small = pool_new(source, FIRST_SMALL_CHUNK);

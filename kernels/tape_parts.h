@@ -55,6 +55,9 @@ void tape_remember(Tape *, Node *);                 // records it
 void tape_announce_use(const Tape *, const Node *); // tells the hooks that a node's functions read parameters now
 // Keeps the first number of `data` that is not finite: of `what` of n, with the count of `like`.
 void tape_complain(Tape *, const Node *, const void *data, const Tensor *like, Dtype, const char *what);
+const char *tape_place(const Tape *, const Node *); // where in the model a node stands
+// Ends the process where the device did something wrong, with the operator, its shapes and its place in the model.
+void tape_look_for_faults(const Tape *, const Node *, const char *pass);
 void tape_count_writers(const Node *, int by);   // 1: it is to write gradients of parameters; -1: no longer
 void tape_settle(Tape *, Node *, unsigned done); // these inputs' gradients need no more work of it
 void tape_give_back(Tape *, Tensor *);           // its memory, where it is its own

@@ -25,7 +25,7 @@ typedef struct TracedStep {
     int64_t number;
     Timeline measured, simulated; // seconds; the simulation takes each row's time as measured, and `send`
     double send;                  // from the end of a row to the start of one that waited for it; the median
-    double features;              // before the first row: a pass of forwards alone for the loss over pairs; 0: none
+    double features;              // of a pass before the rows: slices "features 3.0" of the pairs; 0: none
     double early;                 // the most by which a row begins before what it reads is done: clocks that differ
 } TracedStep;
 

@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+static const double ROUNDED = 2e-9; // seconds: the file has nanoseconds
+
 typedef struct Drawn { // a row, or a step
     Slot row;
     int64_t step;
@@ -21,7 +23,7 @@ typedef struct DrawnList {
 
 typedef struct StageTrace {
     int64_t rank; // -1: not in the file
-    DrawnList rows, steps;
+    DrawnList rows, features, steps;
 } StageTrace;
 
 typedef struct Reading {
@@ -124,6 +126,7 @@ static bool take_slice(Reading *r, const TraceReader *in, const json_t *e, Error
     if (!(isfinite(begin) && lasts >= 0 && isfinite(lasts))) return wrong(r, error, "a slice without its times");
     long long step;
     if (!strcmp(track, "stage") && schedule_trace_slot(name, &one.row)) keep(&stage->rows, one);
+    if (!strcmp(track, "stage") && !strncmp(name, "features ", 9)) keep(&stage->features, one);
     if (!strcmp(track, "compute") && sscanf(name, "step %lld", &step) == 1) {
         one.step = step;
         keep(&stage->steps, one);
@@ -150,6 +153,10 @@ static int by_begin(const void *left, const void *right) {
     return (a->span.begin > b->span.begin) - (a->span.begin < b->span.begin);
 }
 
+static void sort(DrawnList *list) {
+    if (list->count) qsort(list->items, (size_t)list->count, sizeof *list->items, by_begin);
+}
+
 static bool read_file(Reading *r, Error *error) {
     const TraceChoice *c = r->choice;
     TraceReader *in = trace_open(r->path, error);
@@ -167,8 +174,9 @@ static bool read_file(Reading *r, Error *error) {
         if (s->rank < 0)
             return error_set(error, ERROR_FAILED, "%s: stage %d is not in it; it takes the files of all ranks as one",
                              r->path, i);
-        if (s->rows.count) qsort(s->rows.items, (size_t)s->rows.count, sizeof(Drawn), by_begin);
-        if (s->steps.count) qsort(s->steps.items, (size_t)s->steps.count, sizeof(Drawn), by_begin);
+        sort(&s->rows);
+        sort(&s->features);
+        sort(&s->steps);
     }
     return true;
 }
@@ -186,39 +194,37 @@ static const Drawn *step_of(const StageTrace *s, int64_t number) {
     return bsearch(&(Drawn){.step = number}, s->steps.items, (size_t)s->steps.count, sizeof(Drawn), by_step);
 }
 
-// The stage's rows inside the step: returns the first, *count: how many.
-static const Drawn *rows_of(const StageTrace *s, const Drawn *step, int64_t *count) {
-    int64_t low = 0, high = s->rows.count;
+// What of the list lies inside the step; items NULL: nothing.
+static DrawnList inside(const DrawnList *list, const Drawn *step) {
+    int64_t low = 0, high = list->count, count = 0;
+    if (!step) return (DrawnList){0};
     while (low < high) {
         int64_t middle = (low + high) / 2;
-        if (s->rows.items[middle].span.begin < step->span.begin)
+        if (list->items[middle].span.begin < step->span.begin)
             low = middle + 1;
         else
             high = middle;
     }
-    *count = 0;
-    while (low + *count < s->rows.count && s->rows.items[low + *count].span.end <= step->span.end + 1e-6) ++*count;
-    return s->rows.items + low;
+    while (low + count < list->count && list->items[low + count].span.end <= step->span.end + ROUNDED) count++;
+    return (DrawnList){count ? list->items + low : NULL, count, count};
 }
 
 static bool same_row(const Slot *a, const Slot *b) {
     return a->work == b->work && a->microbatch == b->microbatch && a->chunk == b->chunk;
 }
 
-// Rows that are those of the table, in its order and one after the other, behind `extra` forwards.
-static bool check_rows(const Reading *r, int64_t step, int stage, const Drawn *rows, int64_t extra, Error *error) {
+// Rows that are those of the table, in its order and one after the other.
+static bool check_rows(const Reading *r, int64_t step, int stage, const Drawn *rows, Error *error) {
     const PipelineTable *t = &r->out->table;
     char got[48], want[48];
-    for (int64_t k = 0; k < extra + t->counts[stage]; k++) {
-        const Slot *expected =
-            k < extra ? &(Slot){WORK_FORWARD, rows[k].row.microbatch, rows[k].row.chunk} : &t->rows[stage][k - extra];
+    for (int k = 0; k < t->counts[stage]; k++) {
         schedule_trace_name(&rows[k].row, got);
-        schedule_trace_name(expected, want);
-        if (!same_row(&rows[k].row, expected))
+        schedule_trace_name(&t->rows[stage][k], want);
+        if (!same_row(&rows[k].row, &t->rows[stage][k]))
             return error_set(error, ERROR_FAILED,
-                             "%s: step %" PRId64 ", stage %d, row %" PRId64 " is '%s', but %s has '%s' there", r->path,
-                             step, stage, k - extra, got, pipeline_names[r->shape.kind], want);
-        if (k && rows[k].span.begin < rows[k - 1].span.end - 2e-9)
+                             "%s: step %" PRId64 ", stage %d, row %d is '%s', but %s has '%s' there", r->path, step,
+                             stage, k, got, pipeline_names[r->shape.kind], want);
+        if (k && rows[k].span.begin < rows[k - 1].span.end - ROUNDED)
             return error_set(error, ERROR_FAILED,
                              "%s: step %" PRId64 ", stage %d: '%s' begins before the row in front of it has ended",
                              r->path, step, stage, got);
@@ -230,17 +236,18 @@ static bool check_rows(const Reading *r, int64_t step, int stage, const Drawn *r
 static bool take_rows(const Reading *r, TracedStep *step, int stage, bool *cut, Error *error) {
     const StageTrace *s = &r->stages[stage];
     const Drawn *window = step_of(s, step->number);
-    int64_t count = 0, want = r->out->table.counts[stage], forwards = (int64_t)r->shape.microbatches * r->shape.chunks;
-    const Drawn *rows = window ? rows_of(s, window, &count) : NULL;
-    int64_t extra = count == want + forwards ? forwards : 0;
-    *cut = r->limited && count < want;
+    DrawnList rows = inside(&s->rows, window), features = inside(&s->features, window);
+    int64_t want = r->out->table.counts[stage];
+    *cut = r->limited && rows.count < want;
     if (*cut) return true;
-    if (count != want + extra)
+    if (!rows.items || rows.count != want)
         return error_set(error, ERROR_FAILED, "%s: step %" PRId64 ", stage %d: %" PRId64 " rows, but %s has %" PRId64,
-                         r->path, step->number, stage, count, pipeline_names[r->shape.kind], want);
-    if (!check_rows(r, step->number, stage, rows, extra, error)) return false;
-    for (int64_t k = 0; k < want; k++) step->measured.spans[stage][k] = rows[extra + k].span;
-    if (extra) step->features = fmax(step->features, rows[extra - 1].span.end - rows[0].span.begin);
+                         r->path, step->number, stage, rows.count, pipeline_names[r->shape.kind], want);
+    if (!check_rows(r, step->number, stage, rows.items, error)) return false;
+    for (int64_t k = 0; k < want; k++) step->measured.spans[stage][k] = rows.items[k].span;
+    if (features.items)
+        step->features =
+            fmax(step->features, features.items[features.count - 1].span.end - features.items[0].span.begin);
     return true;
 }
 
@@ -350,6 +357,7 @@ bool schedule_trace_read(const char *path, const TraceChoice *choice, Arena *are
     bool ok = read_file(&r, error) && take_steps(&r, error);
     for (int i = 0; r.stages && i < r.shape.stages; i++) {
         free(r.stages[i].rows.items);
+        free(r.stages[i].features.items);
         free(r.stages[i].steps.items);
     }
     return ok;

@@ -56,6 +56,39 @@ static void pieces_do_not_overlap(void **state) {
     arena_free(arena);
 }
 
+enum { LIMIT = 1 << 20 }; // bytes that the source below makes its chunks at most
+
+static void *allocate_limit(void *context, size_t bytes) {
+    ++*(int *)context;
+    return bytes <= LIMIT ? aligned_alloc(64, LIMIT) : NULL;
+}
+static void release_limit(void *context, void *memory, size_t bytes) {
+    (void)context, (void)bytes;
+    free(memory);
+}
+static bool extend_to_limit(void *context, void *memory, size_t bytes, size_t more) {
+    (void)context, (void)memory;
+    return bytes + more <= LIMIT;
+}
+
+static void a_chunk_that_can_grow_does_before_there_is_another(void **state) {
+    (void)state;
+    int chunks = 0;
+    Arena *arena = arena_new_from((ArenaSource){allocate_limit, release_limit, &chunks, extend_to_limit}, 4096);
+    char *first = arena_allocate(arena, 64);
+    for (int i = 1; i < LIMIT / 64; i++) assert_ptr_equal(arena_allocate(arena, 64), first + (ptrdiff_t)i * 64);
+    assert_int_equal(chunks, 1);
+    assert_int_equal(arena_reserved(arena), LIMIT);
+    int64_t asked = arena_system_allocations(arena);
+    assert_true(asked > 1 && asked < 200); // by an eighth at a time
+    arena_reset(arena);
+    assert_ptr_equal(arena_allocate(arena, LIMIT), first);
+    assert_int_equal(arena_system_allocations(arena), asked);
+    assert_non_null(arena_allocate(arena, 64));
+    assert_int_equal(chunks, 2);
+    arena_free(arena);
+}
+
 static void a_rewind_frees_what_came_after_the_mark(void **state) {
     (void)state;
     Arena *arena = arena_new(4096);
@@ -111,7 +144,7 @@ static void source_release(void *context, void *memory, size_t bytes) {
 static void every_byte_goes_back_to_where_it_came_from(void **state) {
     (void)state;
     Source source = {0, 0};
-    Arena *arena = arena_new_from((ArenaSource){source_allocate, source_release, &source}, 100000);
+    Arena *arena = arena_new_from((ArenaSource){source_allocate, source_release, &source, NULL}, 100000);
     arena_allocate(arena, 90000);
     arena_allocate(arena, 900000);
     assert_int_equal(arena_reserved(arena), source.given);
@@ -123,6 +156,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_second_pass_gets_the_same_addresses_and_no_new_memory),
         cmocka_unit_test(pieces_do_not_overlap),
+        cmocka_unit_test(a_chunk_that_can_grow_does_before_there_is_another),
         cmocka_unit_test(a_rewind_frees_what_came_after_the_mark),
         cmocka_unit_test(large_chunks_are_aligned_to_huge_pages),
         cmocka_unit_test(memory_is_zeroed_where_that_was_asked),

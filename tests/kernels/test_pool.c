@@ -32,7 +32,7 @@ static void release(void *context, void *memory, size_t bytes) {
     free(memory);
 }
 
-static Pool *open_pool(Source *s) { return pool_new((ArenaSource){allocate, release, s}, FIRST); }
+static Pool *open_pool(Source *s) { return pool_new((ArenaSource){allocate, release, s, NULL}, FIRST); }
 
 // ---- against a plain model: every byte of a block is the block's number ----
 
@@ -189,6 +189,35 @@ static void a_smaller_chunk_does_where_a_large_one_is_refused(void **state) {
     assert_int_equal(source.chunks, 0);
 }
 
+// A source whose chunks can grow where they stand, as a GPU's addresses allow, up to a limit.
+static bool extend(void *context, void *memory, size_t bytes, size_t more) {
+    Source *s = context;
+    (void)memory;
+    s->asked++;
+    return bytes + more <= s->limit;
+}
+
+static void *allocate_whole(void *context, size_t bytes) {
+    Source *s = context;
+    s->chunks++;
+    return bytes <= s->limit ? aligned_alloc(GRAIN, s->limit) : NULL;
+}
+
+static void a_chunk_grows_where_it_stands_if_it_can(void **state) {
+    (void)state;
+    enum { LIMIT = 64 << 20, BLOCK = 3 << 20 };
+    Source source = {.limit = LIMIT};
+    Pool *p = pool_new((ArenaSource){allocate_whole, release, &source, extend}, FIRST);
+    char *first = pool_take(p, BLOCK);
+    for (int i = 1; i < 21; i++) assert_ptr_equal(pool_take(p, BLOCK), first + (ptrdiff_t)i * BLOCK); // up to the limit
+    assert_int_equal(source.chunks, 1);
+    assert_int_equal(pool_peak(p), 21 * BLOCK);
+    assert_true(pool_system_allocations(p) > 1);
+    assert_non_null(pool_take(p, BLOCK)); // beyond it there is another one
+    assert_int_equal(source.chunks, 2);
+    pool_free(p);
+}
+
 // ---- what must not happen ----
 
 typedef enum { TWICE, OVERLAPPING, FOREIGN, NO_MEMORY } Wrong;
@@ -228,6 +257,7 @@ int main(void) {
         cmocka_unit_test(free_neighbours_become_one),
         cmocka_unit_test(the_smallest_hole_that_fits_is_taken_then_the_first),
         cmocka_unit_test(a_smaller_chunk_does_where_a_large_one_is_refused),
+        cmocka_unit_test(a_chunk_grows_where_it_stands_if_it_can),
         cmocka_unit_test(what_goes_back_twice_or_never_came_from_here_stops_the_program),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -15,7 +15,7 @@ typedef struct MadeUp { // a run whose steps last a second each, from the hundre
     PipelineShape shape;
     int data, tensor;
     double send, delay; // seconds: to send; between the rows of a stage
-    bool features;      // a pass of forwards before the rows
+    bool features;      // a pass for features before the rows
     int leave_out;      // a rank whose file is missing; -1: none
     int swap;           // a stage two of whose rows are swapped in step 2; -1: none
     const char *note;   // what rank 0 notes; NULL: what is true
@@ -72,7 +72,7 @@ static void draw_step(Trace *trace, const MadeUp *m, const PipelineTable *t, int
     snprintf(name, sizeof name, "step %d", step);
     if (m->features)
         for (int i = 0; i < m->shape.microbatches; i++)
-            schedule_trace_row(trace, &(Slot){WORK_FORWARD, i, 0}, start + 0.01 * i, start + 0.01 * (i + 1));
+            trace_slice(trace, "stage", "features 0.0", start + 0.01 * i, start + 0.01 * (i + 1));
     double first = start + (m->features ? 0.01 * m->shape.microbatches : 0) + 1e-3;
     for (int k = 0; k < t->counts[stage]; k++) {
         int shown = m->swap == stage && step == 2 && k < 2 ? 1 - k : k;
@@ -81,7 +81,7 @@ static void draw_step(Trace *trace, const MadeUp *m, const PipelineTable *t, int
                            first + span.end + m->delay * k);
     }
     trace_slice(trace, "compute", name, start, start + 0.9);
-    schedule_trace_row(trace, &(Slot){WORK_FORWARD, 0, 0}, start + 0.92, start + 0.93); // validation: outside of steps
+    trace_slice(trace, "stage", "losses 0.0", start + 0.92, start + 0.93); // validation
 }
 
 static void draw_rank(const MadeUp *m, const PipelineTable *t, int rank, const char *path, Arena *arena) {
@@ -182,7 +182,7 @@ static void one_place_of_data_and_tensor_ranks_is_taken(void **state) {
     assert_same_line(&t->steps[0].measured, &want);
 }
 
-static void forwards_for_features_are_told_apart_from_the_rows(void **state) {
+static void a_pass_for_features_is_told_apart_from_the_rows(void **state) {
     const Folder *f = *state;
     MadeUp m = usual;
     m.features = true;
@@ -284,7 +284,7 @@ int main(void) {
         WITH_FOLDER(rows_as_they_were_simulated_are_measured_and_simulated_alike),
         WITH_FOLDER(time_between_rows_shows_in_the_measured_line_alone),
         WITH_FOLDER(one_place_of_data_and_tensor_ranks_is_taken),
-        WITH_FOLDER(forwards_for_features_are_told_apart_from_the_rows),
+        WITH_FOLDER(a_pass_for_features_is_told_apart_from_the_rows),
         WITH_FOLDER(a_trace_without_a_stage_or_with_other_rows_is_refused),
         WITH_FOLDER(what_was_not_there_is_refused_with_what_was),
         WITH_FOLDER(damaged_notes_are_refused),

@@ -146,6 +146,16 @@ bool tiny_train(const TinyRun *r, const char *name, const char *const *settings,
     return tiny_train_ranks(r, name, settings, resume, 1, &stop, result, error);
 }
 
+void tiny_config(const TinyRun *r, const char *const *settings, Arena *memory, TrainConfig *config) {
+    char *path = temporary_path(r->folder, "config.yaml");
+    int count = 0;
+    Error error = {0};
+    while (settings && settings[count]) count++;
+    write_config(r, path);
+    assert_done(train_config_read(config, path, settings, count, memory, &error), &error);
+    free(path);
+}
+
 char *tiny_run_path(const TinyRun *r, const char *name, const char *file) {
     char *run = temporary_path(r->folder, name), *path = temporary_path(run, file);
     free(run);
