@@ -1,5 +1,6 @@
 /* See layout.h. */
 #include "train/layout.h"
+#include "fusion/joint_units.h"
 #include <inttypes.h>
 
 static bool power_of_two(int64_t n) { return (n & (n - 1)) == 0; }
@@ -34,10 +35,11 @@ static bool check_model(const TrainConfig *c, int tensor, Error *error) {
     return ok;
 }
 
-// Where the processes do not divide by parallel.tensor: what does, and fits the model.
+// Where the processes do not divide by parallel.tensor: what does, and fits the model. With a pipeline mesh_resolve
+// says it.
 static bool check_ranks(const TrainConfig *c, int ranks, Error *error) {
     int tensor = (int)c->parallel.size[MESH_TENSOR];
-    if (ranks % tensor == 0) return true;
+    if (ranks % tensor == 0 || c->parallel.size[MESH_PIPELINE] > 1) return true;
     Arena *memory = arena_new(4096);
     Buffer fit = {0};
     for (int t = 1; t <= ranks; t++)
@@ -52,6 +54,37 @@ static bool check_ranks(const TrainConfig *c, int ranks, Error *error) {
     return false;
 }
 
+// Of the pipeline alone; its parts are cut later (stages.h).
+static bool check_pipeline(const TrainConfig *c, Layout *l, Error *error) {
+    const ParallelConfig *p = &c->parallel;
+    int stages = l->size[MESH_PIPELINE], units = joint_units(&c->model, NULL);
+    if (stages == 1) {
+        l->pipeline = (PipelineShape){PIPELINE_1F1B, 1, l->pieces / l->size[MESH_DATA], 1};
+        return true;
+    }
+    l->pipeline = (PipelineShape){(PipelineKind)p->schedule, stages, l->pieces / l->size[MESH_DATA],
+                                  pipeline_chunks((PipelineKind)p->schedule, (int)p->chunks)};
+    if (p->zero >= 2)
+        return error_set(error, ERROR_USAGE,
+                         "parallel.zero %d does not go with parallel.pipeline %d: every microbatch would %s; take "
+                         "parallel.zero 1, which shares out the states",
+                         (int)p->zero, stages,
+                         p->zero == 2 ? "have its gradients reduced by itself"
+                                      : "have the parameters gathered again for each of its passes");
+    if (!pipeline_shape_valid(&l->pipeline, error))
+        return error_prefix(error, "parallel.schedule %s, parallel.pipeline %d, train.microbatches %d",
+                            pipeline_names[p->schedule], stages, l->pieces);
+    int parts = stages * l->pipeline.chunks;
+    if (parts > units)
+        return error_set(error, ERROR_USAGE,
+                         "parallel.pipeline %d with %d part%s on each stage: this model has %d units, too few for %d "
+                         "parts; at most %d stages would do%s",
+                         stages, l->pipeline.chunks, l->pipeline.chunks == 1 ? "" : "s", units, parts,
+                         units / l->pipeline.chunks,
+                         l->pipeline.chunks > 1 ? ", or a schedule of one part a stage" : "");
+    return true;
+}
+
 bool layout_resolve(const TrainConfig *c, int ranks, Layout *l, Error *error) {
     *l = (Layout){.ranks = ranks};
     for (int a = 0; a < MESH_AXES; a++) l->size[a] = (int)c->parallel.size[a];
@@ -59,7 +92,7 @@ bool layout_resolve(const TrainConfig *c, int ranks, Layout *l, Error *error) {
     int64_t data = l->size[MESH_DATA];
     if (!check_model(c, l->size[MESH_TENSOR], error) || !check_reproducible(c, data, error)) return false;
     l->pieces = (int)((c->microbatches + data - 1) / data * data);
-    return true;
+    return check_pipeline(c, l, error);
 }
 
 int layout_first(const Layout *l, int data_place) {
@@ -86,7 +119,9 @@ void layout_describe(const TrainConfig *c, const Layout *l, Buffer *out) {
     buffer_printf(out, "%d process%s: data %d", l->ranks, l->ranks == 1 ? "" : "es", l->size[MESH_DATA]);
     for (int a = MESH_PIPELINE; a < MESH_AXES; a++)
         if (l->size[a] > 1) buffer_printf(out, " x %s %d", mesh_axis_names[a], l->size[a]);
+    if (l->size[MESH_PIPELINE] > 1) buffer_printf(out, " (%s)", pipeline_names[l->pipeline.kind]);
     buffer_printf(out, "%s, ZeRO %d; %d piece%s a step, %d on each data rank%s", p->sequence ? " (with sequence)" : "",
                   (int)p->zero, l->pieces, l->pieces == 1 ? "" : "s", l->pieces / l->size[MESH_DATA],
-                  c->reproducible == REPRODUCIBLE_LAYOUT ? "; the same bits for every number of data ranks" : "");
+                  c->reproducible == REPRODUCIBLE_LAYOUT ? "; the same bits for every number of data ranks and stages"
+                                                         : "");
 }

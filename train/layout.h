@@ -5,7 +5,8 @@
 
 typedef struct Layout {
     int ranks, size[MESH_AXES];
-    int pieces; // of a step, over all ranks: a multiple of the data ranks
+    int pieces;             // of a step, over all ranks: a multiple of the data ranks
+    PipelineShape pipeline; // of a data rank's stages: its microbatches are the pieces of the data rank
 } Layout;
 
 // False, naming what would work, where sizes do not fit each other or the model.

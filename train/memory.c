@@ -65,7 +65,9 @@ JointMemory memory_estimate(const TrainConfig *c, const Layout *l) {
                             .data = l->size[MESH_DATA],
                             .sequence = c->parallel.sequence,
                             .zero = (int)c->parallel.zero};
-    return joint_memory(&c->model, &sizes, c->precision ? BF16 : F32, &spread);
+    JointMemory all = joint_memory(&c->model, &sizes, c->precision ? BF16 : F32, &spread);
+    double stages = l->size[MESH_PIPELINE]; // one of them holds at least so much
+    return (JointMemory){all.model / stages, all.activations / stages};
 }
 
 // Masters, and both moments of what is trained: shared out over all ranks, whatever they hold.
@@ -79,6 +81,7 @@ bool memory_check(const TrainConfig *c, const Layout *l, double available, Error
     double copy = memory_copy(c, l), all = need.model + need.activations + copy;
     if (all <= available) return true;
     bool much = need.activations > need.model;
+    bool can_share = l->size[MESH_DATA] > 1 && c->parallel.zero < (l->size[MESH_PIPELINE] > 1 ? 1 : 3);
     return error_set(error, ERROR_USAGE,
                      "the run does not fit into memory: it needs at least %.1f GiB%s (%.1f for weights, gradients and "
                      "moments, %.1f for the activations of a microbatch, %.1f to write checkpoints from), %.1f GiB are "
@@ -86,7 +89,7 @@ bool memory_check(const TrainConfig *c, const Layout *l, double available, Error
                      all / GIB, l->ranks > 1 ? " in each process" : "", need.model / GIB, need.activations / GIB,
                      copy / GIB, available / GIB, much ? ", or raise train.microbatches" : "",
                      much && c->model.recompute != RECOMPUTE_FULL ? ", or set train.recompute: full" : "",
-                     l->size[MESH_DATA] > 1 && c->parallel.zero < 3 ? ", or raise parallel.zero" : "");
+                     can_share ? ", or raise parallel.zero" : "");
 }
 
 static double total(ParameterMemory m) { return m.parameters + m.gradients + m.states; }

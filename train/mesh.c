@@ -1,29 +1,40 @@
 /* See mesh.h. Rank = ((data * pipelines + pipeline) * experts + expert) * tensors + tensor. */
 #include "train/mesh.h"
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 const char *const mesh_axis_names[MESH_AXES] = {"data", "pipeline", "expert", "tensor"};
 
 enum { MOST_ROWS = 64 }; // of the table
 
+// "parallel.pipeline 2 x parallel.tensor 4": the axes that are asked for.
+static const char *asked(const int size[MESH_AXES], char text[96]) {
+    bool both = size[MESH_PIPELINE] > 1 && size[MESH_TENSOR] > 1;
+    if (both)
+        snprintf(text, 96, "parallel.pipeline %d x parallel.tensor %d", size[MESH_PIPELINE], size[MESH_TENSOR]);
+    else if (size[MESH_PIPELINE] > 1)
+        snprintf(text, 96, "parallel.pipeline %d", size[MESH_PIPELINE]);
+    else
+        snprintf(text, 96, "parallel.tensor %d", size[MESH_TENSOR]);
+    return text;
+}
+
 bool mesh_resolve(int size[MESH_AXES], int ranks, Error *error) {
+    char text[96];
     check(ranks > 0);
-    for (int a = MESH_PIPELINE; a <= MESH_EXPERT; a++)
-        if (size[a] != 1)
-            return error_set(error, ERROR_USAGE, "parallel.%s is %d; only 1 works for now", mesh_axis_names[a],
-                             size[a]);
-    int tensor = size[MESH_TENSOR];
-    if (ranks % tensor)
-        return error_set(error, ERROR_USAGE,
-                         "%d processes cannot be shared out with parallel.tensor %d: start a multiple of %d", ranks,
-                         tensor, tensor);
-    int data = ranks / tensor;
+    if (size[MESH_EXPERT] != 1)
+        return error_set(error, ERROR_USAGE, "parallel.expert is %d; only 1 works for now", size[MESH_EXPERT]);
+    int64_t model = (int64_t)size[MESH_PIPELINE] * size[MESH_TENSOR];
+    if (ranks % model)
+        return error_set(error, ERROR_USAGE, "%d process%s cannot be shared out with %s: start a multiple of %" PRId64,
+                         ranks, ranks == 1 ? "" : "es", asked(size, text), model);
+    int data = (int)(ranks / model);
     if (size[MESH_DATA] && size[MESH_DATA] != data)
         return error_set(error, ERROR_USAGE,
-                         "parallel.data %d x parallel.tensor %d asks for %" PRId64 " processes, but there %s %d; with "
+                         "parallel.data %d x %s asks for %" PRId64 " processes, but there %s %d; with "
                          "these, set parallel.data to %d (or to 0, which takes what the others leave)",
-                         size[MESH_DATA], tensor, (int64_t)size[MESH_DATA] * tensor, ranks == 1 ? "is" : "are", ranks,
+                         size[MESH_DATA], asked(size, text), size[MESH_DATA] * model, ranks == 1 ? "is" : "are", ranks,
                          data);
     size[MESH_DATA] = data;
     return true;

@@ -77,7 +77,8 @@ static void add_pairs(const TrainConfig *c, Plan *p) {
 
 bool plan_make(const TrainConfig *c, int ranks, Plan *p, Error *error) {
     *p = (Plan){0};
-    int64_t least = (c->parallel.size[MESH_DATA] ? c->parallel.size[MESH_DATA] : 1) * c->parallel.size[MESH_TENSOR];
+    const int64_t *size = c->parallel.size;
+    int64_t least = (size[MESH_DATA] ? size[MESH_DATA] : 1) * size[MESH_PIPELINE] * size[MESH_TENSOR];
     if (!layout_resolve(c, ranks ? ranks : (int)least, &p->layout, error)) return false;
     JointMemory memory = memory_estimate(c, &p->layout);
     p->model = memory.model;

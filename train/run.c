@@ -15,6 +15,8 @@ static StepSetup setup_of(const Run *r, Tape *tape) {
                        .joint = r->joint,
                        .gradients = r->gradients,
                        .data = r->parallel.data,
+                       .pipeline = r->pipeline,
+                       .stages = r->parallel.pipeline,
                        .pieces = r->layout.pieces,
                        .first = layout_first(&r->layout, place),
                        .end = layout_first(&r->layout, place + 1),
@@ -54,7 +56,7 @@ static const Batch *take_batch(Run *r, Vote *sum, Error *error) {
         own.tokens = batch->lm.token_count + batch->caption.token_count + batch->contrastive.token_count;
         own.flop = joint_flop(&r->config.model, batch);
     }
-    *sum = agree_on(o->world, &own, r->mesh.place[MESH_TENSOR] == 0);
+    *sum = agree_on(o->world, &own, r->mesh.place[MESH_TENSOR] == 0 && r->mesh.place[MESH_PIPELINE] == 0);
     if (sum->failed || !batch) return agree(o->world, ready, error), NULL; // no batch: this rank has failed
     sum->images = batch->all_images;
     return loader_budget(sum->bad, sum->draws, r->config.bad_samples, error) ? batch : NULL;

@@ -102,8 +102,11 @@ static bool open_layout(Run *r, Error *error) {
                              .data = size[MESH_DATA] > 1 ? r->mesh.axis[MESH_DATA] : NULL,
                              .zero = (int)c->zero,
                              .bucket_bytes = c->bucket,
-                             .ordered = r->config.reproducible == REPRODUCIBLE_LAYOUT};
-    return true;
+                             .ordered = r->config.reproducible == REPRODUCIBLE_LAYOUT,
+                             .pipeline = size[MESH_PIPELINE] > 1 ? r->mesh.axis[MESH_PIPELINE] : NULL};
+    if (!r->parallel.pipeline) return true;
+    double limit = c->stage_memory ? (double)c->stage_memory : memory_available(r->hosts.local);
+    return stages_resolve(&r->config, &r->layout, limit, world, r->memory, &r->stages, error);
 }
 
 // ---- data and model ----
@@ -163,6 +166,7 @@ static Saver *open_saver(Run *r) {
 
 static int threads_of(const Run *r) { return r->config.threads ? (int)r->config.threads : r->hosts.threads; }
 
+// Up to the parameters: what may fail on one rank alone.
 static bool open_model(Run *r, Error *error) {
     Dtype compute = r->config.precision ? BF16 : F32;
     r->tokenizer = tokenizer_load(r->config.tokenizer, error);
@@ -175,14 +179,28 @@ static bool open_model(Run *r, Error *error) {
         .device = (Device)r->config.device, .threads = threads_of(r), .ranks = comm_size(r->options->world)};
     r->backend = device_backend_new(&device, r->log, error);
     if (!r->backend) return false;
-    r->joint = joint_new(r->backend, &r->config.model, &r->parallel, compute, (uint64_t)r->config.seed, error);
-    if (!r->joint) return false;
-    r->optimizer = optimizer_new(r->backend, joint_parameters(r->joint), &r->config.optimizer, r->config.steps);
+    const int *chunks =
+        r->parallel.pipeline ? stages_chunks(&r->stages, r->mesh.place[MESH_PIPELINE], r->memory) : NULL;
+    r->joint =
+        joint_new_part(r->backend, &r->config.model, &r->parallel, chunks, compute, (uint64_t)r->config.seed, error);
+    return r->joint != NULL;
+}
+
+// Collective: what works on the parameters.
+static void open_step(Run *r) {
+    Parameters *parameters = joint_parameters(r->joint);
+    r->optimizer = optimizer_new(r->backend, parameters, &r->config.optimizer, r->config.steps);
     r->tape = tape_new(r->backend, true);
-    r->gradients = gradients_new(joint_parameters(r->joint), r->tape, r->trace);
     r->inference = tape_new(r->backend, false);
-    parameters_follow(joint_parameters(r->joint), r->inference);
-    return true;
+    parameters_follow(parameters, r->inference);
+    r->gradients = gradients_new(parameters, r->parallel.pipeline ? NULL : r->tape, r->trace);
+    if (!r->parallel.pipeline) return;
+    r->pipeline = pipeline_new(&(PipelineSetup){.table = &r->stages.table,
+                                                .units = r->stages.first,
+                                                .group = r->parallel.pipeline,
+                                                .joint = r->joint,
+                                                .gradients = r->gradients,
+                                                .trace = r->trace});
 }
 
 static bool same_data(const Run *r, const TrainState *saved, Error *error) {
@@ -232,11 +250,13 @@ static bool same_arithmetic(const Run *r, Error *error) {
                          "the program's version or instruction set (BIFOCAL_CPU=avx2 gives all ranks one)", error);
 }
 
-static bool open_stages(Run *r, Error *error) {
+static bool open_in_turn(Run *r, Error *error) {
     Comm *world = r->options->world;
     char found[1024];
     if (!open_config(r, found, error) || !agree(world, open_layout(r, error), error)) return false;
-    if (!agree(world, open_model(r, error) && open_loaders(r, error), error)) return false;
+    if (!agree(world, open_model(r, error), error)) return false;
+    open_step(r);
+    if (!agree(world, open_loaders(r, error), error)) return false;
     r->saver = open_saver(r);
     if (!agree(world, same_arithmetic(r, error), error)) return false;
     uint64_t roots = hash_u64(r->state.roots, sizeof r->state.roots);
@@ -259,6 +279,10 @@ static void describe_start(const Run *r) {
     layout_describe(&r->config, &r->layout, &text);
     buffer_text(&text, "\n");
     mesh_describe(r->layout.size, r->hosts.names, &text);
+    if (r->parallel.pipeline) {
+        buffer_text(&text, "\n");
+        stages_describe(&r->stages, &text);
+    }
     log_info(r->log, "%s", text.data);
     buffer_free(&text);
     int idle = layout_idle(&r->config, &r->layout);
@@ -275,7 +299,7 @@ bool run_open(Run *r, const TrainOptions *options, Log *log, Error *error) {
         snprintf(prefix, sizeof prefix, "rank %d: ", comm_rank(options->world));
         log_set_stream(log, LOG_WARNING, prefix);
     }
-    if (!run_trace_open(&r->trace, options->trace, options->world, error) || !open_stages(r, error)) return false;
+    if (!run_trace_open(&r->trace, options->trace, options->world, error) || !open_in_turn(r, error)) return false;
     describe_start(r);
     watch_limit(options->watch, r->config.parallel.watchdog);
     if (!r->leads) return true;
@@ -289,6 +313,7 @@ void run_close(Run *r) {
     saver_free(r->saver);
     run_trace_free(r->trace, r->options->world);
     metrics_close(r->metrics);
+    pipeline_free(r->pipeline);
     gradients_free(r->gradients);
     tape_free(r->tape);
     tape_free(r->inference);

@@ -7,6 +7,7 @@
 #include "train/metrics.h"
 #include "train/run.h"
 #include "train/run_trace.h"
+#include "train/stages.h"
 #include "train/step.h"
 
 typedef struct Traffic { // of this rank's steps in this call
@@ -22,6 +23,8 @@ typedef struct Run {
     Hosts hosts;
     Layout layout;
     Mesh mesh;
+    Stages stages;      // of a pipeline of several stages
+    Pipeline *pipeline; // this rank's stage; NULL: the model is whole here
     Parallel parallel;
     bool leads; // rank 0 of the world: writes what a run has once
     Tokenizer *tokenizer;

@@ -4,6 +4,7 @@
 #include "data/loader.h"
 #include "fusion/joint.h"
 #include "train/mesh.h"
+#include "train/schedules.h"
 
 enum { MOST_SOURCES = 64 }; // datasets of a run
 
@@ -23,6 +24,10 @@ typedef struct ParallelConfig {
     int64_t size[MESH_AXES]; // of the mesh; data 0: what the others leave
     bool sequence;
     int64_t zero, bucket; // stage; bytes
+    int schedule;         // PipelineKind
+    int64_t chunks;       // parts of the model on each stage; 0: the schedule's own
+    const char *split;    // "cost", "measured", "blocks", or names of units
+    int64_t stage_memory; // bytes; 0: what is free
     double watchdog;      // seconds; 0: off
 } ParallelConfig;
 

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_RANKS = 8 };
+enum { MOST_RANKS = 8, MICROBATCHES = 8 };
 #define STEPS "train.steps=20", "checkpoint.every=0" // saved at the end alone
 
 static TinyRun shared; // made once: every test trains runs of its own in it
@@ -25,15 +25,18 @@ static int close_shared(void **state) {
 
 // ---- the choices ----
 
-typedef enum { DATA, TENSOR, SEQUENCE, ZERO, RECOMPUTE, PRECISION, AXES } Axis;
-enum { MOST_CHOICES = 4 };
+typedef enum { DATA, PIPELINE, TENSOR, SEQUENCE, SCHEDULE, SPLIT, ZERO, RECOMPUTE, PRECISION, AXES } Axis;
+enum { MOST_CHOICES = 6 };
 static const struct {
     const char *key, *choice[MOST_CHOICES];
     int count;
 } axes[AXES] = {
     [DATA] = {"parallel.data", {"1", "2", "4", "8"}, 4},
+    [PIPELINE] = {"parallel.pipeline", {"1", "2", "3", "4"}, 4},
     [TENSOR] = {"parallel.tensor", {"1", "2", "4"}, 3},
     [SEQUENCE] = {"parallel.sequence", {"false", "true"}, 2},
+    [SCHEDULE] = {"parallel.schedule", {"gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "zb-v"}, 6},
+    [SPLIT] = {"parallel.split", {"blocks"}, 1},
     [ZERO] = {"parallel.zero", {"0", "1", "2", "3"}, 4},
     [RECOMPUTE] = {"train.recompute", {"none", "selective", "full"}, 3},
     [PRECISION] = {"precision", {"f32", "bf16"}, 2},
@@ -43,9 +46,17 @@ typedef struct Chosen {
     int of[AXES]; // index of the choice
 } Chosen;
 
-static int ranks_of(const Chosen *c) {
-    return (int)(strtol(axes[DATA].choice[c->of[DATA]], NULL, 10) *
-                 strtol(axes[TENSOR].choice[c->of[TENSOR]], NULL, 10));
+static int value_of(const Chosen *c, Axis axis) { return (int)strtol(axes[axis].choice[c->of[axis]], NULL, 10); }
+static int ranks_of(const Chosen *c) { return value_of(c, DATA) * value_of(c, PIPELINE) * value_of(c, TENSOR); }
+
+// Whether there is such a layout: ZeRO 2 and 3 do not go with stages, and interleaved wants microbatches in groups of
+// them. Without stages nothing is said of schedules and splits.
+static bool exists(const Chosen *c) {
+    int stages = value_of(c, PIPELINE), own = MICROBATCHES / value_of(c, DATA);
+    bool interleaved = !strcmp(axes[SCHEDULE].choice[c->of[SCHEDULE]], "interleaved");
+    if (ranks_of(c) > MOST_RANKS) return false;
+    if (stages == 1) return c->of[SCHEDULE] == 0 && c->of[SPLIT] == 0;
+    return value_of(c, ZERO) < 2 && !(interleaved && own % stages);
 }
 
 static bool next_of_all(Chosen *c) {
@@ -75,7 +86,7 @@ static bool next_layout(Seen seen, Chosen *best) {
     int most = 0;
     Chosen c = {0};
     do {
-        int pairs = ranks_of(&c) <= MOST_RANKS ? new_pairs(&c, seen, false) : 0;
+        int pairs = exists(&c) ? new_pairs(&c, seen, false) : 0;
         if (pairs <= most) continue;
         most = pairs;
         *best = c;
@@ -109,10 +120,15 @@ static void train(const char *name, const Chosen *c, const char *const *more) {
     assert_done(tiny_train_ranks(&shared, name, settings, false, ranks_of(c), NULL, &result, &error), &error);
 }
 
-static void name_of(const Chosen *c, char name[64]) {
-    snprintf(name, 64, "data%s-tensor%s%s-zero%s-%s-%s", axes[DATA].choice[c->of[DATA]],
-             axes[TENSOR].choice[c->of[TENSOR]], c->of[SEQUENCE] ? "s" : "", axes[ZERO].choice[c->of[ZERO]],
-             axes[RECOMPUTE].choice[c->of[RECOMPUTE]], axes[PRECISION].choice[c->of[PRECISION]]);
+enum { NAME_MOST = 128 };
+static void name_of(const Chosen *c, char name[NAME_MOST]) {
+    int n = snprintf(name, NAME_MOST, "data%d-", value_of(c, DATA));
+    if (c->of[PIPELINE])
+        n += snprintf(name + n, NAME_MOST - (size_t)n, "pipeline%d-%s-%s-", value_of(c, PIPELINE),
+                      axes[SCHEDULE].choice[c->of[SCHEDULE]], axes[SPLIT].choice[c->of[SPLIT]]);
+    snprintf(name + n, NAME_MOST - (size_t)n, "tensor%d%s-zero%d-%s-%s", value_of(c, TENSOR),
+             c->of[SEQUENCE] ? "s" : "", value_of(c, ZERO), axes[RECOMPUTE].choice[c->of[RECOMPUTE]],
+             axes[PRECISION].choice[c->of[PRECISION]]);
 }
 
 static void remove_run(const char *name) {
@@ -149,7 +165,7 @@ static void every_layout_gives_the_losses_and_parameters_of_one_process(void **s
     const Base bases[] = {base_of(0), base_of(1)};
     Seen seen = {0};
     Chosen c;
-    char name[64];
+    char name[NAME_MOST];
     while (next_layout(seen, &c)) {
         const Base *base = &bases[c.of[PRECISION]];
         name_of(&c, name);

@@ -10,9 +10,11 @@ enum { RANKS = 8 };
 static void sizes_that_divide_leave_the_rest_to_data(void **state) {
     (void)state;
     Error error = {0};
-    int free_data[MESH_AXES] = {0, 1, 1, 2}, given[MESH_AXES] = {4, 1, 1, 2}, alone[MESH_AXES] = {0, 1, 1, 1};
+    int free_data[MESH_AXES] = {0, 1, 1, 2}, stages[MESH_AXES] = {0, 2, 1, 2}, given[MESH_AXES] = {4, 1, 1, 2}, alone[MESH_AXES] = {0, 1, 1, 1};
     assert_done(mesh_resolve(free_data, 8, &error), &error);
     assert_int_equal(free_data[MESH_DATA], 4);
+    assert_done(mesh_resolve(stages, 8, &error), &error);
+    assert_int_equal(stages[MESH_DATA], 2);
     assert_done(mesh_resolve(given, 8, &error), &error);
     assert_done(mesh_resolve(alone, 1, &error), &error);
     assert_int_equal(alone[MESH_DATA], 1);
@@ -30,7 +32,9 @@ static void sizes_that_do_not_divide_are_refused_with_those_that_would(void **st
     (void)state;
     assert_refused(0, 1, 1, 4, 6, "parallel.tensor 4: start a multiple of 4");
     assert_refused(4, 1, 1, 2, 6, "set parallel.data to 3");
-    assert_refused(0, 2, 1, 1, 4, "parallel.pipeline is 2; only 1");
+    assert_refused(0, 3, 1, 1, 4, "4 processes cannot be shared out with parallel.pipeline 3: start a multiple of 3");
+    assert_refused(0, 2, 1, 2, 6, "parallel.pipeline 2 x parallel.tensor 2: start a multiple of 4");
+    assert_refused(3, 2, 1, 1, 4, "parallel.data 3 x parallel.pipeline 2 asks for 6 processes");
     assert_refused(0, 1, 3, 1, 3, "parallel.expert is 3; only 1");
 }
 
