@@ -36,6 +36,6 @@ bool error_prefix(Error *error, const char *format, ...) PRINTF_LIKE(2, 3);
 #define error_prefix(...)    (error_prefix(__VA_ARGS__), false)
 #endif
 
-_Noreturn void check_failed(const char *condition, const char *file, int line);
+__attribute__((noreturn)) void check_failed(const char *condition, const char *file, int line);
 // What must hold whatever the input: aborts with condition, file and line, in every build type.
 #define check(condition) ((condition) ? (void)0 : check_failed(#condition, __FILE__, __LINE__))

@@ -4,12 +4,14 @@
  * adds to what is there. Same bits for the same call whatever the device; no alignment is asked beyond the element's
  * (16 bytes are faster). Where a call needs scratch memory it asks for it itself. */
 #pragma once
-#include "kernels/backend.h"
+#include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {
 #endif
+#include "kernels/backend.h"
 
 typedef struct CUstream_st *CudaStream; // cudaStream_t
 
@@ -40,7 +42,7 @@ void cuda_swiglu_backward(const CudaQueue *, void *dx, const void *dy, const voi
 
 // ---- dropout.cu, rope.cu ----
 void cuda_dropout(const CudaQueue *, void *y, const void *x, int64_t n, double p, uint64_t seed, uint64_t site,
-                  uint64_t first, Dtype t, bool add);
+                  uint64_t first, const int32_t *numbers, int64_t row, Dtype t, bool add);
 void cuda_rope(const CudaQueue *, void *y, const void *x, const int32_t *positions, int64_t rows, int64_t width, int heads,
                int head_size, double base, bool inverse, Dtype t, bool add);
 

@@ -119,7 +119,6 @@ static inline uint32_t __umulhi(uint32_t a, uint32_t b) {
 }
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }
 static inline int __ffs(int x) { return __builtin_ffs(x); }
-static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 static inline float __uint_as_float(uint32_t u) {
     float f;
     std::memcpy(&f, &u, sizeof f);

@@ -1,0 +1,183 @@
+/* GELU in its three forms, SiLU and SwiGLU with their gradients. Formulas are at the operators in kernels/ops.h. */
+#include "kernels/cuda/functions.h"
+#include "kernels/cuda/map.h"
+
+namespace {
+template <class T> struct GeluErf {
+    enum { INPUTS = 1 };
+    __device__ float operator()(float x, float) const {
+        float density;
+        return x * normal_distribution<T>(x, &density);
+    }
+};
+template <class T> struct GeluErfGradient {
+    enum { INPUTS = 2 };
+    __device__ float operator()(float dy, float x) const {
+        float density, phi = normal_distribution<T>(x, &density);
+        return dy * (phi + x * density);
+    }
+};
+
+// u = sqrt(2/pi) (x + 0.044715 x^3); (1 + tanh u) / 2 = sigmoid(2 u)
+template <class T> __device__ __forceinline__ float gelu_tanh_gate(float x) {
+    return sigmoid_of<T>(x * (1.595769122f + 0.0713548163f * (x * x)));
+}
+template <class T> struct GeluTanh {
+    enum { INPUTS = 1 };
+    __device__ float operator()(float x, float) const { return x * gelu_tanh_gate<T>(x); }
+};
+template <class T> struct GeluTanhGradient {
+    enum { INPUTS = 2 };
+    __device__ float operator()(float dy, float x) const {
+        float gate = gelu_tanh_gate<T>(x);
+        return dy * (gate + x * (gate * (1.0f - gate)) * (1.595769122f + 0.214064449f * (x * x)));
+    }
+};
+
+// x sigmoid(p x): SiLU at p = 1, the quick GELU at p = 1.702
+template <class T> struct Swish {
+    enum { INPUTS = 1 };
+    float p;
+    __device__ float operator()(float x, float) const { return x * sigmoid_of<T>(p * x); }
+};
+template <class T> struct SwishGradient {
+    enum { INPUTS = 2 };
+    float p;
+    __device__ float operator()(float dy, float x) const {
+        float gate = sigmoid_of<T>(p * x);
+        return dy * (gate + p * x * (gate * (1.0f - gate)));
+    }
+};
+} // namespace
+
+static constexpr float QUICK = 1.702f;
+enum { KIND_ERF, KIND_TANH }; // GeluKind of kernels/ops.h; the third is the quick one
+
+template <class T, class F> static void forward(const CudaQueue *q, F f, void *y, const void *x, int64_t n) {
+    run_map<F, T, T, T>(q, f, static_cast<T *>(y), static_cast<const T *>(x), nullptr, n, 1, false);
+}
+template <class T, class F>
+static void backward(const CudaQueue *q, F f, void *dx, const void *dy, const void *x, int64_t n, bool add) {
+    run_map(q, f, static_cast<T *>(dx), static_cast<const T *>(dy), static_cast<const T *>(x), n, 1, add);
+}
+
+void cuda_gelu_forward(const CudaQueue *q, void *y, const void *x, int64_t n, int kind, Dtype t) {
+    with_type(t, [&](auto zero) {
+        typedef decltype(zero) T;
+        if (kind == KIND_ERF)
+            forward<T>(q, GeluErf<T>{}, y, x, n);
+        else if (kind == KIND_TANH)
+            forward<T>(q, GeluTanh<T>{}, y, x, n);
+        else
+            forward<T>(q, Swish<T>{QUICK}, y, x, n);
+    });
+}
+
+void cuda_gelu_backward(const CudaQueue *q, void *dx, const void *dy, const void *x, int64_t n, int kind, Dtype t,
+                        bool add) {
+    with_type(t, [&](auto zero) {
+        typedef decltype(zero) T;
+        if (kind == KIND_ERF)
+            backward<T>(q, GeluErfGradient<T>{}, dx, dy, x, n, add);
+        else if (kind == KIND_TANH)
+            backward<T>(q, GeluTanhGradient<T>{}, dx, dy, x, n, add);
+        else
+            backward<T>(q, SwishGradient<T>{QUICK}, dx, dy, x, n, add);
+    });
+}
+
+void cuda_silu_forward(const CudaQueue *q, void *y, const void *x, int64_t n, Dtype t) {
+    with_type(t, [&](auto zero) { forward<decltype(zero)>(q, Swish<decltype(zero)>{1}, y, x, n); });
+}
+
+void cuda_silu_backward(const CudaQueue *q, void *dx, const void *dy, const void *x, int64_t n, Dtype t, bool add) {
+    with_type(t, [&](auto zero) { backward<decltype(zero)>(q, SwishGradient<decltype(zero)>{1}, dx, dy, x, n, add); });
+}
+
+// ---- SwiGLU: rows of [gate | up] of F numbers each; a thread takes N of them, counted over all rows ----
+
+enum { THREADS = 256 };
+static constexpr int64_t LAUNCH_PACKS = static_cast<int64_t>(1) << 30; // that 32 bits count
+
+template <class T, int N>
+static __global__ void __launch_bounds__(THREADS) swiglu_kernel(T *y, const T *x, uint32_t packs, Divider per_row) {
+    uint32_t at = blockIdx.x * THREADS + threadIdx.x;
+    if (at >= packs) return;
+    int64_t row = divide(at, per_row), width = static_cast<int64_t>(per_row.divisor) * N;
+    int64_t column = (at - static_cast<uint32_t>(row) * per_row.divisor) * static_cast<int64_t>(N);
+    const T *gates = x + 2 * row * width + column;
+    Floats<N> gate = load<N>(gates), up = load<N>(gates + width);
+#pragma unroll
+    for (int i = 0; i < N; i++) gate.at[i] = gate.at[i] * sigmoid_of<T>(gate.at[i]) * up.at[i];
+    store<N>(y + row * width + column, gate);
+}
+
+// dgate = dy up (s + gate s (1 - s)), dup = dy gate s, with s = sigmoid(gate)
+template <class T, int N>
+static __global__ void __launch_bounds__(THREADS)
+    swiglu_gradient_kernel(T *dx, const T *dy, const T *x, uint32_t packs, Divider per_row, bool add) {
+    uint32_t at = blockIdx.x * THREADS + threadIdx.x;
+    if (at >= packs) return;
+    int64_t row = divide(at, per_row), width = static_cast<int64_t>(per_row.divisor) * N;
+    int64_t column = (at - static_cast<uint32_t>(row) * per_row.divisor) * static_cast<int64_t>(N),
+            gates = 2 * row * width + column;
+    Floats<N> d = load<N>(dy + row * width + column), gate = load<N>(x + gates), up = load<N>(x + gates + width);
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        float s = sigmoid_of<T>(gate.at[i]), g = gate.at[i];
+        gate.at[i] = d.at[i] * up.at[i] * (s + g * (s * (1.0f - s)));
+        up.at[i] = d.at[i] * (g * s);
+    }
+    write<N>(dx + gates, gate, add);
+    write<N>(dx + gates + width, up, add);
+}
+
+// Calls f(rows' first, packs of them), for as many rows at a time as one launch counts.
+template <class F> static void in_launches(int64_t rows, int64_t per_row, F f) {
+    int64_t most = larger<int64_t>(LAUNCH_PACKS / larger<int64_t>(per_row, 1), 1);
+    for (int64_t row = 0; row < rows && per_row > 0; row += most)
+        f(row, static_cast<uint32_t>(smaller(most, rows - row) * per_row));
+}
+
+static dim3 blocks_of(uint32_t packs) { return dim3(divide_up<uint32_t>(packs, THREADS)); }
+
+void cuda_swiglu_forward(const CudaQueue *q, void *y, const void *x, int64_t rows, int64_t width, Dtype t) {
+    with_type(t, [&](auto zero) {
+        typedef decltype(zero) T;
+        T *to = static_cast<T *>(y);
+        const T *from = static_cast<const T *>(x);
+        constexpr int N = PACK<T>;
+        bool packs = width % N == 0 && packs_at(to, N) && packs_at(from, N);
+        int64_t per_row = packs ? width / N : width;
+        in_launches(rows, per_row, [&](int64_t row, uint32_t count) {
+            if (packs)
+                launch<swiglu_kernel<T, N>>(blocks_of(count), dim3(THREADS), 0, q->stream, to + row * width,
+                                            from + 2 * row * width, count, divider(per_row));
+            else
+                launch<swiglu_kernel<T, 1>>(blocks_of(count), dim3(THREADS), 0, q->stream, to + row * width,
+                                            from + 2 * row * width, count, divider(per_row));
+        });
+    });
+}
+
+void cuda_swiglu_backward(const CudaQueue *q, void *dx, const void *dy, const void *x, int64_t rows, int64_t width,
+                          Dtype t, bool add) {
+    with_type(t, [&](auto zero) {
+        typedef decltype(zero) T;
+        T *to = static_cast<T *>(dx);
+        const T *d = static_cast<const T *>(dy), *from = static_cast<const T *>(x);
+        constexpr int N = PACK<T>;
+        bool packs = width % N == 0 && packs_at(to, N) && packs_at(d, N) && packs_at(from, N);
+        int64_t per_row = packs ? width / N : width;
+        in_launches(rows, per_row, [&](int64_t row, uint32_t count) {
+            if (packs)
+                launch<swiglu_gradient_kernel<T, N>>(blocks_of(count), dim3(THREADS), 0, q->stream,
+                                                     to + 2 * row * width, d + row * width, from + 2 * row * width,
+                                                     count, divider(per_row), add);
+            else
+                launch<swiglu_gradient_kernel<T, 1>>(blocks_of(count), dim3(THREADS), 0, q->stream,
+                                                     to + 2 * row * width, d + row * width, from + 2 * row * width,
+                                                     count, divider(per_row), add);
+        });
+    });
+}

@@ -1,0 +1,39 @@
+/* Functions of one number. For bf16 the device's quick exponential and division serve: their error of a few 2^-22 is
+ * far below the rounding of the result, and they keep these kernels at the memory's speed. */
+#pragma once
+#include "kernels/cuda/language.h"
+
+template <class T> __device__ __forceinline__ float exp_of(float x) {
+#ifdef __CUDACC__
+    if (sizeof(T) < sizeof(float)) return __expf(x);
+#endif
+    return expf(x);
+}
+template <class T> __device__ __forceinline__ float divide_of(float a, float b) {
+#ifdef __CUDACC__
+    if (sizeof(T) < sizeof(float)) return __fdividef(a, b);
+#endif
+    return a / b;
+}
+template <class T> __device__ __forceinline__ float sigmoid_of(float x) {
+    return divide_of<T>(1.0f, 1.0f + exp_of<T>(-x));
+}
+
+// Phi(x) and phi(x) = exp(-x^2 / 2) / sqrt(2 pi) with one exponential, as on the CPU (kernels/cpu/simd/vec.h): beside
+// it stands exp(t^2) erfc(t), t = |x| / sqrt 2, a polynomial in u = 1 / (1 + 0.4 t).
+template <class T> __device__ __forceinline__ float normal_distribution(float x, float *density) {
+    float e = exp_of<T>(-0.5f * (x * x));
+    float u = divide_of<T>(1.0f, 1.0f + 0.282842712f * fabsf(x));
+    float p = -2.901471928e-02f * u + 1.948669008e-01f;
+    p = p * u - 4.914175826e-01f;
+    p = p * u + 5.375827943e-01f;
+    p = p * u - 2.761802256e-01f;
+    p = p * u + 2.676774051e-01f;
+    p = p * u + 1.311945203e-01f;
+    p = p * u + 2.145950729e-01f;
+    p = p * u + 2.249909293e-01f;
+    p = p * u + 2.257049132e-01f;
+    float tail = 0.5f * e * (p * u);
+    *density = 0.398942280f * e;
+    return x > 0.0f ? 1.0f - tail : tail;
+}

@@ -1,0 +1,91 @@
+/* Rotary positions (Su et al. 2021) in the halves layout. A block takes a few rows: it finds the frequencies, then the
+ * sines and cosines of its rows, once for all heads; angles are reduced in f64, so that large positions lose nothing.
+ * Then its threads turn pairs, N of them at a time. */
+#include "kernels/cuda/language.h"
+
+enum { THREADS = 256, ROWS = 8 };
+
+struct Rope {
+    int64_t rows, width;
+    int heads, head_size;
+    double base;
+    bool inverse, add;
+};
+
+template <int N, class T>
+static __device__ __forceinline__ void turn(T *y, const T *x, int half, const float *sine, const float *cosine,
+                                            bool add) {
+    Floats<N> a = load<N>(x), b = load<N>(x + half), p, q;
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        p.at[i] = a.at[i] * cosine[i] - b.at[i] * sine[i];
+        q.at[i] = b.at[i] * cosine[i] + a.at[i] * sine[i];
+    }
+    write<N>(y, p, add);
+    write<N>(y + half, q, add);
+}
+
+// Shared: frequency (D / 2) f64, sine and cosine (ROWS, D / 2).
+template <class T, int N>
+static __global__ void __launch_bounds__(THREADS)
+    rope_kernel(T *y, const T *x, const int32_t *positions, Rope r, Divider packs) {
+    SHARED_DYNAMIC(double, frequency);
+    const int half = r.head_size / 2, thread = static_cast<int>(threadIdx.x);
+    float *sine = reinterpret_cast<float *>(frequency + half), *cosine = sine + ROWS * half;
+    int64_t first = static_cast<int64_t>(blockIdx.x) * ROWS;
+    const int rows = static_cast<int>(smaller<int64_t>(ROWS, r.rows - first));
+    for (int d = thread; d < half; d += THREADS)
+        frequency[d] = pow(r.base, -2.0 * d / r.head_size) * 0.63661977236758134308; // 2 / pi: in quarter turns
+    __syncthreads();
+    for (int i = thread; i < rows * half; i += THREADS) {
+        double turns = (r.inverse ? -1.0 : 1.0) * positions[first + i / half] * frequency[i % half],
+               whole = rint(turns);
+        float angle = static_cast<float>((turns - whole) * 1.57079632679489661923), s = sinf(angle), c = cosf(angle);
+        int quarter = static_cast<int>(static_cast<int64_t>(whole) & 3);
+        float turned_s = quarter & 1 ? c : s, turned_c = quarter & 1 ? s : c;
+        sine[i] = quarter & 2 ? -turned_s : turned_s;
+        cosine[i] = (quarter + 1) & 2 ? -turned_c : turned_c;
+    }
+    __syncthreads();
+    const uint32_t per_row = static_cast<uint32_t>(r.heads) * packs.divisor; // packs of a head's half
+    for (uint32_t i = static_cast<uint32_t>(thread); i < static_cast<uint32_t>(rows) * per_row; i += THREADS) {
+        uint32_t head = divide(i, packs), d = (i - head * packs.divisor) * N; // head: counted over rows
+        uint32_t row = head / static_cast<uint32_t>(r.heads), at = head - row * static_cast<uint32_t>(r.heads);
+        int64_t where = (first + row) * r.width + static_cast<int64_t>(at) * r.head_size + d;
+        turn<N>(y + where, x + where, half, sine + row * static_cast<uint32_t>(half) + d,
+                cosine + row * static_cast<uint32_t>(half) + d, r.add);
+    }
+    // What does not turn is passed on.
+    const int turning = r.heads * r.head_size, passing = static_cast<int>(r.width) - turning;
+    if (!passing || (x == y && !r.add)) return;
+    for (int row = 0; row < rows; row++) {
+        for (int c = thread; c < passing; c += THREADS) {
+            int64_t where = (first + row) * r.width + turning + c;
+            from_float(y + where, r.add ? to_float(y[where]) + to_float(x[where]) : to_float(x[where]));
+        }
+    }
+}
+
+template <class T, int N>
+static void run(const CudaQueue *q, T *y, const T *x, const int32_t *positions, const Rope &r) {
+    int half = r.head_size / 2;
+    size_t shared = static_cast<size_t>(half) * (sizeof(double) + 2 * ROWS * sizeof(float));
+    launch<rope_kernel<T, N>>(dim3(static_cast<unsigned>(divide_up<int64_t>(r.rows, ROWS))), dim3(THREADS), shared,
+                              q->stream, y, x, positions, r, divider(larger(half / N, 1)));
+}
+
+void cuda_rope(const CudaQueue *q, void *y, const void *x, const int32_t *positions, int64_t rows, int64_t width,
+               int heads, int head_size, double base, bool inverse, Dtype t, bool add) {
+    if (rows <= 0) return;
+    Rope r = {rows, width, heads, head_size, base, inverse, add};
+    with_type(t, [&](auto zero) {
+        typedef decltype(zero) T;
+        T *to = static_cast<T *>(y);
+        const T *from = static_cast<const T *>(x);
+        constexpr int N = PACK<T>;
+        if (head_size / 2 % N == 0 && width % N == 0 && packs_at(to, N) && packs_at(from, N))
+            run<T, N>(q, to, from, positions, r);
+        else
+            run<T, 1>(q, to, from, positions, r);
+    });
+}
