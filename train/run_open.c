@@ -9,6 +9,7 @@
 #include "train/agree.h"
 #include "train/memory.h"
 #include "train/run_state.h"
+#include "train/schedule_trace.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -105,6 +106,7 @@ static bool open_layout(Run *r, Error *error) {
                              .ordered = r->config.reproducible == REPRODUCIBLE_LAYOUT,
                              .pipeline = size[MESH_PIPELINE] > 1 ? r->mesh.axis[MESH_PIPELINE] : NULL};
     if (!r->parallel.pipeline) return true;
+    schedule_trace_note(r->trace, &r->layout.pipeline, size, r->mesh.place);
     double limit = c->stage_memory ? (double)c->stage_memory : memory_available(r->hosts.local);
     return stages_resolve(&r->config, &r->layout, limit, world, r->memory, &r->stages, error);
 }

@@ -5,6 +5,7 @@
 #include "data/batch.h"
 #include "tests/train/tiny_compare.h"
 #include "tests/train/tiny_run.h"
+#include "train/schedule_trace.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -119,6 +120,40 @@ static void every_rank_has_its_tracks_in_one_file(void **state) {
     tiny_run_close(&r);
 }
 
+static void stages_of_a_pipeline_are_read_back_row_by_row(void **state) {
+    (void)state;
+    TinyRun r;
+    TrainResult result;
+    ScheduleTrace found;
+    Error error = {0};
+    Arena *arena = arena_new(1 << 16);
+    tiny_run_open(&r, 1);
+    char *path = temporary_path(r.folder, "trace.json");
+    const char *const settings[] = {"threads=1",
+                                    "train.steps=3",
+                                    "train.microbatches=4",
+                                    "parallel.pipeline=2",
+                                    "parallel.schedule=zb-h1",
+                                    "parallel.split=blocks",
+                                    "optimizer.warmup_steps=0",
+                                    NULL};
+    r.trace = path;
+    assert_done(tiny_train_ranks(&r, "staged", settings, false, 2, NULL, &result, &error), &error);
+    assert_done(schedule_trace_read(path, &(TraceChoice){0}, arena, &found, &error), &error);
+    assert_true(found.count == STEPS && found.data == 1 && found.tensor == 1);
+    assert_true(found.table.shape.kind == PIPELINE_ZB_H1 && found.table.shape.microbatches == 4);
+    for (int i = 0; i < STEPS; i++) {
+        PipelineTime measured = timeline_measure(&found.steps[i].measured, NULL);
+        PipelineTime simulated = timeline_measure(&found.steps[i].simulated, NULL);
+        assert_int_equal(found.steps[i].number, i + 1);
+        assert_true(fabs(measured.work - simulated.work) < 1e-7 && measured.total > measured.work);
+        assert_true(found.steps[i].features > 0); // all pairs of a step are looked at before its rows
+    }
+    arena_free(arena);
+    free(path);
+    tiny_run_close(&r);
+}
+
 static void a_timeline_that_cannot_be_written_is_refused_before_the_first_step(void **state) {
     (void)state;
     TinyRun r;
@@ -165,6 +200,7 @@ static void a_run_that_fails_leaves_the_file_of_each_rank(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_rank_has_its_tracks_in_one_file),
+        cmocka_unit_test(stages_of_a_pipeline_are_read_back_row_by_row),
         cmocka_unit_test(a_run_that_fails_leaves_the_file_of_each_rank),
         cmocka_unit_test(a_timeline_that_cannot_be_written_is_refused_before_the_first_step),
     };
