@@ -203,6 +203,7 @@ static void open_step(Run *r) {
                                                 .joint = r->joint,
                                                 .gradients = r->gradients,
                                                 .trace = r->trace});
+    schedule_trace_note(r->trace, &r->layout.pipeline, r->layout.size, r->mesh.place);
 }
 
 static bool same_data(const Run *r, const TrainState *saved, Error *error) {
@@ -275,8 +276,7 @@ static void describe_start(const Run *r) {
     log_info(r->log, "%.2f M parameters (%.2f M trained), vocabulary %lld, %s on %s (%s), %d threads",
              (double)parameters_whole_elements(joint_parameters(r->joint), false) / 1e6,
              (double)parameters_whole_elements(joint_parameters(r->joint), true) / 1e6, (long long)m->text.vocabulary,
-             r->config.precision ? "bf16" : "f32", r->backend->name, r->backend->isa,
-             threads_of(r));
+             r->config.precision ? "bf16" : "f32", r->backend->name, r->backend->isa, threads_of(r));
     if (r->layout.ranks == 1) return;
     layout_describe(&r->config, &r->layout, &text);
     buffer_text(&text, "\n");
