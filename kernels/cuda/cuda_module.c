@@ -78,6 +78,7 @@ static Backend *open_backend(const CudaOptions *options, Log *log, Error *error)
     cuda_memory_install(b);
     cuda_copy_install(b);
     cuda_products_install(b);
+    cuda_attention_install(b);
     log_info(log, "GPU %d: %s, %s, %d multiprocessors, %.1f GiB%s", s->gpu.device, s->gpu.name, s->architecture,
              s->multiprocessors, (double)s->gpu.memory / 0x1p30, s->synchronous ? "; waiting behind every kernel" : "");
     return b;

@@ -4,6 +4,7 @@
 #include "kernels/cuda.h"
 #include "kernels/cuda/host/gpu_facts.h"
 #include "kernels/cuda/host/regions.h"
+#include "kernels/cuda/kernels.h"
 #include <cuda_runtime_api.h>
 
 typedef struct CudaMemory CudaMemory;     // cuda_memory.c
@@ -44,6 +45,7 @@ void cuda_memory_install(Backend *);
 // memory, since calls run in order.
 void *cuda_scratch(CudaState *, size_t bytes);
 size_t cuda_scratch_mark(const CudaState *);
+CudaQueue cuda_queue(CudaState *); // where our own kernels go, with this work space
 void cuda_scratch_rewind(CudaState *, size_t mark);
 
 // ---- copies (cuda_copy.c) ----
@@ -60,7 +62,6 @@ void cuda_products_install(Backend *);
 
 // ---- our own kernels (cuda_calls.c, cuda_cross_entropy.c) ----
 
-struct CudaQueue;
-struct CudaQueue cuda_queue(CudaState *); // kernels.h
 void cuda_calls_install(Backend *);
 void cuda_cross_entropy_install(Backend *);
+void cuda_attention_install(Backend *);
