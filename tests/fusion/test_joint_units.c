@@ -499,6 +499,32 @@ static void features_of_pairs_pass_any_cut(void **state) {
     arena_free(memory);
 }
 
+// Whatever stands beside a picture in its microbatch, its dropout is that of its number in the step.
+static void draws_of_a_picture_follow_its_number(void **state) {
+    (void)state;
+    enum { PICTURE = 2, ROW = 12, BYTES = TINY_SIDE * TINY_SIDE * 3 };
+    Error error = {0};
+    JointConfig c = like_gpt2();
+    Backend *backend = cpu_backend_new(1, NULL, NULL);
+    Arena *memory = arena_new(1 << 16);
+    Joint *joint = joint_new(backend, &c, NULL, F32, 7, &error);
+    assert_done(joint != NULL, &error);
+    Batch all = batch_of(memory, WHOLE), one = all;
+    one.images = one.mae_images = one.contrastive.rows = 1;
+    one.caption = one.lm = (Sequences){0};
+    one.pixels += PICTURE * BYTES;
+    one.image_numbers += PICTURE;
+    JointPass pass = {.seed = 5, .training = true};
+    Features together = features_of(joint, backend, &all, &pass), alone = features_of(joint, backend, &one, &pass);
+    assert_memory_equal(alone.image, together.image + PICTURE * ROW, ROW * sizeof(float));
+    one.image_numbers--; // another picture's draws
+    Features other = features_of(joint, backend, &one, &pass);
+    assert_memory_not_equal(other.image, alone.image, ROW * sizeof(float));
+    joint_free(joint);
+    backend_free(backend);
+    arena_free(memory);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(units_stand_in_the_order_of_a_microbatch),
@@ -514,6 +540,7 @@ int main(void) {
         cmocka_unit_test(a_part_of_the_model_on_each_rank_forms_its_gradients),
         cmocka_unit_test(gradients_of_features_are_played_back_through_any_cut),
         cmocka_unit_test(features_of_pairs_pass_any_cut),
+        cmocka_unit_test(draws_of_a_picture_follow_its_number),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
