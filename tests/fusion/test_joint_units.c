@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+static const JointPass TRAINING = {.seed = 5, .training = true};
+
 // ---- models and batches ----
 
 static JointConfig like_gpt2(void) {
@@ -66,7 +68,26 @@ static Batch batch_of(Arena *memory, Holding what) {
     return b;
 }
 
-static int list_of(const JointConfig *c, JointUnit units[MOST_UNITS]) { return joint_units(c, units); }
+typedef struct Model {
+    Backend *backend;
+    Joint *joint;
+    Arena *memory; // of its batches
+} Model;
+
+// chunk: joint_new_part
+static Model model_open(const JointConfig *c, const Parallel *parallel, const int *chunk, Dtype dtype) {
+    Error error = {0};
+    Model m = {.backend = cpu_backend_new(1, NULL, NULL), .memory = arena_new(1 << 16)};
+    m.joint = joint_new_part(m.backend, c, parallel, chunk, dtype, 7, &error);
+    assert_done(m.joint != NULL, &error);
+    return m;
+}
+
+static void model_close(Model *m) {
+    joint_free(m->joint);
+    backend_free(m->backend);
+    arena_free(m->memory);
+}
 
 // ---- the list ----
 
@@ -86,7 +107,7 @@ static void expect_list(const JointConfig *c, const Listed *want, int count) {
     static JointUnit units[MOST_UNITS];
     char text[128];
     assert_int_equal(joint_units(c, NULL), count);
-    assert_int_equal(list_of(c, units), count);
+    assert_int_equal(joint_units(c, units), count);
     for (int u = 0; u < count; u++) {
         assert_string_equal(units[u].name, want[u].name);
         assert_string_equal(streams_text(joint_boundary(units, count, u), text), want[u].before);
@@ -153,30 +174,23 @@ static void every_unit_uses_its_own_parameters_alone(void **state) {
     (void)state;
     JointConfig configs[] = {like_gpt2(), like_llama()};
     for (int k = 0; k < 2; k++) {
-        Error error = {0};
-        Backend *backend = cpu_backend_new(1, NULL, NULL);
-        Arena *memory = arena_new(1 << 16);
         int chunk[64], units = joint_units(&configs[k], NULL);
         for (int u = 0; u < units; u++) chunk[u] = u;
-        Joint *joint = joint_new_part(backend, &configs[k], NULL, chunk, F32, 7, &error);
-        assert_done(joint != NULL, &error);
-        Owners owners = {.parameters = joint_parameters(joint)};
-        Batch batch = batch_of(memory, WHOLE);
-        JointPass pass = {.seed = 5, .training = true};
+        Model m = model_open(&configs[k], NULL, chunk, F32);
+        Owners owners = {.parameters = joint_parameters(m.joint)};
+        Batch batch = batch_of(m.memory, WHOLE);
         JointStreams streams = {0};
         JointLoss loss = {0};
-        Tape *tape = tape_new(backend, true);
+        Tape *tape = tape_new(m.backend, true);
         tape_set_hooks(tape, &(TapeHooks){.context = &owners, .use = expect_own});
         for (owners.unit = 0; owners.unit < units; owners.unit++) {
             int before = owners.used;
-            joint_run(tape, joint, &batch, &pass, owners.unit, owners.unit + 1, &streams, &loss);
+            joint_run(tape, m.joint, &batch, &TRAINING, owners.unit, owners.unit + 1, &streams, &loss);
             assert_true(owners.used > before);
         }
         for (int o = 0; o < OBJECTIVES; o++) assert_non_null(loss.mean[o]);
         tape_free(tape);
-        joint_free(joint);
-        backend_free(backend);
-        arena_free(memory);
+        model_close(&m);
     }
 }
 
@@ -184,13 +198,13 @@ static void parameters_that_are_not_a_models_have_no_unit(void **state) {
     (void)state;
     static JointUnit units[MOST_UNITS];
     JointConfig c = tiny_config();
-    int count = list_of(&c, units);
+    int count = joint_units(&c, units);
     assert_int_equal(joint_unit_of(units, count, "visions.norm.scale"), -1);
     assert_int_equal(joint_unit_of(units, count, "vision.blocks.7.up.bias"), -1);
     assert_int_equal(joint_unit_of(units, count, "text.tokens"), 9);
     assert_int_equal(joint_unit_of(units, count, "text.tokens@head"), 12);
     c.weight[OBJECTIVE_CONTRASTIVE] = 0; // the trunk's pool is declared all the same, and nobody uses it
-    count = list_of(&c, units);
+    count = joint_units(&c, units);
     assert_string_equal(units[joint_unit_of(units, count, "vision.pool.query")].name, "vision.norm");
 }
 
@@ -217,58 +231,52 @@ static Numbers numbers_of(Joint *joint, const float mean[OBJECTIVES]) {
     return n;
 }
 
-static Numbers run_whole(Joint *joint, Backend *backend, const Batch *batch, const JointPass *pass) {
-    Tape *tape = tape_new(backend, true);
+static Numbers run_whole(const Model *m, const Batch *batch, const JointPass *pass) {
+    Tape *tape = tape_new(m->backend, true);
     float mean[OBJECTIVES] = {0};
-    parameters_begin_step(joint_parameters(joint));
-    JointLoss loss = joint_loss(tape, joint, batch, pass);
+    parameters_begin_step(joint_parameters(m->joint));
+    JointLoss loss = joint_loss(tape, m->joint, batch, pass);
     if (tape_error(tape)) fail_msg("%s", tape_error(tape));
-    for (int o = 0; o < OBJECTIVES; o++)
+    for (int o = 0; o < OBJECTIVES; o++) {
         if (loss.mean[o]) tape_read(tape, loss.mean[o], &mean[o]);
-    for (int o = 0; o < OBJECTIVES; o++) assert_true((loss.mean[o] != NULL) == (mean[o] > 0 && mean[o] < 100));
+        assert_true((loss.mean[o] != NULL) == (mean[o] > 0 && mean[o] < 100));
+    }
     if (loss.total) tape_backward(tape, loss.total, ALL_GRADIENTS);
-    parameters_end_backward(joint_parameters(joint));
+    parameters_end_backward(joint_parameters(m->joint));
     tape_free(tape);
-    return numbers_of(joint, mean);
+    return numbers_of(m->joint, mean);
 }
 
-static void expect_cut(Joint *joint, Backend *backend, const Batch *batch, const JointPass *pass, int parts,
-                       const int *first, CutMode mode, const Numbers *want) {
+static void expect_cut(const Model *m, const Batch *batch, const JointPass *pass, int parts, const int *first,
+                       CutMode mode, const Numbers *want) {
     float mean[OBJECTIVES];
-    cut_run(joint, backend, batch, pass, parts, first, mode, mean);
-    Numbers got = numbers_of(joint, mean);
+    cut_run(m->joint, m->backend, batch, pass, parts, first, mode, mean);
+    Numbers got = numbers_of(m->joint, mean);
     assert_int_equal(got.bytes, want->bytes);
     for (size_t i = 0; i < got.bytes / sizeof(float); i++)
-        if (memcmp(&got.of[i], &want->of[i], sizeof(float)))
+        if (!(got.of[i] == want->of[i]))
             fail_msg("%d parts, the second from unit %d: number %zu is %.9g, not %.9g", parts, first[1], i,
                      (double)got.of[i], (double)want->of[i]);
+    assert_memory_equal(got.of, want->of, got.bytes);
     free(got.of);
 }
 
 // At every boundary, then at all of them, whole and with weight gradients behind all others.
-static void cut_everywhere(Joint *joint, Backend *backend, const Batch *batch, const JointPass *pass) {
-    int units = joint->unit_count, each[64];
-    Numbers want = run_whole(joint, backend, batch, pass);
-    for (int cut = 1; cut < units; cut++)
-        expect_cut(joint, backend, batch, pass, 2, (const int[]){0, cut, units}, CUT_WHOLE, &want);
+static void cut_everywhere(const Model *m, const Batch *batch, const JointPass *pass) {
+    int units = m->joint->unit_count, each[64];
+    Numbers want = run_whole(m, batch, pass);
+    for (int cut = 1; cut < units; cut++) expect_cut(m, batch, pass, 2, (const int[]){0, cut, units}, CUT_WHOLE, &want);
     for (int u = 0; u <= units; u++) each[u] = u;
-    expect_cut(joint, backend, batch, pass, units, each, CUT_WHOLE, &want);
-    expect_cut(joint, backend, batch, pass, units, each, CUT_HALVES, &want);
+    expect_cut(m, batch, pass, units, each, CUT_WHOLE, &want);
+    expect_cut(m, batch, pass, units, each, CUT_HALVES, &want);
     free(want.of);
 }
 
 static void cut_model(const JointConfig *c, const Parallel *parallel, Dtype dtype, Holding what) {
-    Error error = {0};
-    Backend *backend = cpu_backend_new(1, NULL, NULL);
-    Arena *memory = arena_new(1 << 16);
-    Joint *joint = joint_new(backend, c, parallel, dtype, 7, &error);
-    assert_done(joint != NULL, &error);
-    Batch batch = batch_of(memory, what);
-    JointPass pass = {.seed = 5, .training = true};
-    cut_everywhere(joint, backend, &batch, &pass);
-    joint_free(joint);
-    backend_free(backend);
-    arena_free(memory);
+    Model m = model_open(c, parallel, NULL, dtype);
+    Batch batch = batch_of(m.memory, what);
+    cut_everywhere(&m, &batch, &TRAINING);
+    model_close(&m);
 }
 
 static void a_pass_cut_anywhere_has_the_same_bits(void **state) {
@@ -338,12 +346,12 @@ typedef struct TwoRanks {
     JointConfig config;
     int cut;
     Batch batch;
-    Joint *whole; // one process, its gradients formed
+    Model whole; // one process, its gradients formed
     CutMessage forward, backward, end;
 } TwoRanks;
 
 static void expect_part(const TwoRanks *w, Joint *part) {
-    Parameters *p = joint_parameters(part), *whole = joint_parameters(w->whole);
+    Parameters *p = joint_parameters(part), *whole = joint_parameters(w->whole.joint);
     assert_int_equal(parameters_count(p), parameters_count(whole));
     for (int i = 0; i < parameters_count(p); i++) {
         const Parameter *item = parameters_at(p, i), *want = parameters_at(whole, i);
@@ -359,95 +367,78 @@ static void expect_part(const TwoRanks *w, Joint *part) {
 
 static void run_part(int rank, Comm *pipeline, void *context) {
     TwoRanks *w = context;
-    Error error = {0};
     Parallel parallel = {.pipeline = pipeline};
-    int chunk[64], units = w->whole->unit_count;
+    int chunk[64], units = w->whole.joint->unit_count;
     for (int u = 0; u < units; u++) chunk[u] = (u < w->cut) == (rank == 0) ? 0 : -1;
-    Backend *backend = cpu_backend_new(1, NULL, NULL);
-    Joint *joint = joint_new_part(backend, &w->config, &parallel, chunk, F32, 7, &error);
-    assert_done(joint != NULL, &error);
-    Tape *tape = tape_new(backend, true);
-    JointPass pass = {.seed = 5, .training = true};
-    CutPart part = {.joint = joint, .batch = &w->batch, .pass = &pass, .tape = tape};
+    Model m = model_open(&w->config, &parallel, chunk, F32);
+    Tape *tape = tape_new(m.backend, true);
+    CutPart part = {.joint = m.joint, .batch = &w->batch, .pass = &TRAINING, .tape = tape};
     part.first = rank ? w->cut : 0, part.end = rank ? units : w->cut;
-    parameters_begin_step(joint_parameters(joint));
+    parameters_begin_step(joint_parameters(m.joint));
     if (rank == 0) cut_forward(&part, NULL, &w->forward);
     comm_barrier(pipeline, "forward");
     if (rank == 1) cut_forward(&part, &w->forward, &w->end);
     if (rank == 1) cut_backward(&part, NULL, &w->backward, ALL_GRADIENTS);
     comm_barrier(pipeline, "backward");
     if (rank == 0) cut_backward(&part, &w->backward, NULL, ALL_GRADIENTS);
-    parameters_end_backward(joint_parameters(joint));
-    expect_part(w, joint);
+    parameters_end_backward(joint_parameters(m.joint));
+    expect_part(w, m.joint);
     tape_free(tape);
-    joint_free(joint);
-    backend_free(backend);
+    model_close(&m);
 }
 
 // Each rank has memory for its own part alone; words that are tied over the cut have a second copy.
 static void a_part_of_the_model_on_each_rank_forms_its_gradients(void **state) {
     (void)state;
-    Backend *backend = cpu_backend_new(1, NULL, NULL);
     Arena *memory = arena_new(1 << 16);
     TwoRanks w = {.config = like_gpt2(), .batch = batch_of(memory, WHOLE)};
     static JointUnit units[MOST_UNITS];
-    int count = list_of(&w.config, units), embed = joint_unit_of(units, count, "text.tokens");
+    int count = joint_units(&w.config, units), embed = joint_unit_of(units, count, "text.tokens");
     for (w.cut = 1; w.cut < count; w.cut++) {
-        Error error = {0};
         Parallel replica = {.ordered = w.cut > embed};
-        w.whole = joint_new(backend, &w.config, &replica, F32, 7, &error);
-        assert_done(w.whole != NULL, &error);
-        assert_int_equal(parameters_find(joint_parameters(w.whole), "text.tokens@head") != NULL, w.cut > embed);
-        free(run_whole(w.whole, backend, &w.batch, &(JointPass){.seed = 5, .training = true}).of);
+        w.whole = model_open(&w.config, &replica, NULL, F32);
+        assert_int_equal(parameters_find(joint_parameters(w.whole.joint), "text.tokens@head") != NULL, w.cut > embed);
+        free(run_whole(&w.whole, &w.batch, &TRAINING).of);
         ranks_run(2, run_part, &w);
         cut_message_free(&w.forward);
         cut_message_free(&w.backward);
         cut_message_free(&w.end);
-        joint_free(w.whole);
+        model_close(&w.whole);
     }
-    backend_free(backend);
     arena_free(memory);
 }
 
 // ---- pairs ----
 
+enum { EMBEDDING = 12, FEATURES = TINY_IMAGES * EMBEDDING }; // (R, E)
+
 // The loss over pairs formed elsewhere: its gradients come with the pass and are played back in the last unit.
 static void gradients_of_features_are_played_back_through_any_cut(void **state) {
     (void)state;
     for (int k = 0; k < 2; k++) {
-        Error error = {0};
         JointConfig c = k ? like_llama() : like_gpt2();
-        Backend *backend = cpu_backend_new(1, NULL, NULL);
-        Arena *memory = arena_new(1 << 16);
-        Joint *joint = joint_new(backend, &c, NULL, F32, 7, &error);
-        assert_done(joint != NULL, &error);
-        Batch batch = batch_of(memory, WHOLE);
-        float gradient[2][TINY_IMAGES * 12];
-        for (int i = 0; i < 2 * TINY_IMAGES * 12; i++)
-            gradient[i / (TINY_IMAGES * 12)][i % (TINY_IMAGES * 12)] = 0.01f * (float)(i % 17 - 8);
-        assert_int_equal(c.embedding, 12);
-        JointPass pass = {.seed = 5,
-                          .training = true,
-                          .image_gradient = gradient[0],
-                          .text_gradient = gradient[1],
-                          .scale_gradient = 0.5f,
-                          .bias_gradient = -0.25f};
-        cut_everywhere(joint, backend, &batch, &pass);
-        joint_free(joint);
-        backend_free(backend);
-        arena_free(memory);
+        Model m = model_open(&c, NULL, NULL, F32);
+        Batch batch = batch_of(m.memory, WHOLE);
+        float gradient[2 * FEATURES];
+        for (int i = 0; i < 2 * FEATURES; i++) gradient[i] = 0.01f * (float)(i % 17 - 8);
+        JointPass pass = TRAINING;
+        pass.image_gradient = gradient, pass.text_gradient = gradient + FEATURES;
+        pass.scale_gradient = 0.5f, pass.bias_gradient = -0.25f;
+        cut_everywhere(&m, &batch, &pass);
+        model_close(&m);
     }
 }
 
-typedef struct Features { // (R, E) each
-    float image[TINY_IMAGES * 12], text[TINY_IMAGES * 12];
+typedef struct Features {
+    float image[FEATURES], text[FEATURES];
 } Features;
 
-static Features features_of(Joint *joint, Backend *backend, const Batch *batch, const JointPass *pass) {
+static Features features_of(const Model *m, const Batch *batch) {
     Features f = {0};
     Tensor *image, *text;
-    Tape *tape = tape_new(backend, false);
-    joint_pair_features(tape, joint, batch, pass, &image, &text);
+    Tape *tape = tape_new(m->backend, false);
+    assert_int_equal(joint_config(m->joint)->embedding, EMBEDDING);
+    joint_pair_features(tape, m->joint, batch, &TRAINING, &image, &text);
     if (!image || !text) fail_msg("%s", tape_error(tape));
     tape_read(tape, image, f.image);
     tape_read(tape, text, f.text);
@@ -456,13 +447,14 @@ static Features features_of(Joint *joint, Backend *backend, const Batch *batch, 
 }
 
 // Through parts [0, cut) and [cut, end).
-static Features cut_features(Joint *joint, Backend *backend, const Batch *batch, const JointPass *pass, int cut) {
+static Features cut_features(const Model *m, const Batch *batch, int cut) {
     Features f;
     CutMessage between = {0}, end = {0};
-    Tape *tape[2] = {tape_new(backend, false), tape_new(backend, false)};
-    CutPart first = {.joint = joint, .batch = batch, .pass = pass, .end = cut, .tape = tape[0]};
-    CutPart second = {
-        .joint = joint, .batch = batch, .pass = pass, .first = cut, .end = joint->unit_count, .tape = tape[1]};
+    JointPass pass = TRAINING;
+    pass.features_only = true;
+    Tape *tape[2] = {tape_new(m->backend, false), tape_new(m->backend, false)};
+    CutPart first = {.joint = m->joint, .batch = batch, .pass = &pass, .end = cut, .tape = tape[0]}, second = first;
+    second.first = cut, second.end = m->joint->unit_count, second.tape = tape[1];
     cut_forward(&first, NULL, &between);
     cut_forward(&second, &between, &end);
     for (int s = 0; s < JOINT_STREAMS; s++)
@@ -477,52 +469,36 @@ static Features cut_features(Joint *joint, Backend *backend, const Batch *batch,
     return f;
 }
 
-// They are those of a pass with all objectives, whose trunk sees more pictures.
 static void features_of_pairs_pass_any_cut(void **state) {
     (void)state;
-    Error error = {0};
     JointConfig c = like_gpt2();
-    Backend *backend = cpu_backend_new(1, NULL, NULL);
-    Arena *memory = arena_new(1 << 16);
-    Joint *joint = joint_new(backend, &c, NULL, BF16, 7, &error);
-    assert_done(joint != NULL, &error);
-    Batch batch = batch_of(memory, WHOLE);
-    JointPass pass = {.seed = 5, .training = true}, features_only = pass;
-    features_only.features_only = true;
-    Features want = features_of(joint, backend, &batch, &pass);
-    for (int cut = 1; cut < joint->unit_count; cut++) {
-        Features got = cut_features(joint, backend, &batch, &features_only, cut);
+    Model m = model_open(&c, NULL, NULL, BF16);
+    Batch batch = batch_of(m.memory, WHOLE);
+    Features want = features_of(&m, &batch);
+    for (int cut = 1; cut < m.joint->unit_count; cut++) {
+        Features got = cut_features(&m, &batch, cut);
         assert_memory_equal(&got, &want, sizeof got);
     }
-    joint_free(joint);
-    backend_free(backend);
-    arena_free(memory);
+    model_close(&m);
 }
 
 // Whatever stands beside a picture in its microbatch, its dropout is that of its number in the step.
 static void draws_of_a_picture_follow_its_number(void **state) {
     (void)state;
-    enum { PICTURE = 2, ROW = 12, BYTES = TINY_SIDE * TINY_SIDE * 3 };
-    Error error = {0};
+    enum { PICTURE = 2, BYTES = TINY_SIDE * TINY_SIDE * 3, SIZE = EMBEDDING * sizeof(float) };
     JointConfig c = like_gpt2();
-    Backend *backend = cpu_backend_new(1, NULL, NULL);
-    Arena *memory = arena_new(1 << 16);
-    Joint *joint = joint_new(backend, &c, NULL, F32, 7, &error);
-    assert_done(joint != NULL, &error);
-    Batch all = batch_of(memory, WHOLE), one = all;
+    Model m = model_open(&c, NULL, NULL, F32);
+    Batch all = batch_of(m.memory, WHOLE), one = all;
     one.images = one.mae_images = one.contrastive.rows = 1;
     one.caption = one.lm = (Sequences){0};
     one.pixels += PICTURE * BYTES;
     one.image_numbers += PICTURE;
-    JointPass pass = {.seed = 5, .training = true};
-    Features together = features_of(joint, backend, &all, &pass), alone = features_of(joint, backend, &one, &pass);
-    assert_memory_equal(alone.image, together.image + PICTURE * ROW, ROW * sizeof(float));
+    Features together = features_of(&m, &all), alone = features_of(&m, &one);
+    assert_memory_equal(alone.image, together.image + PICTURE * EMBEDDING, SIZE);
     one.image_numbers--; // another picture's draws
-    Features other = features_of(joint, backend, &one, &pass);
-    assert_memory_not_equal(other.image, alone.image, ROW * sizeof(float));
-    joint_free(joint);
-    backend_free(backend);
-    arena_free(memory);
+    Features other = features_of(&m, &one);
+    assert_memory_not_equal(other.image, alone.image, SIZE);
+    model_close(&m);
 }
 
 int main(void) {
