@@ -112,9 +112,6 @@ static void on_signal(int number) {
 }
 
 static void catch_signals() {
-    static bool done;
-    if (done) return;
-    done = true;
     signal(SIGILL, on_signal);
 #ifndef SIMT_WITH_SANITIZERS
     signal(SIGFPE, on_signal);
