@@ -2,15 +2,17 @@
 #include "cli/commands.h"
 #include "cli/options.h"
 #include "kernels/bench_ops.h"
+#include "kernels/device.h"
 #include <stdio.h>
 #include <string.h>
 
 enum { F32_ONLY, BF16_ONLY, BOTH };
+enum { LARGE, HUGE, AS_FITS };
 
 typedef struct Arguments {
     BenchOps bench;
-    double threads; // 0: one for each core
-    int precision;
+    double threads;              // 0: one for each core
+    int precision, device, size; // size: 0 large, 1 huge, 2 as fits the device
     bool json, products_only, operators_only;
     int rows; // printed
 } Arguments;
@@ -26,6 +28,8 @@ static void usage(FILE *out) {
         "  --operators            no matrix products\n"
         "  --products             matrix products only\n"
         "  --precision f32|bf16|both  of the activations (both)\n"
+        "  --device cpu|cuda|auto what is measured (cpu); a GPU's own products and copies are what it can do at most\n"
+        "  --size large|huge|auto of operators; auto: huge on a GPU (auto)\n"
         "  --threads N            0: one for each core (0)\n"
         "  --seconds S            for each figure (0.1)\n"
         "  --json                 one JSON object a line on stdout\n"
@@ -68,11 +72,15 @@ static void print_row(void *context, const BenchRow *r) {
         print_text(a, r);
 }
 
-static void run(Arguments *a, Log *log) {
-    Backend *b = cpu_backend_new((int)a->threads, NULL, log);
-    int threads = threads_count(cpu_threads(b));
-    Peak peak = peak_measure(b, 0.2);
+static bool run(Arguments *a, Log *log, Error *error) {
+    Backend *b =
+        device_backend_new(&(DeviceOptions){.device = (Device)a->device, .threads = (int)a->threads}, log, error);
+    if (!b) return false;
+    bool cpu = !strcmp(b->name, "cpu");
+    int threads = cpu ? threads_count(cpu_threads(b)) : 1;
+    Peak peak = bench_peak(b, 0.2);
     a->bench.peak = peak;
+    a->bench.size = a->size == HUGE || (a->size == AS_FITS && !cpu) ? EXAMPLE_HUGE : EXAMPLE_LARGE;
     a->bench.row = print_row;
     a->bench.context = a;
     if (a->json)
@@ -90,6 +98,7 @@ static void run(Arguments *a, Log *log) {
         if (!a->operators_only) bench_products(b, &a->bench, dtype);
     }
     backend_free(b);
+    return true;
 }
 
 // True where the arguments are understood; *status is the exit status where there is nothing more to do, else -1.
@@ -98,6 +107,8 @@ static bool parse(Arguments *a, int argc, char **argv, int *status, Error *error
                                             {"operators", no_argument, 0, 'o'},
                                             {"products", no_argument, 0, 'm'},
                                             {"precision", required_argument, 0, 'p'},
+                                            {"device", required_argument, 0, 'v'},
+                                            {"size", required_argument, 0, 'z'},
                                             {"threads", required_argument, 0, 't'},
                                             {"seconds", required_argument, 0, 's'},
                                             {"json", no_argument, 0, 'j'},
@@ -114,6 +125,10 @@ static bool parse(Arguments *a, int argc, char **argv, int *status, Error *error
             a->products_only = true;
         else if (c == 'p')
             ok = option_choice(optarg, "f32|bf16|both", "--precision", &a->precision, error);
+        else if (c == 'v')
+            ok = option_choice(optarg, DEVICE_CHOICES, "--device", &a->device, error);
+        else if (c == 'z')
+            ok = option_choice(optarg, "large|huge|auto", "--size", &a->size, error);
         else if (c == 't')
             ok = option_number(optarg, 0, 1024, "--threads", &a->threads, error);
         else if (c == 's')
@@ -130,7 +145,7 @@ static bool parse(Arguments *a, int argc, char **argv, int *status, Error *error
 }
 
 int bench_ops_main(int argc, char **argv) {
-    Arguments a = {.bench = {.seconds = 0.1}, .precision = BOTH};
+    Arguments a = {.bench = {.seconds = 0.1}, .precision = BOTH, .size = AS_FITS};
     Error error = {0};
     int status;
     if (!parse(&a, argc, argv, &status, &error)) {
@@ -139,8 +154,9 @@ int bench_ops_main(int argc, char **argv) {
     }
     if (status >= 0) return status;
     Log *log = log_new(LOG_WARNING, stderr);
-    run(&a, log);
-    if (!a.rows && a.bench.only)
+    bool done = run(&a, log, &error);
+    if (!done) log_error(log, "%s", error.message);
+    if (done && !a.rows && a.bench.only)
         log_error(log, "--only '%s': no operator or product has that in its name", a.bench.only);
     log_free(log);
     return a.rows ? 0 : 2;

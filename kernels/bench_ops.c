@@ -10,8 +10,12 @@
 #include <string.h>
 
 enum { MAX_ROUNDS = 101, MIN_ROUNDS = 5 };
-#define ROUND_SECONDS 2e-4 // calls shorter than this are timed several at once
-#define PROBE_SECONDS 4e-3
+#define ROUND_SECONDS        2e-4 // calls shorter than this are timed several at once
+#define DEVICE_ROUND_SECONDS 2e-3 // there a call only starts the work
+#define PROBE_SECONDS        4e-3
+enum { DEVICE_COPY_BYTES = 1 << 30, DEVICE_PRODUCT = 8192 }; // from and to together; the side of the largest product
+
+static bool on_cpu(const Backend *b) { return !strcmp(b->name, "cpu"); }
 
 double bench_floor_seconds(const BenchRow *r) {
     double compute = r->flop / (r->peak_gflops * 1e9), memory = r->bytes / (r->peak_gbytes * 1e9);
@@ -25,34 +29,96 @@ static int by_value(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-static double time_calls(void (*call)(void *), void *context, int64_t count) { // seconds of one
+static double time_calls(Backend *b, void (*call)(void *), void *context, int64_t count) { // seconds of one
+    b->wait(b);
     double start = clock_seconds();
     for (int64_t i = 0; i < count; i++) call(context);
+    b->wait(b);
     return (clock_seconds() - start) / (double)count;
 }
 
-static void time_rounds(BenchRow *row, void (*call)(void *), void *context, double seconds) {
+static void time_rounds(Backend *b, BenchRow *row, void (*call)(void *), void *context, double seconds) {
     double round[MAX_ROUNDS], until = clock_seconds() + seconds;
     int rounds = 0;
     call(context); // caches and scratch
-    double once = time_calls(call, context, 1);
-    int64_t count = once < ROUND_SECONDS ? (int64_t)(ROUND_SECONDS / (once + 1e-9)) + 1 : 1;
+    double once = time_calls(b, call, context, 1), round_seconds = on_cpu(b) ? ROUND_SECONDS : DEVICE_ROUND_SECONDS;
+    int64_t count = once < round_seconds ? (int64_t)(round_seconds / (once + 1e-9)) + 1 : 1;
     while (rounds < MIN_ROUNDS || (rounds < MAX_ROUNDS && clock_seconds() < until))
-        round[rounds++] = time_calls(call, context, count);
+        round[rounds++] = time_calls(b, call, context, count);
     qsort(round, (size_t)rounds, sizeof *round, by_value);
     row->seconds = round[rounds / 2];
     row->fastest = round[0];
     row->slowest = round[rounds - 1];
 }
 
-void bench_measure(const Backend *b, const BenchOps *o, BenchRow *row, void (*call)(void *), void *context) {
+// A GPU's clock does not depend on its neighbours' work as a core's does: it is not probed again.
+static double probe(Backend *b, const BenchOps *o, bool bf16) {
+    return on_cpu(b) ? peak_fma(b, bf16, PROBE_SECONDS) : bf16 ? o->peak.bf16 : o->peak.f32;
+}
+
+void bench_measure(Backend *b, const BenchOps *o, BenchRow *row, void (*call)(void *), void *context) {
     bool bf16 = row->dtype == BF16 && o->peak.bf16 > 0;
-    double before = peak_fma(b, bf16, PROBE_SECONDS);
-    time_rounds(row, call, context, o->seconds);
-    double after = peak_fma(b, bf16, PROBE_SECONDS);
+    double before = probe(b, o, bf16);
+    time_rounds(b, row, call, context, o->seconds);
+    double after = probe(b, o, bf16);
     row->peak_gflops = before > after ? before : after;
     row->peak_gbytes = row->bytes <= PEAK_CACHED_BYTES ? o->peak.cached : o->peak.copy;
 }
+
+// ---- what a GPU can do at most ----
+
+typedef struct Probe {
+    Backend *backend;
+    Matmul product;
+    void *to, *from; // (bytes)
+    size_t bytes;
+} Probe;
+
+static void run_copy(void *context) {
+    const Probe *p = context;
+    p->backend->copy(p->backend, p->to, p->from, p->bytes);
+}
+
+static void run_product(void *context) {
+    const Probe *p = context;
+    p->backend->matmul(p->backend, &p->product);
+}
+
+static double fastest(Backend *b, void (*run)(void *), Probe *p, double seconds) {
+    BenchRow row = {0};
+    time_rounds(b, &row, run, p, seconds);
+    return row.fastest;
+}
+
+static double product_gflops(Backend *b, Probe *p, Dtype t, double seconds) {
+    double best = 0;
+    for (int64_t n = 2048; n <= DEVICE_PRODUCT; n *= 2) {
+        p->product =
+            (Matmul){.m = n, .n = n, .k = n, .batch = 1, .a = p->from, .b = p->from, .c = p->to, .in = t, .out = t};
+        p->product.a_row = p->product.b_column = p->product.c_row = n, p->product.a_column = p->product.b_row = 1;
+        double rate = 2e-9 * (double)n * (double)n * (double)n / fastest(b, run_product, p, seconds);
+        if (rate > best) best = rate;
+    }
+    return best;
+}
+
+static Peak device_peak(Backend *b, double seconds) {
+    Peak peak = {0};
+    size_t bytes = DEVICE_COPY_BYTES / 2;
+    Probe p = {.backend = b, .to = b->allocate(b, bytes), .from = b->allocate(b, bytes), .bytes = bytes};
+    check(p.to && p.from);
+    b->zero(b, p.from, bytes);
+    peak.copy = 2e-9 * (double)bytes / fastest(b, run_copy, &p, seconds);
+    p.bytes = PEAK_CACHED_BYTES / 2;
+    peak.cached = 2e-9 * (double)p.bytes / fastest(b, run_copy, &p, seconds);
+    peak.f32 = product_gflops(b, &p, F32, seconds);
+    peak.bf16 = product_gflops(b, &p, BF16, seconds);
+    b->release(b, p.to, bytes);
+    b->release(b, p.from, bytes);
+    return peak;
+}
+
+Peak bench_peak(Backend *b, double seconds) { return on_cpu(b) ? peak_measure(b, seconds) : device_peak(b, seconds); }
 
 // ---- one operator ----
 
@@ -98,7 +164,7 @@ static void prepare_backward(Case *c, Tape *tape) {
 static int bench_variant(Backend *b, const BenchOps *o, const Operator *op, int variant, Dtype dtype, Log *log) {
     Tape *tape = tape_new(b, true);
     Example e = {.tape = tape, .rng = rng_for(1, PURPOSE_TEST, (uint64_t)variant), .dtype = dtype};
-    e.size = EXAMPLE_LARGE;
+    e.size = o->size;
     e.variant = variant;
     op->example(&e);
     Case c = {.node = tape_last(tape)};

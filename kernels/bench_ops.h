@@ -4,6 +4,7 @@
 #pragma once
 #include "base/log.h"
 #include "kernels/cpu/peak.h"
+#include "kernels/example.h"
 
 typedef struct BenchRow {            // one line of the table
     char name[64];                   // of the operator or the product
@@ -18,11 +19,16 @@ typedef struct BenchRow {            // one line of the table
 
 typedef struct BenchOps {
     const char *only; // part of the names wanted; NULL: all
+    ExampleSize size; // of operators: large, or huge where caches hold what is large
     double seconds;   // for each figure
-    Peak peak;        // as measured at the start; multiply-adds are probed again around each figure
+    Peak peak;        // as measured at the start; the CPU's multiply-adds are probed again around each figure
     void (*row)(void *context, const BenchRow *);
     void *context;
 } BenchOps;
+
+// What the backend's device can do at most: the CPU as in peak.h; a GPU by its own copies, and by the fastest of some
+// large matrix products in place of multiply-adds in registers.
+Peak bench_peak(Backend *, double seconds);
 
 // What no machine can do faster: flop at the peak of multiply-adds or bytes at the peak of copying, whichever takes
 // longer.
@@ -35,4 +41,4 @@ void bench_products(Backend *, const BenchOps *, Dtype);
 // ---- for the two of them ----
 
 // Times `call` (median, fastest, slowest), probes the peak before and after, and fills the rest of the row.
-void bench_measure(const Backend *, const BenchOps *, BenchRow *, void (*call)(void *), void *context);
+void bench_measure(Backend *, const BenchOps *, BenchRow *, void (*call)(void *), void *context);

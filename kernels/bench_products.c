@@ -4,6 +4,7 @@
 #include "kernels/bench_ops.h"
 #include "kernels/cpu/onednn.h"
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 typedef struct Layer {
@@ -74,7 +75,9 @@ static Matmul product(const Layer *l, int pass, const Operands *m, Dtype t) {
     return p;
 }
 
-static void fill(void *x, int64_t count, Dtype t) { // small numbers, both signs
+static void fill(Backend *b, void *device, int64_t count, Dtype t) { // small numbers, both signs
+    void *x = malloc((size_t)count * dtype_size(t));
+    check(x);
     for (int64_t i = 0; i < count; i++) {
         float v = (float)(i * 7 % 13 - 6) * 0.01f;
         if (t == F32)
@@ -82,6 +85,8 @@ static void fill(void *x, int64_t count, Dtype t) { // small numbers, both signs
         else
             ((uint16_t *)x)[i] = f32_to_bf16(v);
     }
+    b->upload(b, device, x, (size_t)count * dtype_size(t));
+    free(x);
 }
 
 static void bench_pass(Backend *b, Onednn *peer, const BenchOps *o, const Layer *l, int pass, const Operands *m,
@@ -99,12 +104,12 @@ static void bench_pass(Backend *b, Onednn *peer, const BenchOps *o, const Layer 
 
 static void bench_layer(Backend *b, Onednn *peer, const BenchOps *o, const Layer *l, Dtype t) {
     size_t sizes[3] = {(size_t)(l->rows * l->in) * 4, (size_t)(l->out * l->in) * 4, (size_t)(l->rows * l->out) * 4};
-    Operands m = {b->allocate(NULL, sizes[0]), b->allocate(NULL, sizes[1]), b->allocate(NULL, sizes[2])};
+    Operands m = {b->allocate(b, sizes[0]), b->allocate(b, sizes[1]), b->allocate(b, sizes[2])};
     check(m.x && m.w && m.y);
     for (int pass = 0; pass < PASSES; pass++) {
-        fill(m.x, l->rows * l->in, t);
-        fill(m.w, l->out * l->in, t);
-        fill(m.y, l->rows * l->out, t);
+        fill(b, m.x, l->rows * l->in, t);
+        fill(b, m.w, l->out * l->in, t);
+        fill(b, m.y, l->rows * l->out, t);
         double size = (double)dtype_size(t), out = pass == 2 ? 4 : size;
         double count[3] = {(double)(l->rows * l->in), (double)(l->out * l->in), (double)(l->rows * l->out)};
         BenchRow row = {.pass = PASS[pass], .dtype = t};
@@ -113,13 +118,13 @@ static void bench_layer(Backend *b, Onednn *peer, const BenchOps *o, const Layer
         snprintf(row.name, sizeof row.name, "%s", l->name);
         bench_pass(b, peer, o, l, pass, &m, &row);
     }
-    b->release(NULL, m.x, sizes[0]);
-    b->release(NULL, m.w, sizes[1]);
-    b->release(NULL, m.y, sizes[2]);
+    b->release(b, m.x, sizes[0]);
+    b->release(b, m.w, sizes[1]);
+    b->release(b, m.y, sizes[2]);
 }
 
 void bench_products(Backend *b, const BenchOps *o, Dtype dtype) {
-    Onednn *peer = onednn_new(threads_count(cpu_threads(b)));
+    Onednn *peer = strcmp(b->name, "cpu") ? NULL : onednn_new(threads_count(cpu_threads(b))); // of the CPU's products
     for (int i = 0; i < LAYER_COUNT; i++)
         if (!o->only || strstr(LAYERS[i].name, o->only)) bench_layer(b, peer, o, &LAYERS[i], dtype);
     onednn_free(peer);

@@ -7,6 +7,8 @@ int64_t example_pick(Example *e, int64_t least, int64_t most) {
     return least + (int64_t)rng_below(&e->rng, (uint64_t)(most - least + 1));
 }
 
+int64_t example_many(const Example *e, int64_t large) { return e->size == EXAMPLE_HUGE ? 8 * large : large; }
+
 static Tensor *filled(Example *e, int slot, Dtype dtype, bool gradient, int rank, const int64_t *shape,
                       const void *host) {
     check(slot >= 0 && slot < MAX_INPUTS);

@@ -4,7 +4,8 @@
 #pragma once
 #include "kernels/ops.h"
 
-typedef enum { EXAMPLE_SMALL, EXAMPLE_LARGE } ExampleSize; // small: odd sizes, for checks; large: for the speed table
+// small: odd sizes, for checks; large: for the speed table; huge: for that of a device whose caches hold the large ones
+typedef enum { EXAMPLE_SMALL, EXAMPLE_LARGE, EXAMPLE_HUGE } ExampleSize;
 
 struct Example {
     Tape       *tape;
@@ -18,6 +19,7 @@ struct Example {
 };
 
 int64_t example_pick(Example *, int64_t least, int64_t most); // a size
+int64_t example_many(const Example *, int64_t large);         // a number of rows where it is not small
 // An activation or parameter with normal entries of deviation `std`; registers it as in[slot]. Parameters of rank 1 are
 // F32; a parameter has its f32 gradient buffer.
 Tensor *example_tensor(Example *, int slot, bool parameter, double std, int rank, const int64_t *shape);

@@ -49,8 +49,8 @@ static Cost add_cost(const Node *n) {
 
 static void add_example(Example *e) {
     e->variants = 3; // same shape, b repeats, b is a repeating parameter
-    bool large = e->size == EXAMPLE_LARGE;
-    int64_t batch = large ? 8 : example_pick(e, 1, 5), rows = large ? 512 : example_pick(e, 1, 30);
+    bool large = e->size != EXAMPLE_SMALL;
+    int64_t batch = large ? example_many(e, 8) : example_pick(e, 1, 5), rows = large ? example_many(e, 512) : example_pick(e, 1, 30);
     int64_t width = large ? 768 : example_pick(e, 1, 90);
     Tensor *a = example_tensor(e, LEFT, false, 1, SHAPE(batch, rows, width));
     Tensor *b = e->variant == 0 ? example_tensor(e, RIGHT, false, 1, SHAPE(batch, rows, width))

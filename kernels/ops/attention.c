@@ -126,12 +126,12 @@ static void example_range(Example *e, int64_t batch, int64_t queries, int64_t ke
 
 static void attention_example(Example *e) {
     e->variants = 5; // packed full, packed causal, grouped cross, packed with ranges, grouped causal with more keys
-    bool large = e->size == EXAMPLE_LARGE, cross = e->variant == 2 || e->variant == 4;
-    int64_t batch = large ? 4 : example_pick(e, 1, 3), queries = large ? 256 : example_pick(e, 1, 37);
+    bool large = e->size != EXAMPLE_SMALL, cross = e->variant == 2 || e->variant == 4;
+    int64_t batch = large ? example_many(e, 4) : example_pick(e, 1, 3), queries = large ? 256 : example_pick(e, 1, 37);
     int64_t keys = !cross ? queries : large ? 512 : queries + example_pick(e, 0, 40);
     int kv_heads = large ? 4 : (int)example_pick(e, 1, 2), heads = kv_heads * (cross ? 2 : 1);
     int64_t size = large ? 64 : 4 * example_pick(e, 1, 9);
-    double std = e->size == EXAMPLE_LARGE ? 1.0 : 0.7;
+    double std = e->size != EXAMPLE_SMALL ? 1.0 : 0.7;
     int64_t width = (cross ? heads : heads + 2 * kv_heads) * size;
     Tensor *q = example_tensor(e, Q, false, std, SHAPE(batch, queries, width));
     Tensor *kv = cross ? example_tensor(e, KV, false, std, SHAPE(batch, keys, 2 * kv_heads * size)) : NULL;

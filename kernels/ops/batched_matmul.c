@@ -88,8 +88,8 @@ static Cost batched_matmul_cost(const Node *n) {
 
 static void batched_matmul_example(Example *e) {
     e->variants = 2; // plain, transposed
-    bool large = e->size == EXAMPLE_LARGE, transpose = e->variant == 1;
-    int64_t batch = large ? 12 : example_pick(e, 1, 4), rows = large ? 256 : example_pick(e, 1, 40);
+    bool large = e->size != EXAMPLE_SMALL, transpose = e->variant == 1;
+    int64_t batch = large ? example_many(e, 12) : example_pick(e, 1, 4), rows = large ? example_many(e, 256) : example_pick(e, 1, 40);
     int64_t inner = large ? 256 : example_pick(e, 1, 40), columns = large ? 256 : example_pick(e, 1, 40);
     Tensor *a = example_tensor(e, LEFT, false, 1, SHAPE(batch, rows, inner));
     Tensor *b = transpose ? example_tensor(e, RIGHT, false, 1, SHAPE(batch, columns, inner))

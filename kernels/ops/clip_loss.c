@@ -82,8 +82,8 @@ static Cost clip_loss_cost(const Node *n) {
 
 static void clip_loss_example(Example *e) {
     e->variants = 2; // a free scale, and one beyond the clamp
-    bool large = e->size == EXAMPLE_LARGE;
-    int64_t rows = large ? 1024 : example_pick(e, 1, 40), width = large ? 512 : example_pick(e, 1, 33);
+    bool large = e->size != EXAMPLE_SMALL;
+    int64_t rows = large ? example_many(e, 1024) : example_pick(e, 1, 40), width = large ? 512 : example_pick(e, 1, 33);
     double std = e->variant == 1 ? 0.05 : 0.5;
     Tensor *a = example_f32(e, A, false, 0, std, SHAPE(rows, width));
     Tensor *b = example_f32(e, B, false, 0, std, SHAPE(rows, width));

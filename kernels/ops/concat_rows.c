@@ -73,8 +73,8 @@ static Cost concat_rows_cost(const Node *n) {
 
 static void concat_rows_example(Example *e) {
     e->variants = 3; // two batches; a class token, a parameter, in front; a token that repeats behind
-    bool large = e->size == EXAMPLE_LARGE;
-    int64_t batch = large ? 32 : example_pick(e, 1, 4), width = large ? 768 : example_pick(e, 1, 90);
+    bool large = e->size != EXAMPLE_SMALL;
+    int64_t batch = large ? example_many(e, 32) : example_pick(e, 1, 4), width = large ? 768 : example_pick(e, 1, 90);
     int64_t first = large ? 1 : example_pick(e, 1, 9), second = large ? 196 : example_pick(e, 1, 30);
     Tensor *a = e->variant == 1 ? example_tensor(e, FIRST, true, 1, SHAPE(first, width))
                                 : example_tensor(e, FIRST, false, 1, SHAPE(batch, first, width));

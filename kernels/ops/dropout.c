@@ -54,7 +54,7 @@ static void dropout_example(Example *e) {
         numbered_example(e);
         return;
     }
-    int64_t count = e->size == EXAMPLE_LARGE ? 4096 * 768 : example_pick(e, 1, 9000);
+    int64_t count = e->size != EXAMPLE_SMALL ? example_many(e, 4096 * 768) : example_pick(e, 1, 9000);
     Tensor *x = example_tensor(e, X, false, 1, SHAPE(count));
     e->out = dropout(e->tape, x, 0.1 + 0.5 * (e->variant > 0), 77, 5, e->variant ? ((uint64_t)1 << 35) + 1001 : 0);
 }

@@ -63,11 +63,11 @@ static Cost embedding_cost(const Node *n) {
 
 static void embedding_example(Example *e) {
     e->variants = 3; // all ids valid; some negative; a table of some words of a vocabulary
-    bool large = e->size == EXAMPLE_LARGE;
+    bool large = e->size != EXAMPLE_SMALL;
     int64_t vocab = large ? 8192 : example_pick(e, 1, 30), width = large ? 768 : example_pick(e, 1, 150);
     int64_t least = e->variant && !large ? -2 : 0, first = e->variant == 2 ? vocab / 3 : 0;
     int64_t held = e->variant == 2 ? vocab - vocab / 2 : vocab;
-    Tensor *ids = large ? example_indices(e, IDS, least, vocab, SHAPE(8, 256))
+    Tensor *ids = large ? example_indices(e, IDS, least, vocab, SHAPE(example_many(e, 8), 256))
                         : example_indices(e, IDS, least, vocab, SHAPE(example_pick(e, 1, 60)));
     Tensor *table = example_tensor(e, TABLE, true, 1, SHAPE(held, width));
     e->out = split_embedding(e->tape, ids, table, first, vocab);

@@ -40,9 +40,9 @@ static Cost gather_rows_cost(const Node *n) {
 
 static void gather_rows_example(Example *e) {
     e->variants = 2; // rows that repeat; some negative
-    bool large = e->size == EXAMPLE_LARGE;
-    int64_t rows = large ? 8192 : example_pick(e, 1, 40), width = large ? 768 : example_pick(e, 1, 150);
-    int64_t picked = large ? 2048 : example_pick(e, 1, 60);
+    bool large = e->size != EXAMPLE_SMALL;
+    int64_t rows = large ? example_many(e, 8192) : example_pick(e, 1, 40), width = large ? 768 : example_pick(e, 1, 150);
+    int64_t picked = large ? example_many(e, 2048) : example_pick(e, 1, 60);
     Tensor *x = example_tensor(e, X, false, 1, SHAPE(rows, width));
     e->out = gather_rows(e->tape, x, example_indices(e, ROWS, e->variant && !large ? -3 : 0, rows, SHAPE(picked)));
 }

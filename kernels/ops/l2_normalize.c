@@ -40,8 +40,8 @@ static Cost l2_normalize_cost(const Node *n) {
 
 static void l2_normalize_example(Example *e) {
     e->variants = 1;
-    bool large = e->size == EXAMPLE_LARGE;
-    int64_t rows = large ? 4096 : example_pick(e, 1, 60), width = large ? 512 : example_pick(e, 1, 150);
+    bool large = e->size != EXAMPLE_SMALL;
+    int64_t rows = large ? example_many(e, 4096) : example_pick(e, 1, 60), width = large ? 512 : example_pick(e, 1, 150);
     e->out = l2_normalize(e->tape, example_tensor(e, 0, false, 1, SHAPE(rows, width)));
 }
 

@@ -48,8 +48,8 @@ static Cost layernorm_cost(const Node *n) {
 
 static void layernorm_example(Example *e) {
     e->variants = 2; // small and large epsilon
-    bool large = e->size == EXAMPLE_LARGE;
-    int64_t rows = large ? 8192 : example_pick(e, 1, 150), width = large ? 768 : example_pick(e, 2, 300);
+    bool large = e->size != EXAMPLE_SMALL;
+    int64_t rows = large ? example_many(e, 8192) : example_pick(e, 1, 150), width = large ? 768 : example_pick(e, 2, 300);
     Tensor *x = example_tensor(e, X, false, 1, SHAPE(rows, width));
     Tensor *scale = example_f32(e, SCALE, true, 1, 0.3, SHAPE(width));
     Tensor *shift = example_f32(e, SHIFT, true, 0, 0.3, SHAPE(width));

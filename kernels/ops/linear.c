@@ -109,8 +109,8 @@ static Cost linear_cost(const Node *n) {
 
 static void linear_example(Example *e) {
     e->variants = 3; // with bias, without, three dimensions
-    bool large = e->size == EXAMPLE_LARGE;
-    int64_t rows = large ? 1024 : example_pick(e, 1, 40), in = large ? 768 : example_pick(e, 1, 70);
+    bool large = e->size != EXAMPLE_SMALL;
+    int64_t rows = large ? example_many(e, 1024) : example_pick(e, 1, 40), in = large ? 768 : example_pick(e, 1, 70);
     int64_t out = large ? 3072 : example_pick(e, 1, 70), batch = e->variant == 2 ? 2 : 1;
     Tensor *x = e->variant == 2 ? example_tensor(e, X, false, 1, SHAPE(batch, rows, in))
                                 : example_tensor(e, X, false, 1, SHAPE(rows, in));

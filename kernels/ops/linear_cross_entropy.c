@@ -74,8 +74,8 @@ static Cost linear_cross_entropy_cost(const Node *n) {
 
 static void linear_cross_entropy_example(Example *e) {
     e->variants = 3; // all rows scored, some not, some not and weighted
-    bool large = e->size == EXAMPLE_LARGE;
-    int64_t rows = large ? 1024 : example_pick(e, 1, 40), width = large ? 512 : example_pick(e, 1, 33);
+    bool large = e->size != EXAMPLE_SMALL;
+    int64_t rows = large ? example_many(e, 1024) : example_pick(e, 1, 40), width = large ? 512 : example_pick(e, 1, 33);
     int64_t vocab = large ? 8192 : example_pick(e, 1, 90);
     Tensor *x = example_tensor(e, X, false, 1.0, SHAPE(rows, width));
     Tensor *w = example_tensor(e, W, true, large ? 0.05 : 0.3, SHAPE(vocab, width));

@@ -48,8 +48,8 @@ static Cost masked_patch_mse_cost(const Node *n) {
 
 static void masked_patch_mse_example(Example *e) {
     e->variants = 2; // plain, normalised
-    bool large = e->size == EXAMPLE_LARGE;
-    int64_t patch = large ? 16 : example_pick(e, 2, 4), batch = large ? 16 : example_pick(e, 1, 3);
+    bool large = e->size != EXAMPLE_SMALL;
+    int64_t patch = large ? 16 : example_pick(e, 2, 4), batch = large ? example_many(e, 16) : example_pick(e, 1, 3);
     int64_t down = large ? 14 : example_pick(e, 1, 4), across = large ? 14 : example_pick(e, 1, 4);
     int64_t rows = large ? batch * 147 : example_pick(e, 1, 20);
     Tensor *x = example_tensor(e, X, false, 1.0, SHAPE(rows, 3 * patch * patch));

@@ -43,8 +43,8 @@ static Cost mean_rows_cost(const Node *n) {
 
 static void mean_rows_example(Example *e) {
     e->variants = 2; // all rows; a mask with an empty row
-    bool large = e->size == EXAMPLE_LARGE;
-    int64_t batch = large ? 32 : example_pick(e, 1, 4), rows = large ? 196 : example_pick(e, 1, 40);
+    bool large = e->size != EXAMPLE_SMALL;
+    int64_t batch = large ? example_many(e, 32) : example_pick(e, 1, 4), rows = large ? example_many(e, 196) : example_pick(e, 1, 40);
     int64_t width = large ? 768 : example_pick(e, 1, 150);
     Tensor *x = example_tensor(e, X, false, 1, SHAPE(batch, rows, width)), *mask = NULL;
     if (e->variant == 1) {

@@ -51,8 +51,8 @@ static Cost mul_cost(const Node *n) {
 
 static void mul_example(Example *e) {
     e->variants = 2; // two activations; the second a parameter
-    bool large = e->size == EXAMPLE_LARGE;
-    int64_t rows = large ? 4096 : example_pick(e, 1, 60), width = large ? 768 : example_pick(e, 1, 90);
+    bool large = e->size != EXAMPLE_SMALL;
+    int64_t rows = large ? example_many(e, 4096) : example_pick(e, 1, 60), width = large ? 768 : example_pick(e, 1, 90);
     Tensor *a = example_tensor(e, LEFT, false, 1, SHAPE(rows, width));
     Tensor *b = example_tensor(e, RIGHT, e->variant == 1, 1, SHAPE(rows, width));
     e->out = mul(e->tape, a, b);

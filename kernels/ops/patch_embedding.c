@@ -136,8 +136,8 @@ static Cost patch_embedding_cost(const Node *n) {
 
 static void patch_embedding_example(Example *e) {
     e->variants = 3; // all patches; some, with gradients of the pictures; without bias
-    bool large = e->size == EXAMPLE_LARGE;
-    int64_t batch = large ? 16 : example_pick(e, 1, 3), patch = large ? 16 : example_pick(e, 1, 7);
+    bool large = e->size != EXAMPLE_SMALL;
+    int64_t batch = large ? example_many(e, 16) : example_pick(e, 1, 3), patch = large ? 16 : example_pick(e, 1, 7);
     int64_t down = large ? 14 : example_pick(e, 1, 5), across = large ? 14 : example_pick(e, 1, 5);
     int64_t out = large ? 768 : example_pick(e, 1, 40), kept = large ? 49 : example_pick(e, 1, down * across);
     Tensor *images = example_tensor(e, IMAGES, false, 1, SHAPE(batch, 3, down * patch, across * patch));

@@ -32,8 +32,8 @@ static Cost pixels_cost(const Node *n) {
 
 static void pixels_example(Example *e) {
     e->variants = 1;
-    bool large = e->size == EXAMPLE_LARGE;
-    int64_t batch = large ? 32 : example_pick(e, 1, 3), height = large ? 224 : example_pick(e, 1, 40);
+    bool large = e->size != EXAMPLE_SMALL;
+    int64_t batch = large ? example_many(e, 32) : example_pick(e, 1, 3), height = large ? 224 : example_pick(e, 1, 40);
     int64_t width = large ? 224 : example_pick(e, 1, 40);
     const double mean[3] = {0.485, 0.456, 0.406}, std[3] = {0.229, 0.224, 0.225};
     Tensor *x = example_bytes(e, 0, SHAPE(batch, height, width, 3));

@@ -43,8 +43,8 @@ static Cost rope_cost(const Node *n) {
 
 static void rope_example(Example *e) {
     e->variants = 2; // all heads turn; some of a packed row
-    bool large = e->size == EXAMPLE_LARGE;
-    int64_t rows = large ? 2048 : example_pick(e, 1, 40), heads = large ? 12 : example_pick(e, 1, 4);
+    bool large = e->size != EXAMPLE_SMALL;
+    int64_t rows = large ? example_many(e, 2048) : example_pick(e, 1, 40), heads = large ? 12 : example_pick(e, 1, 4);
     int64_t size = large ? 64 : 2 * example_pick(e, 1, 24),
             rest = e->variant ? (large ? 12 : example_pick(e, 1, 3)) : 0;
     Tensor *x = example_tensor(e, X, false, 1, SHAPE(rows, (heads + rest) * size));

@@ -30,7 +30,7 @@ static Cost scale_cost(const Node *n) {
 
 static void scale_example(Example *e) {
     e->variants = 1;
-    int64_t count = e->size == EXAMPLE_LARGE ? 4096 * 768 : example_pick(e, 1, 9000);
+    int64_t count = e->size != EXAMPLE_SMALL ? example_many(e, 4096 * 768) : example_pick(e, 1, 9000);
     e->out = scale(e->tape, example_tensor(e, 0, false, 1, SHAPE(count)), -0.37);
 }
 

@@ -92,9 +92,9 @@ static Tensor *distinct_rows(Example *e, int64_t count, int64_t put, bool skip) 
 
 static void scatter_rows_example(Example *e) {
     e->variants = 4; // over zeros; a mask token, a parameter; a whole base; over zeros with a row left out
-    bool large = e->size == EXAMPLE_LARGE;
-    int64_t count = large ? 8192 : example_pick(e, 1, 50), width = large ? 512 : example_pick(e, 1, 150);
-    int64_t put = large ? 2048 : example_pick(e, 1, count);
+    bool large = e->size != EXAMPLE_SMALL;
+    int64_t count = large ? example_many(e, 8192) : example_pick(e, 1, 50), width = large ? 512 : example_pick(e, 1, 150);
+    int64_t put = large ? example_many(e, 2048) : example_pick(e, 1, count);
     Tensor *base = e->variant == 1   ? example_f32(e, BASE, true, 0, 1, SHAPE(width))
                    : e->variant == 2 ? example_tensor(e, BASE, false, 1, SHAPE(count, width))
                                      : NULL;

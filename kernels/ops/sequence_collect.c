@@ -39,8 +39,8 @@ static Cost sequence_collect_cost(const Node *n) {
 
 static void sequence_collect_example(Example *e) {
     e->variants = 1;
-    bool large = e->size == EXAMPLE_LARGE;
-    int64_t batch = large ? 8 : example_pick(e, 1, 5), length = large ? 128 : example_pick(e, 1, 30);
+    bool large = e->size != EXAMPLE_SMALL;
+    int64_t batch = large ? example_many(e, 8) : example_pick(e, 1, 5), length = large ? 128 : example_pick(e, 1, 30);
     int64_t width = large ? 768 : example_pick(e, 1, 70);
     Tensor *x = example_tensor(e, 0, false, 1, SHAPE(1, batch * length, width));
     e->out = sequence_collect(e->tape, x, batch, length, NULL);

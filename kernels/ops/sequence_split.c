@@ -35,8 +35,8 @@ static Cost sequence_split_cost(const Node *n) {
 
 static void sequence_split_example(Example *e) {
     e->variants = 1;
-    bool large = e->size == EXAMPLE_LARGE;
-    int64_t batch = large ? 8 : example_pick(e, 1, 5), rows = large ? 128 : example_pick(e, 1, 30);
+    bool large = e->size != EXAMPLE_SMALL;
+    int64_t batch = large ? example_many(e, 8) : example_pick(e, 1, 5), rows = large ? example_many(e, 128) : example_pick(e, 1, 30);
     int64_t width = large ? 768 : example_pick(e, 1, 70);
     e->out = sequence_split(e->tape, example_tensor(e, 0, false, 1, SHAPE(batch, rows, width)), NULL);
 }

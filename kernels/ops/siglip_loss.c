@@ -70,8 +70,8 @@ static Cost siglip_loss_cost(const Node *n) {
 
 static void siglip_loss_example(Example *e) {
     e->variants = 1;
-    bool large = e->size == EXAMPLE_LARGE;
-    int64_t rows = large ? 1024 : example_pick(e, 1, 40), width = large ? 512 : example_pick(e, 1, 33);
+    bool large = e->size != EXAMPLE_SMALL;
+    int64_t rows = large ? example_many(e, 1024) : example_pick(e, 1, 40), width = large ? 512 : example_pick(e, 1, 33);
     Tensor *a = example_f32(e, A, false, 0, 0.5, SHAPE(rows, width));
     Tensor *b = example_f32(e, B, false, 0, 0.5, SHAPE(rows, width));
     Tensor *log_scale = example_f32(e, LOG_SCALE, true, 0.5, 0.1, SHAPE(1));

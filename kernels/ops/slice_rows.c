@@ -39,8 +39,8 @@ static Cost slice_rows_cost(const Node *n) {
 
 static void slice_rows_example(Example *e) {
     e->variants = 2; // from the first row; from the middle
-    bool large = e->size == EXAMPLE_LARGE;
-    int64_t batch = large ? 32 : example_pick(e, 1, 4), rows = large ? 197 : example_pick(e, 2, 30);
+    bool large = e->size != EXAMPLE_SMALL;
+    int64_t batch = large ? example_many(e, 32) : example_pick(e, 1, 4), rows = large ? example_many(e, 197) : example_pick(e, 2, 30);
     int64_t width = large ? 768 : example_pick(e, 1, 90),
             first = e->variant ? (large ? 1 : example_pick(e, 1, rows - 1)) : 0;
     Tensor *x = example_tensor(e, 0, false, 1, SHAPE(batch, rows, width));

@@ -33,8 +33,8 @@ static Cost swiglu_cost(const Node *n) {
 
 static void swiglu_example(Example *e) {
     e->variants = 1;
-    bool large = e->size == EXAMPLE_LARGE;
-    int64_t rows = large ? 1024 : example_pick(e, 1, 60), width = large ? 2048 : example_pick(e, 1, 150);
+    bool large = e->size != EXAMPLE_SMALL;
+    int64_t rows = large ? example_many(e, 1024) : example_pick(e, 1, 60), width = large ? 2048 : example_pick(e, 1, 150);
     e->out = swiglu(e->tape, example_tensor(e, 0, false, 2, SHAPE(rows, 2 * width)));
 }
 

@@ -29,8 +29,8 @@ static Cost tensor_reduce_cost(const Node *n) {
 
 static void tensor_reduce_example(Example *e) {
     e->variants = 1;
-    int64_t rows = e->size == EXAMPLE_LARGE ? 1024 : example_pick(e, 1, 40);
-    int64_t width = e->size == EXAMPLE_LARGE ? 768 : example_pick(e, 1, 70);
+    int64_t rows = e->size != EXAMPLE_SMALL ? example_many(e, 1024) : example_pick(e, 1, 40);
+    int64_t width = e->size != EXAMPLE_SMALL ? 768 : example_pick(e, 1, 70);
     e->out = tensor_reduce(e->tape, example_tensor(e, 0, false, 1, SHAPE(rows, width)), NULL);
 }
 

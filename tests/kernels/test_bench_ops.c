@@ -21,7 +21,7 @@ static void operators_and_products_get_rows_of_both_passes(void **state) {
     (void)state;
     Seen seen = {0};
     Backend *b = cpu_backend_new(1, NULL, NULL);
-    BenchOps o = {.only = "scale", .seconds = 0, .row = look, .context = &seen, .peak = {1, 1, 1, 1}};
+    BenchOps o = {.only = "scale", .size = EXAMPLE_LARGE, .seconds = 0, .row = look, .context = &seen, .peak = {1, 1, 1, 1}};
     bench_operators(b, &o, F32, NULL);
     assert_int_equal(seen.forward, 1);
     assert_int_equal(seen.backward, 1);
