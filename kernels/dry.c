@@ -1,6 +1,7 @@
 /* See dry.h. */
 #include "kernels/dry.h"
 #include "base/error.h"
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -39,113 +40,175 @@ static const char *fault(Backend *backend) {
     return NULL;
 }
 
-static void destroy(Backend *b) { free(b); }
+static void destroy(Backend *b) {
+    free(b->state);
+    free(b);
+}
 
-// Those that only write to the device: every kernel of backend.h that is not above, with what follows its backend.
+// ---- what kernels would take ----
+
+typedef struct DryClock {
+    double flops, bandwidth; // rates; 0: it stands still
+    double seconds;
+} DryClock;
+
+static void charge(Backend *b, double flop, double bytes) {
+    DryClock *clock = b->state;
+    if (clock->flops > 0) clock->seconds += fmax(flop / clock->flops, bytes / clock->bandwidth);
+}
+
+void dry_set_rates(Backend *b, double flops, double bandwidth) {
+    check(b->dry && flops > 0 && bandwidth > 0);
+    *(DryClock *)b->state = (DryClock){flops, bandwidth, 0};
+}
+
+double dry_seconds(const Backend *b) { return ((const DryClock *)b->state)->seconds; }
+
+static double product_bytes(const Matmul *m) {
+    double in = (double)dtype_size(m->in), out = (double)dtype_size(m->out) * (m->add ? 2 : 1);
+    return (double)m->batch * (in * (double)(m->m + m->n) * (double)m->k + out * (double)m->m * (double)m->n);
+}
+
+// FLOP of q k^T, or of p v. Positions with ranges are those of text: they see what is before them.
+static double attention_product(const AttentionShape *s) {
+    double seen = s->causal || s->range ? 0.5 : 1;
+    return seen * 2 * (double)s->batch * s->heads * s->head_size * (double)s->queries * (double)s->keys;
+}
+
+static double attention_bytes(const AttentionShape *s, Dtype t) {
+    double elements = 2 * (double)s->queries * s->heads + 2 * (double)s->keys * s->kv_heads;
+    return (double)dtype_size(t) * (double)s->batch * s->head_size * elements;
+}
+
+// ---- kernels ----
+
+#define SIZE(t) (double)dtype_size(t)
+// Those that only write to the device: every kernel of backend.h that is not above, with its FLOP, the bytes that it
+// reads and writes at least once, and what follows its backend.
 // clang-format off
 #define KERNELS(X)                                                                                                    \
-    X(copy, void *to, const void *from, size_t bytes)                                                                 \
-    X(upload, void *device, const void *host, size_t bytes)                                                           \
-    X(zero, void *memory, size_t bytes)                                                                               \
-    X(matmul, const Matmul *m)                                                                                        \
-    X(sum_columns, float *out, const void *x, int64_t rows, int64_t width, Dtype t, bool add)                         \
-    X(convert, void *out, Dtype to, const void *x, Dtype from, int64_t n)                                             \
-    X(add, void *out, const void *a, const void *b, int64_t n, int64_t n_b, Dtype t)                                  \
-    X(add_in_place, void *out, const void *x, int64_t n, Dtype to, Dtype from)                                        \
-    X(fold_add, void *db, Dtype tb, const void *dy, Dtype t, int64_t n, int64_t n_b, bool add)                        \
-    X(mul, void *out, const void *a, const void *b, int64_t n, Dtype t, bool add)                                     \
-    X(scale, void *out, const void *x, double factor, int64_t n, Dtype t, bool add)                                   \
-    X(gelu_forward, void *y, const void *x, int64_t n, int kind, Dtype t)                                             \
-    X(gelu_backward, void *dx, const void *dy, const void *x, int64_t n, int kind, Dtype t, bool add)                 \
-    X(silu_forward, void *y, const void *x, int64_t n, Dtype t)                                                       \
-    X(silu_backward, void *dx, const void *dy, const void *x, int64_t n, Dtype t, bool add)                           \
-    X(swiglu_forward, void *y, const void *x, int64_t rows, int64_t width, Dtype t)                                   \
-    X(swiglu_backward, void *dx, const void *dy, const void *x, int64_t rows, int64_t width, Dtype t, bool add)       \
-    X(dropout, void *y, const void *x, int64_t n, double p, uint64_t seed, uint64_t site, uint64_t first, const       \
-      int32_t *numbers, int64_t row, Dtype t, bool add)                                                               \
-    X(rope, void *y, const void *x, const int32_t *positions, int64_t rows, int64_t width, int heads, int             \
-      head_size, double base, bool inverse, Dtype t, bool add)                                                        \
-    X(sum_into, float *out, const void *x, int64_t n, double factor, Dtype t)                                         \
-    X(fill, void *x, const float *value, double factor, int64_t n, Dtype t, bool add)                                 \
-    X(layernorm_forward, void *y, float *mean, float *rstd, const void *x, const float *scale, const float *shift,    \
-      int64_t rows, int64_t width, double eps, Dtype t)                                                               \
-    X(layernorm_backward_input, void *dx, const void *dy, const void *x, const float *mean, const float *rstd,        \
-      const float *scale, int64_t rows, int64_t width, Dtype t, bool add)                                             \
-    X(layernorm_backward_weight, float *dscale, float *dshift, const void *dy, const void *x, const float *mean,      \
-      const float *rstd, int64_t rows, int64_t width, Dtype t, bool add_scale, bool add_shift)                        \
-    X(rmsnorm_forward, void *y, float *rstd, const void *x, const float *scale, int64_t rows, int64_t width,          \
-      double eps, Dtype t)                                                                                            \
-    X(rmsnorm_backward_input, void *dx, const void *dy, const void *x, const float *rstd, const float *scale,         \
-      int64_t rows, int64_t width, Dtype t, bool add)                                                                 \
-    X(rmsnorm_backward_weight, float *dscale, const void *dy, const void *x, const float *rstd, int64_t rows,         \
-      int64_t width, Dtype t, bool add)                                                                               \
-    X(embedding_forward, void *y, const int32_t *ids, const void *table, int64_t n, int64_t width, int64_t vocab,     \
-      Dtype t)                                                                                                        \
-    X(embedding_backward, float *dtable, const void *dy, const int32_t *ids, int64_t n, int64_t width, int64_t        \
-      vocab, Dtype t, bool add)                                                                                       \
-    X(local_ids, int32_t *local, const int32_t *ids, int64_t n, Vocabulary v)                                         \
-    X(gather_rows, void *y, const void *x, const int32_t *rows, int64_t m, int64_t width, int64_t count, Dtype t,     \
+    X(copy, 0, 2.0 * bytes, void *to, const void *from, size_t bytes)                                                 \
+    X(upload, 0, 2.0 * bytes, void *device, const void *host, size_t bytes)                                           \
+    X(zero, 0, bytes, void *memory, size_t bytes)                                                                     \
+    X(matmul, 2.0 * m->m * m->n * m->k * m->batch, product_bytes(m), const Matmul *m)                                 \
+    X(sum_columns, 0, rows * width * SIZE(t), float *out, const void *x, int64_t rows, int64_t width, Dtype t,        \
       bool add)                                                                                                       \
-    X(scatter_add_rows, void *y, Dtype to, const void *x, Dtype from, const int32_t *rows, int64_t m, int64_t         \
-      width, int64_t count)                                                                                           \
-    X(scatter_rows, void *y, const void *base, int64_t base_rows, const void *x, const int32_t *rows, int64_t m,      \
-      int64_t width, int64_t count, Dtype t)                                                                          \
-    X(copy_rows, void *out, Dtype to, int64_t out_stride, int64_t out_first, const void *in, Dtype from, int64_t      \
-      in_stride, int64_t in_first, int64_t batch, int64_t count, int64_t width, bool add)                             \
-    X(mean_rows_forward, void *y, const void *x, const float *mask, int64_t batch, int64_t rows, int64_t width,       \
+    X(convert, 0, n * (SIZE(from) + SIZE(to)), void *out, Dtype to, const void *x, Dtype from, int64_t n)             \
+    X(add, 0, (2.0 * n + n_b) * SIZE(t), void *out, const void *a, const void *b, int64_t n, int64_t n_b, Dtype       \
+      t)                                                                                                              \
+    X(add_in_place, 0, n * (SIZE(from) + 2 * SIZE(to)), void *out, const void *x, int64_t n, Dtype to, Dtype          \
+      from)                                                                                                           \
+    X(fold_add, 0, n * SIZE(t) + n_b * SIZE(tb), void *db, Dtype tb, const void *dy, Dtype t, int64_t n, int64_t      \
+      n_b, bool add)                                                                                                  \
+    X(mul, 0, 3 * n * SIZE(t), void *out, const void *a, const void *b, int64_t n, Dtype t, bool add)                 \
+    X(scale, 0, 2 * n * SIZE(t), void *out, const void *x, double factor, int64_t n, Dtype t, bool add)               \
+    X(gelu_forward, 0, 2 * n * SIZE(t), void *y, const void *x, int64_t n, int kind, Dtype t)                         \
+    X(gelu_backward, 0, 3 * n * SIZE(t), void *dx, const void *dy, const void *x, int64_t n, int kind, Dtype t,       \
+      bool add)                                                                                                       \
+    X(silu_forward, 0, 2 * n * SIZE(t), void *y, const void *x, int64_t n, Dtype t)                                   \
+    X(silu_backward, 0, 3 * n * SIZE(t), void *dx, const void *dy, const void *x, int64_t n, Dtype t, bool add)       \
+    X(swiglu_forward, 0, 3 * rows * width * SIZE(t), void *y, const void *x, int64_t rows, int64_t width, Dtype       \
+      t)                                                                                                              \
+    X(swiglu_backward, 0, 5 * rows * width * SIZE(t), void *dx, const void *dy, const void *x, int64_t rows,          \
+      int64_t width, Dtype t, bool add)                                                                               \
+    X(dropout, 0, 2 * n * SIZE(t), void *y, const void *x, int64_t n, double p, uint64_t seed, uint64_t site,         \
+      uint64_t first, const int32_t *numbers, int64_t row, Dtype t, bool add)                                         \
+    X(rope, 0, 2 * rows * width * SIZE(t), void *y, const void *x, const int32_t *positions, int64_t rows,            \
+      int64_t width, int heads, int head_size, double base, bool inverse, Dtype t, bool add)                          \
+    X(sum_into, 0, n * SIZE(t), float *out, const void *x, int64_t n, double factor, Dtype t)                         \
+    X(fill, 0, n * SIZE(t), void *x, const float *value, double factor, int64_t n, Dtype t, bool add)                 \
+    X(layernorm_forward, 0, 2 * rows * width * SIZE(t), void *y, float *mean, float *rstd, const void *x, const       \
+      float *scale, const float *shift, int64_t rows, int64_t width, double eps, Dtype t)                             \
+    X(layernorm_backward_input, 0, 3 * rows * width * SIZE(t), void *dx, const void *dy, const void *x, const         \
+      float *mean, const float *rstd, const float *scale, int64_t rows, int64_t width, Dtype t, bool add)             \
+    X(layernorm_backward_weight, 0, 2 * rows * width * SIZE(t), float *dscale, float *dshift, const void *dy,         \
+      const void *x, const float *mean, const float *rstd, int64_t rows, int64_t width, Dtype t, bool add_scale,      \
+      bool add_shift)                                                                                                 \
+    X(rmsnorm_forward, 0, 2 * rows * width * SIZE(t), void *y, float *rstd, const void *x, const float *scale,        \
+      int64_t rows, int64_t width, double eps, Dtype t)                                                               \
+    X(rmsnorm_backward_input, 0, 3 * rows * width * SIZE(t), void *dx, const void *dy, const void *x, const           \
+      float *rstd, const float *scale, int64_t rows, int64_t width, Dtype t, bool add)                                \
+    X(rmsnorm_backward_weight, 0, 2 * rows * width * SIZE(t), float *dscale, const void *dy, const void *x,           \
+      const float *rstd, int64_t rows, int64_t width, Dtype t, bool add)                                              \
+    X(embedding_forward, 0, 2 * n * width * SIZE(t), void *y, const int32_t *ids, const void *table, int64_t n,       \
+      int64_t width, int64_t vocab, Dtype t)                                                                          \
+    X(embedding_backward, 0, n * width * (SIZE(t) + 8) + (add ? 0 : vocab * width * 4), float *dtable, const          \
+      void *dy, const int32_t *ids, int64_t n, int64_t width, int64_t vocab, Dtype t, bool add)                       \
+    X(local_ids, 0, 8 * n, int32_t *local, const int32_t *ids, int64_t n, Vocabulary v)                               \
+    X(gather_rows, 0, 2 * m * width * SIZE(t), void *y, const void *x, const int32_t *rows, int64_t m, int64_t        \
+      width, int64_t count, Dtype t, bool add)                                                                        \
+    X(scatter_add_rows, 0, m * width * (SIZE(from) + 2 * SIZE(to)), void *y, Dtype to, const void *x, Dtype           \
+      from, const int32_t *rows, int64_t m, int64_t width, int64_t count)                                             \
+    X(scatter_rows, 0, 2 * count * width * SIZE(t), void *y, const void *base, int64_t base_rows, const void *x,      \
+      const int32_t *rows, int64_t m, int64_t width, int64_t count, Dtype t)                                          \
+    X(copy_rows, 0, batch * count * width * (SIZE(from) + SIZE(to)), void *out, Dtype to, int64_t out_stride,         \
+      int64_t out_first, const void *in, Dtype from, int64_t in_stride, int64_t in_first, int64_t batch, int64_t      \
+      count, int64_t width, bool add)                                                                                 \
+    X(mean_rows_forward, 0, batch * rows * width * SIZE(t), void *y, const void *x, const float *mask, int64_t        \
+      batch, int64_t rows, int64_t width, Dtype t)                                                                    \
+    X(mean_rows_backward, 0, batch * rows * width * SIZE(t), void *dx, const void *dy, const float *mask,             \
+      int64_t batch, int64_t rows, int64_t width, Dtype t, bool add)                                                  \
+    X(l2_normalize_forward, 0, 2 * rows * width * SIZE(t), float *y, float *norm, const void *x, int64_t rows,        \
+      int64_t width, Dtype t)                                                                                         \
+    X(l2_normalize_backward, 0, 3 * rows * width * SIZE(t), void *dx, const float *dy, const float *y, const          \
+      float *norm, int64_t rows, int64_t width, Dtype t, bool add)                                                    \
+    X(pixels, 0, 3 * batch * height * width * (1 + SIZE(t)), void *y, const uint8_t *x, int64_t batch, int64_t        \
+      height, int64_t width, const double *mean, const double *std, Dtype t)                                          \
+    X(patches_forward, 0, 6 * batch * kept * patch * patch * SIZE(t), void *y, const void *x, const int32_t           \
+      *keep, int64_t batch, int64_t height, int64_t width, int patch, int64_t kept, Dtype t)                          \
+    X(patches_backward, 0, 6 * batch * kept * patch * patch * SIZE(t), void *dx, const void *dy, const int32_t        \
+      *keep, int64_t batch, int64_t height, int64_t width, int patch, int64_t kept, Dtype t, bool add)                \
+    X(masked_patch_mse_forward, 0, 6 * batch * m * patch * patch * SIZE(t), float *out, const void *x, const          \
+      void *images, const int32_t *patches, int64_t m, int64_t batch, int64_t height, int64_t width, int patch,       \
+      bool normalize, Dtype t)                                                                                        \
+    X(masked_patch_mse_backward, 0, 9 * batch * m * patch * patch * SIZE(t), void *dx, const float *factor,           \
+      const void *x, const void *images, const int32_t *patches, int64_t m, int64_t batch, int64_t height,            \
+      int64_t width, int patch, bool normalize, Dtype t, bool add)                                                    \
+    X(attention_forward, 2 * attention_product(s), attention_bytes(s, t), void *o, float *lse, const void *q,         \
+      const void *k, const void *v, const AttentionShape *s, Dtype t)                                                 \
+    X(attention_backward, 5 * attention_product(s), 2 * attention_bytes(s, t), void *dq, void *dk, void *dv,          \
+      const void *d_o, const void *o, const float *lse, const void *q, const void *k, const void *v, const            \
+      AttentionShape *s, Dtype t, bool add)                                                                           \
+    X(cross_entropy_forward, 2.0 * n * width * v.held, width * (n + v.held) * SIZE(t), float *lse, float              \
+      *picked, const void *x, const void *w, const int32_t *targets, int64_t n, int64_t width, Vocabulary v,          \
       Dtype t)                                                                                                        \
-    X(mean_rows_backward, void *dx, const void *dy, const float *mask, int64_t batch, int64_t rows, int64_t width,    \
-      Dtype t, bool add)                                                                                              \
-    X(l2_normalize_forward, float *y, float *norm, const void *x, int64_t rows, int64_t width, Dtype t)               \
-    X(l2_normalize_backward, void *dx, const float *dy, const float *y, const float *norm, int64_t rows, int64_t      \
-      width, Dtype t, bool add)                                                                                       \
-    X(pixels, void *y, const uint8_t *x, int64_t batch, int64_t height, int64_t width, const double *mean, const      \
-      double *std, Dtype t)                                                                                           \
-    X(patches_forward, void *y, const void *x, const int32_t *keep, int64_t batch, int64_t height, int64_t width,     \
-      int patch, int64_t kept, Dtype t)                                                                               \
-    X(patches_backward, void *dx, const void *dy, const int32_t *keep, int64_t batch, int64_t height, int64_t         \
-      width, int patch, int64_t kept, Dtype t, bool add)                                                              \
-    X(masked_patch_mse_forward, float *out, const void *x, const void *images, const int32_t *patches, int64_t m,     \
-      int64_t batch, int64_t height, int64_t width, int patch, bool normalize, Dtype t)                               \
-    X(masked_patch_mse_backward, void *dx, const float *factor, const void *x, const void *images, const int32_t      \
-      *patches, int64_t m, int64_t batch, int64_t height, int64_t width, int patch, bool normalize, Dtype t, bool     \
-      add)                                                                                                            \
-    X(attention_forward, void *o, float *lse, const void *q, const void *k, const void *v, const AttentionShape       \
-      *s, Dtype t)                                                                                                    \
-    X(attention_backward, void *dq, void *dk, void *dv, const void *d_o, const void *o, const float *lse, const       \
-      void *q, const void *k, const void *v, const AttentionShape *s, Dtype t, bool add)                              \
-    X(cross_entropy_forward, float *lse, float *picked, const void *x, const void *w, const int32_t *targets,         \
-      int64_t n, int64_t width, Vocabulary v, Dtype t)                                                                \
-    X(cross_entropy_combine, float *loss, float *lse, const float *parts, const int32_t *targets, const float         \
-      *weight, int ranks, int64_t n)                                                                                  \
-    X(cross_entropy_backward, void *dx, bool add_x, float *dw, bool add_w, const float *d_loss, const float *lse,     \
-      const void *x, const void *w, const int32_t *targets, const float *weight, int64_t n, int64_t width,            \
-      Vocabulary v, Dtype t)                                                                                          \
-    X(clip_sums, PairSums rows, PairSums columns, float *own, const PairTile *tile, const float *log_scale)           \
-    X(clip_logsumexp, float *lse, PairSums sums, int64_t n)                                                           \
-    X(clip_losses, double *loss, const float *row_lse, const float *column_lse, const float *own, int64_t n)          \
-    X(clip_gradient, double *d_scale, const PairTile *tile, const float *row_lse, const float *column_lse, const      \
-      float *log_scale, const float *factor)                                                                          \
-    X(siglip_sums, double *loss, const PairTile *tile, const float *log_scale, const float *bias)                     \
-    X(siglip_gradient, double *d_scale, double *d_bias, const PairTile *tile, const float *log_scale, const float     \
-      *bias, const float *factor)                                                                                     \
-    X(sum_rows, float *out, bool add, const double *x, int64_t n)                                                     \
-    X(adamw, float *parameter, uint16_t *shadow, float *m, float *v, const float *gradient, int64_t n, const AdamW    \
-      *how)
+    X(cross_entropy_combine, 0, (2.0 * ranks + 2) * 4 * n, float *loss, float *lse, const float *parts, const         \
+      int32_t *targets, const float *weight, int ranks, int64_t n)                                                    \
+    X(cross_entropy_backward, 2.0 * n * width * v.held * (1 + (dx != NULL) + (dw != NULL)), width * (2.0 * n +        \
+      v.held) * SIZE(t) + (dw ? 4.0 * width * v.held : 0), void *dx, bool add_x, float *dw, bool add_w, const         \
+      float *d_loss, const float *lse, const void *x, const void *w, const int32_t *targets, const float              \
+      *weight, int64_t n, int64_t width, Vocabulary v, Dtype t)                                                       \
+    X(clip_sums, 0, 4 * tile->rows * tile->columns, PairSums rows, PairSums columns, float *own, const PairTile       \
+      *tile, const float *log_scale)                                                                                  \
+    X(clip_logsumexp, 0, 12 * n, float *lse, PairSums sums, int64_t n)                                                \
+    X(clip_losses, 0, 20 * n, double *loss, const float *row_lse, const float *column_lse, const float *own,          \
+      int64_t n)                                                                                                      \
+    X(clip_gradient, 0, 8 * tile->rows * tile->columns, double *d_scale, const PairTile *tile, const float            \
+      *row_lse, const float *column_lse, const float *log_scale, const float *factor)                                 \
+    X(siglip_sums, 0, 4 * tile->rows * tile->columns, double *loss, const PairTile *tile, const float                 \
+      *log_scale, const float *bias)                                                                                  \
+    X(siglip_gradient, 0, 8 * tile->rows * tile->columns, double *d_scale, double *d_bias, const PairTile *tile,      \
+      const float *log_scale, const float *bias, const float *factor)                                                 \
+    X(sum_rows, 0, 12 * n, float *out, bool add, const double *x, int64_t n)                                          \
+    X(adamw, 0, 28 * n, float *parameter, uint16_t *shadow, float *m, float *v, const float *gradient, int64_t        \
+      n, const AdamW *how)
 // clang-format on
 
 #pragma GCC diagnostic ignored "-Wunused-parameter"
-#define DEFINE_KERNEL(name, ...)                                                                                       \
-    static void name(Backend *backend, __VA_ARGS__) {}
-#define INSTALL_KERNEL(name, ...) .name = name,
+#pragma GCC diagnostic ignored "-Wconversion" // of counts to numbers of bytes
+#define DEFINE_KERNEL(name, flop, bytes, ...)                                                                          \
+    static void name(Backend *backend, __VA_ARGS__) { charge(backend, (double)(flop), (double)(bytes)); }
+#define INSTALL_KERNEL(name, flop, bytes, ...) .name = name,
 KERNELS(DEFINE_KERNEL)
 
 Backend *dry_backend_new(void) {
     Backend *b = malloc(sizeof *b);
-    check(b);
+    DryClock *state = calloc(1, sizeof *state);
+    check(b && state);
     *b = (Backend){.name = "dry",
                    .isa = "none",
                    .dry = true,
+                   .state = state,
                    .destroy = destroy,
                    .allocate = allocate,
                    .release = release,

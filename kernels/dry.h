@@ -6,3 +6,8 @@
 #include "kernels/backend.h"
 
 Backend *dry_backend_new(void); // never fails; end with backend_free
+
+// A clock that kernels move on by what they would take: the larger of FLOP over `flops` a second and bytes, read and
+// written once, over `bandwidth` a second. It stands still until rates are set, which puts it to 0.
+void dry_set_rates(Backend *, double flops, double bandwidth);
+double dry_seconds(const Backend *);

@@ -292,7 +292,7 @@ static void take_cut(Splitter *s, const Window *w, const Limits *limits, int *fi
 static void cut(Splitter *s, const Window *w, int *first) {
     const SplitProblem *p = s->problem;
     ArenaMark mark = arena_mark(s->arena);
-    Limits now = needs_of(s, first), limits = {s->time[p->units], s->time[p->units], p->memory ? p->memory : INFINITY};
+    Limits now = needs_of(s, first), limits = {s->time[p->units], s->time[p->units], p->memory > 0 ? p->memory : INFINITY};
     open_window(s, w, first);
     if (now.memory <= limits.memory) limits.time = now.time;
     if (now.memory <= limits.memory || possible_anywhere(s, w, &limits)) {
@@ -389,7 +389,7 @@ bool split_units(const SplitProblem *p, int *first, Error *error) {
         improve(&s, first);
     double need = needs_of(&s, first).memory;
     arena_free(s.arena);
-    return !p->memory || need <= p->memory || nothing_fits(p, need, error);
+    return p->memory <= 0 || need <= p->memory || nothing_fits(p, need, error);
 }
 
 // ---- without costs ----

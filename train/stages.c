@@ -1,7 +1,7 @@
 /* See stages.h. */
 #include "train/stages.h"
 #include "train/agree.h"
-#include "train/splitter.h"
+#include "train/split_plan.h"
 #include <string.h>
 
 static int unit_named(const Stages *s, const char *name, size_t length) {
@@ -45,15 +45,25 @@ static bool read_split(const Stages *s, const char *text, Arena *memory, Error *
     return true;
 }
 
+static bool split_by_cost(const TrainConfig *c, const Layout *l, double memory_limit, Stages *s, Arena *memory,
+                          Error *error) {
+    SplitPlan plan;
+    SplitOptions options = {.shape = l->pipeline,
+                            .measured = !strcmp(c->parallel.split, "measured"),
+                            .threads = (int)c->threads,
+                            .rates = machine_rates(c),
+                            .memory = memory_limit};
+    if (!split_plan_find(c, l, &options, memory, &plan, error)) return false;
+    memcpy(s->first, plan.first, sizeof *s->first * (size_t)(s->parts + 1));
+    return true;
+}
+
 static bool split(const TrainConfig *c, const Layout *l, double memory_limit, Stages *s, Arena *memory, Error *error) {
     const char *how = c->parallel.split;
-    (void)l;
-    (void)memory_limit;
-    if (!strcmp(how, "blocks")) {
-        split_evenly(s->units, s->count, s->parts, s->first);
-        return true;
-    }
-    return read_split(s, how, memory, error);
+    if (!strcmp(how, "cost") || !strcmp(how, "measured")) return split_by_cost(c, l, memory_limit, s, memory, error);
+    if (strcmp(how, "blocks") != 0) return read_split(s, how, memory, error);
+    split_evenly(s->units, s->count, s->parts, s->first);
+    return true;
 }
 
 bool stages_resolve(const TrainConfig *c, const Layout *l, double memory_limit, Comm *world, Arena *memory, Stages *s,

@@ -8,6 +8,7 @@
 #include "kernels/ops.h"
 #include "kernels/recompute.h"
 #include "tests/support/test.h"
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -173,6 +174,41 @@ static void memory_that_cannot_be_is_refused(void **state) {
     backend_free(b);
 }
 
+// ---- the clock ----
+
+static double product_seconds(Backend *b, int64_t m, int64_t n, int64_t k) {
+    double before = dry_seconds(b);
+    Matmul product = {.m = m, .n = n, .k = k, .batch = 2, .in = BF16, .out = F32};
+    b->matmul(b, &product);
+    return dry_seconds(b) - before;
+}
+
+static void its_clock_goes_by_arithmetic_or_by_memory_whichever_takes_longer(void **state) {
+    (void)state;
+    Backend *b = dry_backend_new();
+    assert_true(product_seconds(b, 10, 20, 30) == 0); // it stands still
+    dry_set_rates(b, 100, 1e30);
+    assert_true(fabs(product_seconds(b, 10, 20, 30) - 2 * 2 * 10 * 20 * 30 / 100.0) <= 1e-9);
+    dry_set_rates(b, 1e30, 50);
+    assert_true(dry_seconds(b) == 0);
+    assert_true(fabs(product_seconds(b, 10, 20, 30) - 2 * (2 * (10 + 20) * 30 + 4 * 10 * 20) / 50.0) <= 1e-9);
+    backend_free(b);
+}
+
+// Of matrix products and attention; all other operators go by memory.
+static void its_clock_agrees_with_what_operators_say(void **state) {
+    (void)state;
+    const Operator *const ops[] = {&op_linear, &op_batched_matmul, &op_attention, &op_patch_embedding};
+    Backend *b = dry_backend_new();
+    for (int i = 0; i < 4; i++) {
+        int variants = 1;
+        dry_set_rates(b, 1, 1e30);
+        Sizes s = sizes_of(b, ops[i], 0, F32, &variants);
+        assert_true(fabs(dry_seconds(b) / (s.cost.flop + s.cost.backward_flop) - 1) <= 1e-9);
+    }
+    backend_free(b);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_dry_backend_has_every_function_that_the_cpu_has),
@@ -181,6 +217,8 @@ int main(void) {
         cmocka_unit_test(a_pass_beyond_any_machine_takes_no_memory),
         cmocka_unit_test(what_is_read_from_it_is_zeros),
         cmocka_unit_test(memory_that_cannot_be_is_refused),
+        cmocka_unit_test(its_clock_goes_by_arithmetic_or_by_memory_whichever_takes_longer),
+        cmocka_unit_test(its_clock_agrees_with_what_operators_say),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -36,7 +36,7 @@ static const struct {
     [TENSOR] = {"parallel.tensor", {"1", "2", "4"}, 3},
     [SEQUENCE] = {"parallel.sequence", {"false", "true"}, 2},
     [SCHEDULE] = {"parallel.schedule", {"gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "zb-v"}, 6},
-    [SPLIT] = {"parallel.split", {"blocks"}, 1},
+    [SPLIT] = {"parallel.split", {"blocks", "cost"}, 2},
     [ZERO] = {"parallel.zero", {"0", "1", "2", "3"}, 4},
     [RECOMPUTE] = {"train.recompute", {"none", "selective", "full"}, 3},
     [PRECISION] = {"precision", {"f32", "bf16"}, 2},

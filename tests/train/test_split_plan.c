@@ -1,0 +1,306 @@
+/* Costs of units, and the split of a run's model by them: what is modelled adds up to what the model takes, a stage's
+ * memory is what its tapes will hold, and limits are kept. */
+#include "tests/train/tiny_run.h"
+#include "kernels/cpu/cpu.h"
+#include "tests/support/ranks.h"
+#include "train/pipeline.h"
+#include "train/split_plan.h"
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+static TinyRun shared;
+static Arena *memory;
+
+static int open_shared(void **state) {
+    (void)state;
+    tiny_run_open(&shared, 1);
+    memory = arena_new(1 << 20);
+    return 0;
+}
+static int close_shared(void **state) {
+    (void)state;
+    arena_free(memory);
+    tiny_run_close(&shared);
+    return 0;
+}
+
+static const MachineRates rates = {1e11, 1e10};
+
+typedef struct Case {
+    TrainConfig config;
+    Layout layout;
+    UnitCosts costs;
+} Case;
+
+static Case make(const char *const *settings, int ranks) {
+    Case c = {0};
+    Error error = {0};
+    tiny_config(&shared, settings, memory, &c.config);
+    assert_done(layout_resolve(&c.config, ranks, &c.layout, &error), &error);
+    unit_costs_model(&c.config, &c.layout, rates, memory, &c.costs);
+    return c;
+}
+
+static int unit_named(const UnitCosts *c, const char *name) {
+    for (int u = 0; u < c->units; u++)
+        if (!strcmp(c->list[u].name, name)) return u;
+    fail_msg("no unit %s", name);
+    return -1;
+}
+
+static void pieces_without_pictures_cost_nothing_in_the_vision_units(void **state) {
+    (void)state;
+    Case c = make((const char *[]){"train.microbatches=10", NULL}, 1);
+    const UnitCosts *k = &c.costs;
+    int block = unit_named(k, "vision.blocks.0"), embed = unit_named(k, "text.embed"), without = 0;
+    for (int i = 0; i < k->pieces; i++) {
+        const Batch *b = &k->batches[k->shape[i]];
+        UnitTime vision = unit_time(k, block, i), text = unit_time(k, embed, i);
+        bool rows = b->lm.rows + b->caption.rows + b->contrastive.rows > 0;
+        assert_true((vision.forward > 0) == (b->images > 0));
+        assert_true((vision.input > 0) == (b->images > 0) && (vision.weight > 0) == (b->images > 0));
+        assert_true((text.forward > 0) == rows);
+        without += !b->images;
+    }
+    assert_true(without > 0);
+}
+
+static UnitTime sum_of(const UnitCosts *c) {
+    UnitTime sum = {0};
+    for (int u = 0; u < c->units; u++)
+        for (int i = 0; i < c->pieces; i++) {
+            UnitTime t = unit_time(c, u, i);
+            sum = (UnitTime){sum.forward + t.forward, sum.input + t.input, sum.weight + t.weight,
+                             sum.features + t.features};
+        }
+    return sum;
+}
+
+// With memory that costs nothing, seconds are FLOP.
+static void products_add_up_to_those_of_the_whole_model(void **state) {
+    (void)state;
+    TrainConfig config;
+    Layout layout;
+    UnitCosts costs;
+    Error error = {0};
+    tiny_config(&shared, NULL, memory, &config);
+    assert_done(layout_resolve(&config, 1, &layout, &error), &error);
+    unit_costs_model(&config, &layout, (MachineRates){1, 1e30}, memory, &costs);
+    UnitTime sum = sum_of(&costs);
+    double flop = joint_flop(&config.model, &costs.batches[0]), modelled = sum.forward + sum.input + sum.weight;
+    assert_true(sum.features == 0); // of one piece
+    assert_true(fabs(3 * sum.forward / flop - 1) <= 0.1);
+    assert_true(modelled / flop >= 1 && modelled / flop <= 1.35); // backward, scores and logits are formed again
+    assert_true(sum.weight < sum.input);                          // attention has no weights
+}
+
+static void in_pieces_features_of_pairs_come_first(void **state) {
+    (void)state;
+    Case c = make((const char *[]){"train.microbatches=5", NULL}, 1);
+    int block = unit_named(&c.costs, "vision.blocks.0"), decoder = unit_named(&c.costs, "mae.blocks.0");
+    for (int i = 0; i < c.costs.pieces; i++) {
+        bool pairs = c.costs.batches[c.costs.shape[i]].contrastive.rows > 0;
+        UnitTime t = unit_time(&c.costs, block, i);
+        assert_true((t.features > 0) == pairs && t.features <= t.forward);
+        assert_true(unit_time(&c.costs, decoder, i).features == 0);
+    }
+}
+
+static void frozen_parts_have_no_backward(void **state) {
+    (void)state;
+    Case c = make((const char *[]){"train.microbatches=2", "model.freeze=[vision]", NULL}, 1);
+    Case all = make((const char *[]){"train.microbatches=2", NULL}, 1);
+    int vision = unit_named(&c.costs, "vision.blocks.0"), text = unit_named(&c.costs, "text.blocks.0");
+    const UnitCost *frozen = &c.costs.mean[vision], *trained = &all.costs.mean[vision];
+    assert_true(frozen->input == 0 && frozen->weight == 0 && fabs(frozen->forward / trained->forward - 1) <= 1e-9);
+    assert_true(frozen->parameters == trained->parameters / 4); // values alone, of values, gradients and two moments
+    assert_true(c.costs.mean[text].weight == all.costs.mean[text].weight);
+    assert_int_equal(c.costs.wanted[vision * c.costs.shapes], 0);
+}
+
+static void recomputation_costs_time_and_saves_memory(void **state) {
+    (void)state;
+    Case none = make((const char *[]){"train.microbatches=2", NULL}, 1);
+    Case full = make((const char *[]){"train.microbatches=2", "train.recompute=full", NULL}, 1);
+    int text = unit_named(&none.costs, "text.blocks.0");
+    const UnitCost *a = &none.costs.mean[text], *b = &full.costs.mean[text];
+    assert_true(b->activations < 0.3 * a->activations && b->input > a->input &&
+                fabs(b->forward / a->forward - 1) <= 1e-9);
+}
+
+static void tied_words_count_twice_where_they_may_be_apart(void **state) {
+    (void)state;
+    Case c = make((const char *[]){"train.microbatches=2", NULL}, 1);
+    const TextConfig *text = &c.config.model.text;
+    double words = 16.0 * (double)(text->vocabulary * text->width);
+    assert_true(text->tied);
+    assert_true(c.costs.copy == words && c.costs.mean[unit_named(&c.costs, "text.head")].parameters > words);
+    assert_true(c.costs.mean[unit_named(&c.costs, "text.embed")].parameters > words);
+}
+
+static void what_is_measured_has_the_shape_of_what_is_modelled(void **state) {
+    (void)state;
+    const char *const settings[] = {"train.microbatches=3", "model.vision.layers=2", NULL};
+    Case c = make(settings, 1);
+    UnitCosts measured;
+    Error error = {0};
+    assert_done(unit_costs_measure(&c.config, &c.layout, 1, memory, &measured, &error), &error);
+    assert_int_equal(measured.units, c.costs.units);
+    for (int u = 0; u < measured.units; u++) {
+        assert_true(measured.mean[u].forward > 0 && measured.mean[u].forward < 10);
+        assert_true(measured.mean[u].activations == c.costs.mean[u].activations);
+        assert_true(measured.mean[u].parameters == c.costs.mean[u].parameters);
+    }
+    int block = unit_named(&measured, "vision.blocks.0");
+    assert_memory_equal(&measured.mean[block], &measured.mean[block + 1], sizeof *measured.mean); // measured once
+}
+
+// ---- stages ----
+
+typedef struct Rank {
+    const Case *c;
+    const SplitPlan *plan;
+    double *tapes; // (stages)
+} Rank;
+
+// A stage at work on microbatches of the run's shapes.
+static void run_stage(int rank, Comm *group, void *argument) {
+    Rank *r = argument;
+    const PipelineTable *table = &r->plan->table;
+    int own = table->shape.microbatches, units = r->plan->costs.units;
+    Arena *arena = arena_new(1 << 16);
+    Backend *backend = cpu_backend_new(1, NULL, NULL);
+    PipelineMicrobatch *work = arena_array(arena, PipelineMicrobatch, own);
+    PipelineResult *results = arena_array(arena, PipelineResult, own);
+    float *zeros = arena_array(arena, float, 64 * r->c->config.model.embedding);
+    int *chunk = arena_array(arena, int, units);
+    Error error = {0};
+    for (int part = 0; part < table->shape.stages * table->shape.chunks; part++) {
+        int stage, number;
+        pipeline_place(&table->shape, part, &stage, &number);
+        for (int u = r->plan->first[part]; u < r->plan->first[part + 1]; u++) chunk[u] = stage == rank ? number : -1;
+    }
+    for (int m = 0; m < own; m++)
+        work[m] = (PipelineMicrobatch){synthetic_batch(&r->c->config, m, own, arena),
+                                       {.seed = 3, .training = true, .image_gradient = zeros, .text_gradient = zeros}};
+    Parallel parallel = {.pipeline = group, .bucket_bytes = 8 << 10};
+    Joint *joint =
+        joint_new_part(backend, &r->c->config.model, &parallel, chunk, r->c->config.precision ? BF16 : F32, 1, &error);
+    assert_done(joint != NULL, &error);
+    Gradients *gradients = gradients_new(joint_parameters(joint), NULL, NULL);
+    Pipeline *p = pipeline_new(&(PipelineSetup){
+        .table = table, .units = r->plan->first, .group = group, .joint = joint, .gradients = gradients});
+    gradients_begin_step(gradients, own);
+    assert_done(pipeline_run(p, PIPELINE_TRAIN, work, results, NULL, NULL, NULL, &error), &error);
+    gradients_norm(gradients);
+    r->tapes[rank] = pipeline_memory(p).tapes;
+    pipeline_free(p);
+    gradients_free(gradients);
+    joint_free(joint);
+    backend_free(backend);
+    arena_free(arena);
+}
+
+static void plan_of(const Case *c, double limit, SplitPlan *plan) {
+    Error error = {0};
+    SplitOptions options = {.shape = c->layout.pipeline, .rates = rates, .memory = limit};
+    assert_done(split_plan_find(&c->config, &c->layout, &options, memory, plan, &error), &error);
+}
+
+static void stages_hold_to_the_byte_what_was_planned(void **state) {
+    (void)state;
+    for (int kind = 0; kind < PIPELINES; kind++)
+        for (int recompute = 0; recompute < 2; recompute++) {
+            const char *settings[] = {"parallel.pipeline=3",
+                                      "train.microbatches=6",
+                                      "model.text.layers=3",
+                                      "model.vision.layers=2",
+                                      NULL,
+                                      NULL,
+                                      NULL};
+            char schedule[64];
+            snprintf(schedule, sizeof schedule, "parallel.schedule=%s", pipeline_names[kind]);
+            settings[4] = schedule;
+            settings[5] = recompute ? "train.recompute=full" : "precision=bf16";
+            Case c = make(settings, 3);
+            SplitPlan plan;
+            double tapes[3] = {0};
+            plan_of(&c, 0, &plan);
+            ranks_run(3, run_stage, &(Rank){&c, &plan, tapes});
+            for (int i = 0; i < 3; i++)
+                if (!(plan.stages[i].tapes == tapes[i]))
+                    fail_msg("%s, stage %d: %.0f bytes planned, %.0f held", pipeline_names[kind], i,
+                             plan.stages[i].tapes, tapes[i]);
+        }
+}
+
+static double fullest(const SplitPlan *p) {
+    double most = 0;
+    for (int i = 0; i < p->table.shape.stages; i++) most = fmax(most, p->stages[i].parameters + p->stages[i].tapes);
+    return most;
+}
+
+static void a_limit_of_memory_is_kept_or_refused(void **state) {
+    (void)state;
+    const char *const settings[] = {"parallel.pipeline=2", "parallel.schedule=gpipe", "train.microbatches=4",
+                                    "model.text.layers=4", NULL};
+    Case c = make(settings, 2);
+    SplitPlan free_plan, plan;
+    Error error = {0};
+    plan_of(&c, 0, &free_plan);
+    plan_of(&c, fullest(&free_plan), &plan);
+    assert_memory_equal(plan.first, free_plan.first, 3 * sizeof(int)); // it fits as it is
+    int kept = 0;
+    for (double share = 0.98; share > 0.3; share -= 0.04) {
+        SplitOptions options = {.shape = c.layout.pipeline, .rates = rates, .memory = share * fullest(&free_plan)};
+        if (!split_plan_find(&c.config, &c.layout, &options, memory, &plan, &error)) {
+            assert_int_equal(error.kind, ERROR_USAGE);
+            assert_message_has(&error, "GiB");
+            continue;
+        }
+        assert_true(fullest(&plan) <= options.memory && plan.total >= free_plan.total);
+        kept++;
+    }
+    assert_in_range(kept, 1, 16);
+    assert_int_equal(error.kind, ERROR_USAGE); // the last ones do not fit
+}
+
+static void the_split_is_no_slower_than_equal_numbers_of_blocks(void **state) {
+    (void)state;
+    for (int stages = 2; stages <= 4; stages++) {
+        char pipeline[32];
+        snprintf(pipeline, sizeof pipeline, "parallel.pipeline=%d", stages);
+        const char *const settings[] = {
+            pipeline, "train.microbatches=16", "model.text.layers=6", "model.vision.layers=6", "parallel.schedule=1f1b",
+            NULL};
+        Case c = make(settings, stages);
+        SplitPlan plan, even;
+        int first[5];
+        plan_of(&c, 0, &plan);
+        split_evenly(plan.costs.list, plan.costs.units, stages, first);
+        split_plan_at(&c.config, &c.layout, &plan, first, memory, &even);
+        assert_true(plan.total <= even.total && plan.alone == even.alone);
+        assert_true(plan.alone / plan.total <= stages * (1 + 1e-9));
+        double busy = 0;
+        for (int i = 0; i < stages; i++) busy += plan.stages[i].time;
+        assert_true(fabs(busy / plan.alone - 1) <= 1e-9);
+        assert_true(fabs(plan.bubble - (1 - busy / (stages * plan.total))) <= 1e-9);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(pieces_without_pictures_cost_nothing_in_the_vision_units),
+        cmocka_unit_test(products_add_up_to_those_of_the_whole_model),
+        cmocka_unit_test(in_pieces_features_of_pairs_come_first),
+        cmocka_unit_test(frozen_parts_have_no_backward),
+        cmocka_unit_test(recomputation_costs_time_and_saves_memory),
+        cmocka_unit_test(tied_words_count_twice_where_they_may_be_apart),
+        cmocka_unit_test(what_is_measured_has_the_shape_of_what_is_modelled),
+        cmocka_unit_test(stages_hold_to_the_byte_what_was_planned),
+        cmocka_unit_test(a_limit_of_memory_is_kept_or_refused),
+        cmocka_unit_test(the_split_is_no_slower_than_equal_numbers_of_blocks),
+    };
+    return cmocka_run_group_tests(tests, open_shared, close_shared);
+}

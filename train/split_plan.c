@@ -1,0 +1,325 @@
+/* See split_plan.h. What stages hold is known exactly only of a given split, by running it dry; the splitter goes by
+ * sums over units. So where memory is limited these sums are first set right by what a split without a limit holds, and
+ * what is found is run dry again. */
+#include "train/split_plan.h"
+#include "kernels/dry.h"
+#include "kernels/nn/parameters.h"
+#include "train/rehearsal.h"
+#include <math.h>
+#include <stdlib.h>
+
+static const double GIB = 0x1p30;
+
+typedef struct Planner {
+    const TrainConfig *config;
+    const Layout *layout;
+    SplitPlan *plan;
+    Arena *arena;
+    int first_piece; // of the costliest data rank
+} Planner;
+
+static int part_count(const PipelineTable *t) { return t->shape.stages * t->shape.chunks; }
+
+// ---- time ----
+
+// Of the data rank that has most to do.
+static int costliest_rank(const Planner *p) {
+    const UnitCosts *c = &p->plan->costs;
+    int own = p->plan->table.shape.microbatches, best = 0;
+    double most = -1;
+    for (int first = 0; first + own <= c->pieces; first += own) {
+        double sum = 0;
+        for (int i = first; i < first + own; i++)
+            for (int u = 0; u < c->units; u++) {
+                UnitTime t = unit_time(c, u, i);
+                sum += t.forward + t.input + t.weight + t.features;
+            }
+        if (sum <= most) continue;
+        most = sum;
+        best = first;
+    }
+    p->plan->alone = most;
+    return best;
+}
+
+// Of each part and microbatch: (parts, microbatches) each.
+typedef struct PartTimes {
+    double *forward, *input, *weight, *features, *nothing;
+} PartTimes;
+
+static PartTimes part_times(const Planner *p) {
+    const UnitCosts *c = &p->plan->costs;
+    int parts = part_count(&p->plan->table), own = p->plan->table.shape.microbatches;
+    int64_t cells = (int64_t)parts * own;
+    PartTimes t = {arena_array(p->arena, double, cells), arena_array(p->arena, double, cells),
+                   arena_array(p->arena, double, cells), arena_array(p->arena, double, cells),
+                   arena_array(p->arena, double, cells)};
+    for (int part = 0; part < parts; part++)
+        for (int m = 0; m < own; m++)
+            for (int u = p->plan->first[part]; u < p->plan->first[part + 1]; u++) {
+                UnitTime unit = unit_time(c, u, p->first_piece + m);
+                t.forward[part * own + m] += unit.forward;
+                t.input[part * own + m] += unit.input;
+                t.weight[part * own + m] += unit.weight;
+                t.features[part * own + m] += unit.features;
+            }
+    return t;
+}
+
+// The rows of the table that a pass for features runs.
+static PipelineTable forward_rows(const PipelineTable *all, Arena *arena) {
+    PipelineTable t = {all->shape, arena_array(arena, Slot *, all->shape.stages),
+                       arena_array(arena, int, all->shape.stages)};
+    for (int i = 0; i < all->shape.stages; i++) {
+        t.rows[i] = arena_array(arena, Slot, all->counts[i]);
+        for (int k = 0; k < all->counts[i]; k++)
+            if (all->rows[i][k].work == WORK_FORWARD) t.rows[i][t.counts[i]++] = all->rows[i][k];
+    }
+    return t;
+}
+
+static void simulate(Planner *p) {
+    SplitPlan *plan = p->plan;
+    int stages = plan->table.shape.stages;
+    PartTimes t = part_times(p);
+    StageTime *rows = arena_array(p->arena, StageTime, stages), *features = arena_array(p->arena, StageTime, stages);
+    PipelineCosts costs = {.forward = t.forward, .input = t.input, .weight = t.weight, .each = true};
+    PipelineCosts first = {.forward = t.features, .input = t.nothing, .weight = t.nothing, .each = true};
+    PipelineTable forward = forward_rows(&plan->table, p->arena);
+    Timeline before = timeline_simulate(&forward, &first, p->arena);
+    plan->line = timeline_simulate(&plan->table, &costs, p->arena);
+    plan->features = timeline_measure(&before, features).total;
+    plan->total = plan->features + timeline_measure(&plan->line, rows).total;
+    double busy = 0;
+    for (int i = 0; i < stages; i++) {
+        StagePlan *s = &plan->stages[i];
+        s->time = rows[i].busy + features[i].busy;
+        s->bubble = plan->total > 0 ? 1 - s->time / plan->total : 0;
+        busy += s->time;
+    }
+    plan->bubble = plan->total > 0 ? 1 - busy / (stages * plan->total) : 0;
+}
+
+// ---- memory ----
+
+static int unit_of_kind(const UnitCosts *c, UnitKind kind) {
+    for (int u = 0; u < c->units; u++)
+        if (c->list[u].kind == kind) return u;
+    return -1;
+}
+
+static int part_with(const SplitPlan *plan, int unit) {
+    int part = 0;
+    while (unit >= 0 && plan->first[part + 1] <= unit) part++;
+    return part;
+}
+
+static void count_parameters(Planner *p) {
+    SplitPlan *plan = p->plan;
+    const UnitCosts *c = &plan->costs;
+    int head = part_with(plan, unit_of_kind(c, UNIT_TEXT_HEAD));
+    bool copied =
+        p->config->reproducible == REPRODUCIBLE_LAYOUT || head != part_with(plan, unit_of_kind(c, UNIT_TEXT_EMBED));
+    for (int i = 0; i < plan->table.shape.stages; i++) plan->stages[i].parameters = 0;
+    for (int part = 0; part < part_count(&plan->table); part++) {
+        int stage, chunk;
+        pipeline_place(&plan->table.shape, part, &stage, &chunk);
+        for (int u = plan->first[part]; u < plan->first[part + 1]; u++)
+            plan->stages[stage].parameters += c->mean[u].parameters;
+        if (part == head && !copied) plan->stages[stage].parameters -= c->copy;
+    }
+}
+
+// A microbatch on its way through a chunk, and its tape for the next one.
+typedef struct Flight {
+    UnitRun run;
+    bool under_way;
+} Flight;
+
+typedef struct Replay {
+    const Planner *planner;
+    Rehearsal rehearsal;
+    Backend *backend;
+    Flight *flights; // (count)
+    int count;
+    int *flight; // (chunks, microbatches)
+} Replay;
+
+static int depart(Replay *r) {
+    int i = 0;
+    while (i < r->count && r->flights[i].under_way) i++;
+    if (i == r->count) r->flights[r->count++].run.tape = tape_new_in(r->rehearsal.memory, true);
+    r->flights[i].under_way = true;
+    return i;
+}
+
+static void run_forward(Replay *r, int part, int microbatch, Flight *f) {
+    const SplitPlan *plan = r->planner->plan;
+    const UnitCosts *c = &plan->costs;
+    int shape = c->shape[r->planner->first_piece + microbatch], first = plan->first[part];
+    f->run.first = first;
+    f->run.end = plan->first[part + 1];
+    f->run.batch = &c->batches[shape];
+    f->run.wanted = c->wanted[(int64_t)first * c->shapes + shape];
+    rehearse_arrive(&r->rehearsal, &f->run);
+    rehearse_forward(&r->rehearsal, &f->run);
+}
+
+static void run_backward(Replay *r, Work work, Flight *f) {
+    static const Halves halves[WORKS] = {0, INPUT_GRADIENTS, WEIGHT_GRADIENTS, ALL_GRADIENTS};
+    bool input = work != WORK_WEIGHT_GRADIENT;
+    if (input) rehearse_seed(&r->rehearsal, &f->run);
+    rehearse_backward(&f->run, halves[work]);
+    if (input) rehearse_leave(&r->rehearsal, &f->run);
+    if (work == WORK_INPUT_GRADIENT) return;
+    tape_reset(f->run.tape);
+    f->under_way = false;
+}
+
+static void run_row(Replay *r, int stage, const Slot *row) {
+    const PipelineShape *s = &r->planner->plan->table.shape;
+    int *number = &r->flight[row->chunk * s->microbatches + row->microbatch];
+    if (row->work == WORK_FORWARD) {
+        *number = depart(r);
+        run_forward(r, pipeline_part(s, stage, row->chunk), row->microbatch, &r->flights[*number]);
+    } else {
+        run_backward(r, row->work, &r->flights[*number]);
+    }
+}
+
+// The most that the tapes of a stage hold at once.
+static double replay_stage(Replay *r, int stage) {
+    const PipelineTable *t = &r->planner->plan->table;
+    r->count = 0;
+    for (int k = 0; k < t->counts[stage]; k++) run_row(r, stage, &t->rows[stage][k]);
+    double peak = (double)tape_memory_peak(r->rehearsal.memory);
+    for (int i = 0; i < r->count; i++) tape_free(r->flights[i].run.tape);
+    rehearsal_renew(&r->rehearsal, r->backend);
+    return peak;
+}
+
+static void replay(Planner *p) {
+    SplitPlan *plan = p->plan;
+    const PipelineShape *s = &plan->table.shape;
+    const JointConfig *model = &p->config->model;
+    int64_t cells = (int64_t)s->chunks * s->microbatches;
+    Error error = {0};
+    Replay r = {.planner = p,
+                .backend = dry_backend_new(),
+                .flights = arena_array(p->arena, Flight, cells),
+                .flight = arena_array(p->arena, int, cells)};
+    Joint *joint = joint_new(r.backend, model, NULL, p->config->precision ? BF16 : F32, 1, &error);
+    check(joint); // the config was checked
+    rehearsal_open(&r.rehearsal, r.backend, joint, plan->costs.batches, plan->costs.shapes);
+    for (int i = 0; i < s->stages; i++) plan->stages[i].tapes = plan->costs.held * replay_stage(&r, i);
+    rehearsal_close(&r.rehearsal);
+    joint_free(joint);
+    backend_free(r.backend);
+}
+
+// ---- the split ----
+
+static void fill_in(Planner *p) {
+    p->plan->stages = arena_array(p->arena, StagePlan, p->plan->table.shape.stages);
+    p->first_piece = costliest_rank(p);
+    simulate(p);
+    count_parameters(p);
+    replay(p);
+}
+
+// (stages, chunks) microbatches between forward and weight gradient, the most at once.
+static int *count_live(const PipelineTable *t, Arena *arena) {
+    int chunks = t->shape.chunks, *live = arena_array(arena, int, t->shape.stages *chunks);
+    int *now = arena_array(arena, int, t->shape.stages *chunks);
+    for (int i = 0; i < t->shape.stages; i++)
+        for (int k = 0; k < t->counts[i]; k++) {
+            const Slot *row = &t->rows[i][k];
+            int at = i * chunks + row->chunk;
+            now[at] += row->work == WORK_FORWARD;
+            now[at] -= row->work == WORK_WEIGHT_GRADIENT || row->work == WORK_BOTH_GRADIENTS;
+            if (now[at] > live[at]) live[at] = now[at];
+        }
+    return live;
+}
+
+static double fullest(const SplitPlan *plan) {
+    double most = 0;
+    for (int i = 0; i < plan->table.shape.stages; i++)
+        most = fmax(most, plan->stages[i].parameters + plan->stages[i].tapes);
+    return most;
+}
+
+// What the tapes of stages really hold, of what the splitter's sums say; the most of any stage.
+static double share_held(const SplitPlan *plan, const int *live) {
+    const PipelineShape *s = &plan->table.shape;
+    double most = 0;
+    for (int i = 0; i < s->stages; i++) {
+        double sum = 0, work = 0;
+        for (int c = 0; c < s->chunks; c++) {
+            int part = pipeline_part(s, i, c);
+            for (int u = plan->first[part]; u < plan->first[part + 1]; u++) {
+                sum += live[i * s->chunks + c] * plan->costs.mean[u].activations;
+                work = fmax(work, plan->costs.mean[u].work);
+            }
+        }
+        most = fmax(most, plan->stages[i].tapes / (sum + work));
+    }
+    return most;
+}
+
+static UnitCost *scaled(const UnitCosts *c, double share, Arena *arena) {
+    UnitCost *costs = arena_array(arena, UnitCost, c->units);
+    for (int u = 0; u < c->units; u++) {
+        costs[u] = c->mean[u];
+        costs[u].activations *= share;
+        costs[u].work *= share;
+    }
+    return costs;
+}
+
+static bool split_within(Planner *p, SplitProblem *problem, double memory, Error *error) {
+    enum { TRIES = 4 };
+    SplitPlan *plan = p->plan;
+    double margin = 1;
+    for (int i = 0; i < TRIES && fullest(plan) > memory; i++, margin *= 1.05) {
+        problem->memory = memory;
+        problem->costs = scaled(&plan->costs, margin * share_held(plan, problem->live), p->arena);
+        if (!split_units(problem, plan->first, error)) return false;
+        fill_in(p);
+    }
+    if (fullest(plan) <= memory) return true;
+    return error_set(
+        error, ERROR_USAGE,
+        "no split into %d stages was found that fits into %.2f GiB each: the fullest stage of the last one "
+        "tried holds %.2f GiB",
+        problem->shape.stages, memory / GIB, fullest(plan) / GIB);
+}
+
+bool split_plan_find(const TrainConfig *config, const Layout *layout, const SplitOptions *o, Arena *arena,
+                     SplitPlan *plan, Error *error) {
+    Planner p = {config, layout, plan, arena, 0};
+    *plan = (SplitPlan){0};
+    if (!pipeline_make(&o->shape, arena, &plan->table, error)) return false;
+    if (!o->measured)
+        unit_costs_model(config, layout, o->rates, arena, &plan->costs);
+    else if (!unit_costs_measure(config, layout, o->threads, arena, &plan->costs, error))
+        return false;
+    SplitProblem problem = {.shape = o->shape,
+                            .units = plan->costs.units,
+                            .costs = plan->costs.mean,
+                            .live = count_live(&plan->table, arena)};
+    plan->first = arena_array(arena, int, part_count(&plan->table) + 1);
+    if (!split_units(&problem, plan->first, error)) return false;
+    fill_in(&p);
+    return o->memory <= 0 || split_within(&p, &problem, o->memory, error);
+}
+
+void split_plan_at(const TrainConfig *config, const Layout *layout, const SplitPlan *of, const int *first, Arena *arena,
+                   SplitPlan *out) {
+    int parts = part_count(&of->table);
+    Planner p = {config, layout, out, arena, 0};
+    *out = *of;
+    out->first = arena_array(arena, int, parts + 1);
+    for (int i = 0; i <= parts; i++) out->first[i] = first[i];
+    fill_in(&p);
+}
