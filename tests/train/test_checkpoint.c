@@ -113,7 +113,7 @@ static void the_tensors_do_not_depend_on_the_layout(void **state) {
 // Neither do the files of a model with a copy of its words tell of it.
 static void a_copy_of_the_words_is_in_no_file(void **state) {
     (void)state;
-    static const char *const names[] = {"model.safetensors", "optimizer.safetensors", "state.json"};
+    static const char *const names[] = {"model.safetensors", "optimizer.safetensors", "model.json"};
     char *runs[2], *folders[2];
     Error error = {0};
     for (int i = 0; i < 2; i++) {
