@@ -17,12 +17,14 @@ static void usage(FILE *out) {
     fputs(
         "usage: bifocal plan CONFIG [section.key=value]... [--ranks N]\n"
         "       bifocal plan schedule --stages P --microbatches M --schedule S [options]\n"
+        "       bifocal plan step CONFIG [section.key=value]... --ranks N [options]\n"
         "       bifocal plan estimate --layers L --width H [options]\n\n"
         "  CONFIG              YAML file of a training run\n"
         "  section.key=value   as for bifocal train\n"
         "  --ranks N           processes; otherwise as many as parallel.* asks for\n\n"
         "Prints the place of every process, what it takes in memory, its share of a step and what it sends to\n"
         "others; starts nothing. Exit status 2 where the sizes do not fit. `bifocal plan schedule --help`: pipelines;\n"
+        "`bifocal plan step --help`: time of a step and memory of its stages on a cluster;\n"
         "`bifocal plan estimate --help`: time and price of a large training by formulas.\n",
         out);
 }
@@ -72,6 +74,7 @@ int plan_main(int argc, char **argv) {
     Error error = {0};
     Buffer text = {0};
     if (argc > 1 && !strcmp(argv[1], "schedule")) return plan_schedule_main(argc - 1, argv + 1);
+    if (argc > 1 && !strcmp(argv[1], "step")) return plan_step_main(argc - 1, argv + 1);
     if (argc > 1 && !strcmp(argv[1], "estimate")) return plan_estimate_main(argc - 1, argv + 1);
     parse(&a, argc, argv);
     if (a.status >= 0) return a.status;
