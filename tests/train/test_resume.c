@@ -26,14 +26,20 @@ static int close_shared(void **state) {
 
 typedef struct How {
     int ranks;
-    const char *tensor, *zero;
+    const char *tensor, *zero, *pipeline, *schedule;
 } How;
 
 static void train(const char *name, How how, bool resume) {
     TrainResult result;
     Error error = {0};
-    const char *const settings[] = {
-        "threads=1", "train.microbatches=4", "train.reproducible=layout", how.tensor, how.zero, NULL};
+    const char *const settings[] = {"threads=1",
+                                    "train.microbatches=4",
+                                    "train.reproducible=layout",
+                                    how.tensor,
+                                    how.zero,
+                                    how.pipeline,
+                                    how.schedule,
+                                    NULL};
     assert_done(tiny_train_ranks(&shared, name, settings, resume, how.ranks, NULL, &result, &error), &error);
     assert_int_equal(result.step, 6);
 }
@@ -89,12 +95,13 @@ static double last_loss(const char *name) {
     return loss;
 }
 
-static const How one = {1, "parallel.tensor=1", "parallel.zero=0"};
+#define NO_PIPELINE "parallel.pipeline=1", "parallel.schedule=1f1b"
+static const How one = {1, "parallel.tensor=1", "parallel.zero=0", NO_PIPELINE};
 
 static void a_run_goes_on_bit_for_bit_on_other_ranks_and_stages(void **state) {
     (void)state;
-    static const How pair = {2, "parallel.tensor=1", "parallel.zero=3"};
-    static const How four = {4, "parallel.tensor=1", "parallel.zero=1"};
+    static const How pair = {2, "parallel.tensor=1", "parallel.zero=3", NO_PIPELINE};
+    static const How four = {4, "parallel.tensor=1", "parallel.zero=1", NO_PIPELINE};
     train("whole", one, false);
     train_on_two("spread", one, pair);
     assert_same_end("whole", "spread");
@@ -104,10 +111,25 @@ static void a_run_goes_on_bit_for_bit_on_other_ranks_and_stages(void **state) {
     assert_same_end("whole", "between");
 }
 
+static void a_run_goes_on_bit_for_bit_on_other_pipelines(void **state) {
+    (void)state;
+    static const How three = {3, "parallel.tensor=1", "parallel.zero=0", "parallel.pipeline=3",
+                              "parallel.schedule=1f1b"};
+    static const How folded = {4, "parallel.tensor=1", "parallel.zero=1", "parallel.pipeline=2",
+                               "parallel.schedule=zb-v"};
+    train("plain", one, false);
+    train_on_two("to-stages", one, folded);
+    assert_same_end("plain", "to-stages");
+    train_on_two("from-stages", three, one);
+    assert_same_end("plain", "from-stages");
+    train_on_two("restaged", folded, three);
+    assert_same_end("plain", "restaged");
+}
+
 // Sums in another order change the last digits alone.
 static void a_run_over_tensor_ranks_goes_on_as_it_would_have(void **state) {
     (void)state;
-    static const How split = {2, "parallel.tensor=2", "parallel.zero=0"};
+    static const How split = {2, "parallel.tensor=2", "parallel.zero=0", NO_PIPELINE};
     train("split", split, false);
     train_on_two("split-again", split, split);
     assert_same_end("split", "split-again");
@@ -120,6 +142,7 @@ static void a_run_over_tensor_ranks_goes_on_as_it_would_have(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_run_goes_on_bit_for_bit_on_other_ranks_and_stages),
+        cmocka_unit_test(a_run_goes_on_bit_for_bit_on_other_pipelines),
         cmocka_unit_test(a_run_over_tensor_ranks_goes_on_as_it_would_have),
     };
     return cmocka_run_group_tests(tests, open_shared, close_shared);
