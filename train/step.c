@@ -106,6 +106,7 @@ static void pair_gradients(Step *s) {
     PairRing ring = {.data = setup->data, .rows = rows, .pieces = setup->pieces};
     tape_reset(t);
     tape_set_recording(t, false);
+    if (setup->pipeline) parameters_meet(joint_parameters(setup->joint)); // nobody follows this tape
     joint_pair_ring(t, setup->joint, &ring);
     tape_set_recording(t, recording);
     parameters_meet(joint_parameters(setup->joint));

@@ -189,11 +189,9 @@ static void open_stage(Stage *s, World *world, Comm *comm) {
     assert_done(s->joint != NULL, &error);
     Parameters *parameters = joint_parameters(s->joint);
     s->tape = tape_new(s->backend, !how->inference);
-    if (how->inference)
-        parameters_follow(parameters, s->tape);
-    else
+    if (how->inference && !how->stages) parameters_follow(parameters, s->tape);
+    if (!how->inference)
         s->gradients = gradients_new(parameters, how->stages ? NULL : s->tape, NULL);
-    if (s->gradients && how->stages) gradients_follow(s->gradients, s->tape);
     OptimizerConfig adamw = {
         .learning_rate = 1e-2, .beta1 = 0.9, .beta2 = 0.99, .epsilon = 1e-8, .gradient_clip = 0.5, .weight_decay = 0.1};
     if (s->gradients) s->optimizer = optimizer_new(s->backend, parameters, &adamw, 100);
@@ -208,8 +206,8 @@ static void open_stage(Stage *s, World *world, Comm *comm) {
 static void close_stage(Stage *s) {
     pipeline_free(s->pipeline);
     optimizer_free(s->optimizer);
-    tape_free(s->tape);
     gradients_free(s->gradients);
+    tape_free(s->tape);
     joint_free(s->joint);
     backend_free(s->backend);
     mesh_close(&s->mesh);
