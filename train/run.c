@@ -28,13 +28,13 @@ static StepSetup setup_of(const Run *r, Tape *tape) {
 static bool explain_not_finite(Run *r, const Batch *batch, const char *what, Error *error) {
     StepLoss again;
     StepSetup setup = setup_of(r, r->tape);
-    tape_check_finite(r->tape, true);
+    step_check_finite(&setup, true);
     bool ok = step_run(&setup, batch, &again, error);
-    const char *found = tape_not_finite(r->tape);
+    const char *found = step_not_finite(&setup);
     if (ok && found) ok = error_set(error, ERROR_FAILED, "%s", found);
     if (agree(r->options->world, ok, error))
         error_set(error, ERROR_FAILED, "every activation and gradient by itself is finite, their sum is not");
-    tape_check_finite(r->tape, false);
+    step_check_finite(&setup, false);
     return error_prefix(
         error,
         "step %lld: %s is not a finite number; nothing was updated. Lower optimizer.learning_rate, or look at the data",

@@ -203,7 +203,6 @@ static void open_step(Run *r) {
                                                 .joint = r->joint,
                                                 .gradients = r->gradients,
                                                 .trace = r->trace});
-    schedule_trace_note(r->trace, &r->layout.pipeline, r->layout.size, r->mesh.place);
 }
 
 static bool same_data(const Run *r, const TrainState *saved, Error *error) {

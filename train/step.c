@@ -248,3 +248,14 @@ bool step_run(const StepSetup *setup, const Batch *batch, StepLoss *loss, Error 
     arena_free(s.memory);
     return ok;
 }
+
+void step_check_finite(const StepSetup *setup, bool on) {
+    if (setup->pipeline)
+        pipeline_check_finite(setup->pipeline, on);
+    else
+        tape_check_finite(setup->tape, on);
+}
+
+const char *step_not_finite(const StepSetup *setup) {
+    return setup->pipeline ? pipeline_not_finite(setup->pipeline) : tape_not_finite(setup->tape);
+}

@@ -27,3 +27,6 @@ typedef struct StepSetup { // what stays from step to step; all borrowed
 // Collective over `data` and `stages`. The batch is the part of the step that this rank's pieces lie in. False on every
 // rank of both where something is wrong on one of them, with the tape's message there.
 bool step_run(const StepSetup *, const Batch *, StepLoss *, Error *);
+// For a step that goes wrong, run again: tape_check_finite and tape_not_finite of whatever runs the model.
+void step_check_finite(const StepSetup *, bool on);
+const char *step_not_finite(const StepSetup *);

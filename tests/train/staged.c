@@ -190,8 +190,7 @@ static void open_stage(Stage *s, World *world, Comm *comm) {
     Parameters *parameters = joint_parameters(s->joint);
     s->tape = tape_new(s->backend, !how->inference);
     if (how->inference && !how->stages) parameters_follow(parameters, s->tape);
-    if (!how->inference)
-        s->gradients = gradients_new(parameters, how->stages ? NULL : s->tape, NULL);
+    if (!how->inference) s->gradients = gradients_new(parameters, how->stages ? NULL : s->tape, NULL);
     OptimizerConfig adamw = {
         .learning_rate = 1e-2, .beta1 = 0.9, .beta2 = 0.99, .epsilon = 1e-8, .gradient_clip = 0.5, .weight_decay = 0.1};
     if (s->gradients) s->optimizer = optimizer_new(s->backend, parameters, &adamw, 100);
@@ -300,7 +299,8 @@ static void note_failure(Stage *s, const Error *error) {
 
 static void note_not_finite(Stage *s) {
     StagedOutcome *o = s->world->out;
-    const char *found = s->pipeline ? pipeline_not_finite(s->pipeline) : tape_not_finite(s->tape);
+    const StepSetup setup = {.tape = s->tape, .pipeline = s->pipeline};
+    const char *found = step_not_finite(&setup);
     pthread_mutex_lock(&s->world->lock);
     if (found) {
         assert_true(o->not_finite[0] == '\0' || strcmp(o->not_finite, found) == 0);
@@ -313,10 +313,7 @@ static void poison(Stage *s) {
     Parameter *p = parameters_find(joint_parameters(s->joint), s->how->poison);
     assert_non_null(p);
     if (p->chunk >= 0 && p->master) p->master[0] = NAN;
-    if (s->pipeline)
-        pipeline_check_finite(s->pipeline, true);
-    else
-        tape_check_finite(s->tape, true);
+    step_check_finite(&(StepSetup){.tape = s->tape, .pipeline = s->pipeline}, true);
 }
 
 static void shrink(Stage *s, int by) {

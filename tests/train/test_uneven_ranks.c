@@ -250,10 +250,11 @@ static void a_number_that_is_not_finite_ends_all_ranks_with_its_place(void **sta
     (void)state;
     static const char *const settings[][4] = {{"train.microbatches=4", NULL},
                                               {"train.microbatches=8", "parallel.zero=3", NULL},
+                                              {"parallel.pipeline=2", "parallel.zero=1", "train.microbatches=4", NULL},
                                               {"parallel.tensor=2", "parallel.sequence=true", "parallel.zero=2", NULL}};
     train("poisoned", 1, (const char *[]){"train.steps=3", NULL}, false);
     tiny_poison(&shared, "poisoned", "checkpoints/step-00000003", "mae.blocks.0.up.weight");
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) {
         TrainResult result;
         Error error = {0};
         assert_false(tiny_train_ranks(&shared, "poisoned", settings[i], true, 4, NULL, &result, &error));
