@@ -1,6 +1,7 @@
 /* GELU in its three forms, SiLU and SwiGLU with their gradients. Formulas are at the operators in kernels/ops.h. */
 #include "kernels/cuda/functions.h"
 #include "kernels/cuda/map.h"
+#include "kernels/cuda/row_launches.h"
 
 namespace {
 template <class T> struct GeluErf {
@@ -94,34 +95,31 @@ void cuda_silu_backward(const CudaQueue *q, void *dx, const void *dy, const void
     with_type(t, [&](auto zero) { backward<decltype(zero)>(q, SwishGradient<decltype(zero)>{1}, dx, dy, x, n, add); });
 }
 
-// ---- SwiGLU: rows of [gate | up] of F numbers each; a thread takes N of them, counted over all rows ----
-
-enum { THREADS = 256 };
-static constexpr int64_t LAUNCH_PACKS = static_cast<int64_t>(1) << 30; // that 32 bits count
+// ---- SwiGLU: rows of [gate | up], F numbers each ----
 
 template <class T, int N>
-static __global__ void __launch_bounds__(THREADS) swiglu_kernel(T *y, const T *x, uint32_t packs, Divider per_row) {
-    uint32_t at = blockIdx.x * THREADS + threadIdx.x;
+static __global__ void __launch_bounds__(ROW_THREADS)
+    swiglu_kernel(T *y, const T *x, int64_t first, uint32_t packs, Divider per_row) {
+    uint32_t at = blockIdx.x * ROW_THREADS + threadIdx.x;
     if (at >= packs) return;
-    int64_t row = divide(at, per_row), width = static_cast<int64_t>(per_row.divisor) * N;
-    int64_t column = (at - static_cast<uint32_t>(row) * per_row.divisor) * static_cast<int64_t>(N);
-    const T *gates = x + 2 * row * width + column;
+    RowPack p = row_pack<N>(at, first, per_row);
+    const int64_t width = static_cast<int64_t>(per_row.divisor) * N;
+    const T *gates = x + 2 * p.row * width + p.column;
     Floats<N> gate = load<N>(gates), up = load<N>(gates + width);
 #pragma unroll
     for (int i = 0; i < N; i++) gate.at[i] = gate.at[i] * sigmoid_of<T>(gate.at[i]) * up.at[i];
-    store<N>(y + row * width + column, gate);
+    store<N>(y + p.row * width + p.column, gate);
 }
 
 // dgate = dy up (s + gate s (1 - s)), dup = dy gate s, with s = sigmoid(gate)
 template <class T, int N>
-static __global__ void __launch_bounds__(THREADS)
-    swiglu_gradient_kernel(T *dx, const T *dy, const T *x, uint32_t packs, Divider per_row, bool add) {
-    uint32_t at = blockIdx.x * THREADS + threadIdx.x;
+static __global__ void __launch_bounds__(ROW_THREADS)
+    swiglu_gradient_kernel(T *dx, const T *dy, const T *x, int64_t first, uint32_t packs, Divider per_row, bool add) {
+    uint32_t at = blockIdx.x * ROW_THREADS + threadIdx.x;
     if (at >= packs) return;
-    int64_t row = divide(at, per_row), width = static_cast<int64_t>(per_row.divisor) * N;
-    int64_t column = (at - static_cast<uint32_t>(row) * per_row.divisor) * static_cast<int64_t>(N),
-            gates = 2 * row * width + column;
-    Floats<N> d = load<N>(dy + row * width + column), gate = load<N>(x + gates), up = load<N>(x + gates + width);
+    RowPack p = row_pack<N>(at, first, per_row);
+    const int64_t width = static_cast<int64_t>(per_row.divisor) * N, gates = 2 * p.row * width + p.column;
+    Floats<N> d = load<N>(dy + p.row * width + p.column), gate = load<N>(x + gates), up = load<N>(x + gates + width);
 #pragma unroll
     for (int i = 0; i < N; i++) {
         float s = sigmoid_of<T>(gate.at[i]), g = gate.at[i];
@@ -132,15 +130,6 @@ static __global__ void __launch_bounds__(THREADS)
     write<N>(dx + gates + width, up, add);
 }
 
-// Calls f(rows' first, packs of them), for as many rows at a time as one launch counts.
-template <class F> static void in_launches(int64_t rows, int64_t per_row, F f) {
-    int64_t most = larger<int64_t>(LAUNCH_PACKS / larger<int64_t>(per_row, 1), 1);
-    for (int64_t row = 0; row < rows && per_row > 0; row += most)
-        f(row, static_cast<uint32_t>(smaller(most, rows - row) * per_row));
-}
-
-static dim3 blocks_of(uint32_t packs) { return dim3(divide_up<uint32_t>(packs, THREADS)); }
-
 void cuda_swiglu_forward(const CudaQueue *q, void *y, const void *x, int64_t rows, int64_t width, Dtype t) {
     with_type(t, [&](auto zero) {
         typedef decltype(zero) T;
@@ -149,13 +138,12 @@ void cuda_swiglu_forward(const CudaQueue *q, void *y, const void *x, int64_t row
         constexpr int N = PACK<T>;
         bool packs = width % N == 0 && packs_at(to, N) && packs_at(from, N);
         int64_t per_row = packs ? width / N : width;
-        in_launches(rows, per_row, [&](int64_t row, uint32_t count) {
+        in_row_launches(rows, per_row, [&](int64_t first, uint32_t count, dim3 grid) {
+            Divider d = divider(per_row);
             if (packs)
-                launch<swiglu_kernel<T, N>>(blocks_of(count), dim3(THREADS), 0, q->stream, to + row * width,
-                                            from + 2 * row * width, count, divider(per_row));
+                launch<swiglu_kernel<T, N>>(grid, dim3(ROW_THREADS), 0, q->stream, to, from, first, count, d);
             else
-                launch<swiglu_kernel<T, 1>>(blocks_of(count), dim3(THREADS), 0, q->stream, to + row * width,
-                                            from + 2 * row * width, count, divider(per_row));
+                launch<swiglu_kernel<T, 1>>(grid, dim3(ROW_THREADS), 0, q->stream, to, from, first, count, d);
         });
     });
 }
@@ -165,19 +153,18 @@ void cuda_swiglu_backward(const CudaQueue *q, void *dx, const void *dy, const vo
     with_type(t, [&](auto zero) {
         typedef decltype(zero) T;
         T *to = static_cast<T *>(dx);
-        const T *d = static_cast<const T *>(dy), *from = static_cast<const T *>(x);
+        const T *dy_t = static_cast<const T *>(dy), *from = static_cast<const T *>(x);
         constexpr int N = PACK<T>;
-        bool packs = width % N == 0 && packs_at(to, N) && packs_at(d, N) && packs_at(from, N);
+        bool packs = width % N == 0 && packs_at(to, N) && packs_at(dy_t, N) && packs_at(from, N);
         int64_t per_row = packs ? width / N : width;
-        in_launches(rows, per_row, [&](int64_t row, uint32_t count) {
+        in_row_launches(rows, per_row, [&](int64_t first, uint32_t count, dim3 grid) {
+            Divider d = divider(per_row);
             if (packs)
-                launch<swiglu_gradient_kernel<T, N>>(blocks_of(count), dim3(THREADS), 0, q->stream,
-                                                     to + 2 * row * width, d + row * width, from + 2 * row * width,
-                                                     count, divider(per_row), add);
+                launch<swiglu_gradient_kernel<T, N>>(grid, dim3(ROW_THREADS), 0, q->stream, to, dy_t, from, first,
+                                                     count, d, add);
             else
-                launch<swiglu_gradient_kernel<T, 1>>(blocks_of(count), dim3(THREADS), 0, q->stream,
-                                                     to + 2 * row * width, d + row * width, from + 2 * row * width,
-                                                     count, divider(per_row), add);
+                launch<swiglu_gradient_kernel<T, 1>>(grid, dim3(ROW_THREADS), 0, q->stream, to, dy_t, from, first,
+                                                     count, d, add);
         });
     });
 }

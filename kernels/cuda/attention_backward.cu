@@ -15,8 +15,8 @@ template <int D> struct BackwardMemory {
     typedef BackwardTiles<D> Tiles;
     float *q, *d_o, *k, *v, *p, *ds;
     __device__ explicit BackwardMemory(float *memory)
-        : q(memory), d_o(q + Tiles::QUERIES * Tiles::ROW), k(d_o + Tiles::QUERIES * Tiles::ROW), v(k + Tiles::KEYS * Tiles::ROW),
-          p(v + Tiles::KEYS * Tiles::ROW), ds(p + Tiles::QUERIES * Tiles::WEIGHTS) {}
+        : q(memory), d_o(q + Tiles::QUERIES * Tiles::ROW), k(d_o + Tiles::QUERIES * Tiles::ROW),
+          v(k + Tiles::KEYS * Tiles::ROW), p(v + Tiles::KEYS * Tiles::ROW), ds(p + Tiles::QUERIES * Tiles::WEIGHTS) {}
 };
 
 // delta (B, H, T): a warp takes a row of a head.
@@ -38,8 +38,9 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS) attention_delta_kern
 
 // p and ds (QUERIES, KEYS) of a tile, from the tiles of q, k, v and d_o.
 template <int D>
-static __device__ __forceinline__ void differentiate(const AttentionCall &c, const BackwardMemory<D> &m, const Interval *keys,
-                                                     int64_t head_row, int64_t query, int64_t key) {
+static __device__ __forceinline__ void differentiate(const AttentionCall &c, const BackwardMemory<D> &m,
+                                                     const Interval *keys, int64_t head_row, int64_t query,
+                                                     int64_t key) {
     typedef BackwardTiles<D> Tiles;
     const int g = static_cast<int>(threadIdx.x) / GROUP, column = static_cast<int>(threadIdx.x) % GROUP;
     float score[Tiles::I][Tiles::J], dp[Tiles::I][Tiles::J];
@@ -50,7 +51,8 @@ static __device__ __forceinline__ void differentiate(const AttentionCall &c, con
         const int row = g + GROUPS * i;
         const Interval seen = keys[row];
         const bool there = query + row < c.shape.queries;
-        const float lse = there ? c.lse[head_row + query + row] * LOG2_E : 0, delta = there ? c.delta[head_row + query + row] : 0;
+        const float lse = there ? c.lse[head_row + query + row] * LOG2_E : 0,
+                    delta = there ? c.delta[head_row + query + row] : 0;
 #pragma unroll
         for (int j = 0; j < Tiles::J; j++) {
             const int at = row * Tiles::WEIGHTS + column + GROUP * j;
@@ -63,8 +65,8 @@ static __device__ __forceinline__ void differentiate(const AttentionCall &c, con
 
 // x (I x 16, D) (+)= sums, rows [row, ..) of a head.
 template <int I, int D>
-static __device__ __forceinline__ void write_tile(const AttentionCall &c, void *x, HeadRows at, int64_t row, int64_t rows,
-                                                  const Floats<4> (&sum)[I][D / 32], bool add) {
+static __device__ __forceinline__ void write_tile(const AttentionCall &c, void *x, HeadRows at, int64_t row,
+                                                  int64_t rows, const Floats<4> (&sum)[I][D / 32], bool add) {
     const int g = static_cast<int>(threadIdx.x) / GROUP, column = static_cast<int>(threadIdx.x) % GROUP * 4;
 #pragma unroll
     for (int i = 0; i < I; i++) {
@@ -79,7 +81,8 @@ static __device__ __forceinline__ void write_tile(const AttentionCall &c, void *
 }
 
 template <int D>
-static __global__ void __launch_bounds__(ATTENTION_THREADS) attention_keys_kernel(AttentionCall c, void *dk, void *dv, bool add) {
+static __global__ void __launch_bounds__(ATTENTION_THREADS)
+    attention_keys_kernel(AttentionCall c, void *dk, void *dv, bool add) {
     typedef BackwardTiles<D> Tiles;
     SHARED_DYNAMIC(float, memory);
     SHARED(Interval, keys, Tiles::QUERIES);
@@ -100,8 +103,8 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS) attention_keys_kerne
             __syncthreads(); // the tiles of the round before have been read
             load_tile<Tiles::QUERIES, D>(m.q, c, head_rows(c.q, batch, s.queries, s.q_stride, head, s.head_size), query,
                                          s.queries);
-            load_tile<Tiles::QUERIES, D>(m.d_o, c, head_rows(c.d_o, batch, s.queries, s.o_stride, head, s.head_size), query,
-                                         s.queries);
+            load_tile<Tiles::QUERIES, D>(m.d_o, c, head_rows(c.d_o, batch, s.queries, s.o_stride, head, s.head_size),
+                                         query, s.queries);
             __syncthreads();
             differentiate<D>(c, m, keys, (batch * s.heads + head) * s.queries, query, key);
             __syncthreads();
@@ -114,7 +117,8 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS) attention_keys_kerne
 }
 
 template <int D>
-static __global__ void __launch_bounds__(ATTENTION_THREADS) attention_queries_kernel(AttentionCall c, void *dq, bool add) {
+static __global__ void __launch_bounds__(ATTENTION_THREADS)
+    attention_queries_kernel(AttentionCall c, void *dq, bool add) {
     typedef BackwardTiles<D> Tiles;
     SHARED_DYNAMIC(float, memory);
     SHARED(Interval, keys, Tiles::QUERIES);
@@ -128,7 +132,8 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS) attention_queries_ke
     const HeadRows v = head_rows(c.v, batch, s.keys, s.v_stride, kv_head, s.head_size);
     Floats<4> sum[Tiles::I][D / 32] = {};
     load_tile<Tiles::QUERIES, D>(m.q, c, q, query, s.queries);
-    load_tile<Tiles::QUERIES, D>(m.d_o, c, head_rows(c.d_o, batch, s.queries, s.o_stride, head, s.head_size), query, s.queries);
+    load_tile<Tiles::QUERIES, D>(m.d_o, c, head_rows(c.d_o, batch, s.queries, s.o_stride, head, s.head_size), query,
+                                 s.queries);
     const Interval all = tile_keys<Tiles::QUERIES>(keys, s, batch, query);
     for (int64_t key = all.first / Tiles::KEYS * Tiles::KEYS; key < all.end; key += Tiles::KEYS) {
         __syncthreads(); // the tiles of the round before have been read
@@ -145,8 +150,8 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS) attention_queries_ke
 static bool fits(const void *x, int64_t stride, size_t size) { return !x || four_at(x, stride, size); }
 
 void cuda_attention_backward(const CudaQueue *queue, void *dq, void *dk, void *dv, const void *d_o, const void *o,
-                             const float *lse, const void *q, const void *k, const void *v, const AttentionShape *s, Dtype t,
-                             bool add) {
+                             const float *lse, const void *q, const void *k, const void *v, const AttentionShape *s,
+                             Dtype t, bool add) {
     const size_t size = dtype_size(t);
     const int64_t rows = s->batch * s->heads * s->queries;
     AttentionCall c = attention_call(q, k, v, s, t);

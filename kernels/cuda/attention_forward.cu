@@ -12,8 +12,8 @@ template <int D> struct ForwardTiles {
 template <int D>
 static __device__ __forceinline__ void weigh(float *weights, float (&score)[ForwardTiles<D>::I][ForwardTiles<D>::J],
                                              float (&most)[ForwardTiles<D>::I], float (&sum)[ForwardTiles<D>::I],
-                                             Floats<4> (&out)[ForwardTiles<D>::I][D / 32], const Interval *keys, int64_t key,
-                                             float factor) {
+                                             Floats<4> (&out)[ForwardTiles<D>::I][D / 32], const Interval *keys,
+                                             int64_t key, float factor) {
     typedef ForwardTiles<D> Tiles;
     const int g = static_cast<int>(threadIdx.x) / GROUP, column = static_cast<int>(threadIdx.x) % GROUP;
 #pragma unroll
@@ -44,8 +44,8 @@ static __device__ __forceinline__ void weigh(float *weights, float (&score)[Forw
 }
 
 template <int D>
-static __device__ __forceinline__ void write_rows(const AttentionCall &c, void *o, int64_t batch, int head, int64_t query,
-                                                  const float (&most)[ForwardTiles<D>::I],
+static __device__ __forceinline__ void write_rows(const AttentionCall &c, void *o, int64_t batch, int head,
+                                                  int64_t query, const float (&most)[ForwardTiles<D>::I],
                                                   const float (&sum)[ForwardTiles<D>::I],
                                                   const Floats<4> (&out)[ForwardTiles<D>::I][D / 32]) {
     const AttentionShape &s = c.shape;
@@ -65,8 +65,8 @@ static __device__ __forceinline__ void write_rows(const AttentionCall &c, void *
 #pragma unroll
             for (int e = 0; e < 4; e++) f.at[e] = out[i][k].at[e] * inverse;
             if (d < s.head_size)
-                write_four(c, o, (batch * s.queries + row) * s.o_stride + static_cast<int64_t>(head) * s.head_size + d, f,
-                           s.head_size - d, false);
+                write_four(c, o, (batch * s.queries + row) * s.o_stride + static_cast<int64_t>(head) * s.head_size + d,
+                           f, s.head_size - d, false);
         }
     }
 }
@@ -85,7 +85,8 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS) attention_forward_ke
     const int64_t batch = which / tiles / s.heads;
     const HeadRows k = head_rows(c.k, batch, s.keys, s.k_stride, shared_head, s.head_size);
     const HeadRows v = head_rows(c.v, batch, s.keys, s.v_stride, shared_head, s.head_size);
-    load_tile<Tiles::QUERIES, D>(queries, c, head_rows(c.q, batch, s.queries, s.q_stride, head, s.head_size), query, s.queries);
+    load_tile<Tiles::QUERIES, D>(queries, c, head_rows(c.q, batch, s.queries, s.q_stride, head, s.head_size), query,
+                                 s.queries);
     const Interval all = tile_keys<Tiles::QUERIES>(keys, s, batch, query);
     float most[Tiles::I], sum[Tiles::I], score[Tiles::I][Tiles::J];
     Floats<4> out[Tiles::I][D / 32] = {};

@@ -22,7 +22,9 @@ struct Problem {
     bool packed;
     Dtype t;
 
-    const char *element(const Array &x, int64_t at) const { return x.as<char>() + at * static_cast<int64_t>(dtype_size(t)); }
+    const char *element(const Array &x, int64_t at) const {
+        return x.as<char>() + at * static_cast<int64_t>(dtype_size(t));
+    }
     const char *k() const { return element(packed ? qkv : kv, k_at); }
     const char *v() const { return element(packed ? qkv : kv, v_at); }
 };
@@ -47,8 +49,15 @@ Array ranges(const Sizes &s, Mask mask, Rng *rng) {
 Problem problem(const Case &c, const Sizes &s, Mask mask) {
     int64_t q_width = static_cast<int64_t>(s.heads) * s.size, kv_width = static_cast<int64_t>(s.kv_heads) * s.size * 2;
     int64_t width = s.packed ? q_width + kv_width : q_width;
-    Problem p = {{}, Array(c.t, s.batch * s.queries * width, c.shift), Array(c.t, s.packed ? 1 : s.batch * s.keys * kv_width, c.shift),
-                 ranges(s, mask, c.rng), Array(c.t, s.batch * s.queries * q_width, c.shift), 0, 0, s.packed, c.t};
+    Problem p = {{},
+                 Array(c.t, s.batch * s.queries * width, c.shift),
+                 Array(c.t, s.packed ? 1 : s.batch * s.keys * kv_width, c.shift),
+                 ranges(s, mask, c.rng),
+                 Array(c.t, s.batch * s.queries * q_width, c.shift),
+                 0,
+                 0,
+                 s.packed,
+                 c.t};
     p.qkv.normal(c.rng), p.kv.normal(c.rng), p.d_o.normal(c.rng);
     p.shape.batch = s.batch, p.shape.queries = s.queries, p.shape.keys = s.keys;
     p.shape.heads = s.heads, p.shape.kv_heads = s.kv_heads, p.shape.head_size = s.size;
@@ -67,7 +76,8 @@ double relative(Dtype t) { return t == BF16 ? 1.0 / 64 : 2e-5; }
 void compare(const Case &c, const Sizes &s, Mask mask) {
     char name[160];
     snprintf(name, sizeof name, "%s, B %d, T %d, S %d, H %d, K %d, D %d, mask %d%s", c.name, static_cast<int>(s.batch),
-             static_cast<int>(s.queries), static_cast<int>(s.keys), s.heads, s.kv_heads, s.size, mask, s.packed ? ", packed" : "");
+             static_cast<int>(s.queries), static_cast<int>(s.keys), s.heads, s.kv_heads, s.size, mask,
+             s.packed ? ", packed" : "");
     Problem p = problem(c, s, mask);
     Array o(c.t, p.d_o.count(), c.shift), want_o(c.t, p.d_o.count(), c.shift);
     Array lse(F32, s.batch * s.heads * s.queries), want_lse(F32, lse.count());
@@ -80,10 +90,11 @@ void compare(const Case &c, const Sizes &s, Mask mask) {
     Array want_dq(dq), want_dkv(dkv);
     Array &at = s.packed ? dq : dkv, &want_at = s.packed ? want_dq : want_dkv;
     char *dk = const_cast<char *>(p.element(at, p.k_at)), *dv = const_cast<char *>(p.element(at, p.v_at));
-    cuda_attention_backward(QUEUE, dq, dk, dv, p.d_o, want_o, want_lse.f32(), p.qkv, p.k(), p.v(), &p.shape, c.t, c.add);
+    cuda_attention_backward(QUEUE, dq, dk, dv, p.d_o, want_o, want_lse.f32(), p.qkv, p.k(), p.v(), &p.shape, c.t,
+                            c.add);
     cpu()->attention_backward(cpu(), want_dq, const_cast<char *>(p.element(want_at, p.k_at)),
-                              const_cast<char *>(p.element(want_at, p.v_at)), p.d_o, want_o, want_lse.f32(), p.qkv, p.k(),
-                              p.v(), &p.shape, c.t, c.add);
+                              const_cast<char *>(p.element(want_at, p.v_at)), p.d_o, want_o, want_lse.f32(), p.qkv,
+                              p.k(), p.v(), &p.shape, c.t, c.add);
     expect_near(dq, want_dq, relative(c.t), relative(c.t), name);
     if (!s.packed) expect_near(dkv, want_dkv, relative(c.t), relative(c.t), name);
 }
@@ -94,7 +105,8 @@ void small(const Case &c) {
     int number = 0; // half of the masks with each way of adding
     for (const Sizes &s : sizes)
         for (int mask = 0; mask < MASKS; mask++)
-            if ((mask != DOCUMENTS || s.queries == s.keys) && number++ % 2 == c.add) compare(c, s, static_cast<Mask>(mask));
+            if ((mask != DOCUMENTS || s.queries == s.keys) && number++ % 2 == c.add)
+                compare(c, s, static_cast<Mask>(mask));
 }
 void every_mask_agrees(void **) { for_cases("attention", small); }
 
@@ -108,13 +120,16 @@ void every_head_size_agrees(void **) { for_cases("wide heads", wide); }
 void parts(const Case &c) {
     if (c.shift || c.add) return;
     Problem p = problem(c, {1, 20, 34, 2, 2, 16, false}, CAUSAL);
-    Array o(c.t, p.d_o.count()), lse(F32, 2 * 20), dq(c.t, p.qkv.count()), dk(c.t, p.kv.count()), same_dq(dq), same_dk(dk);
+    Array o(c.t, p.d_o.count()), lse(F32, 2 * 20), dq(c.t, p.qkv.count()), dk(c.t, p.kv.count()), same_dq(dq),
+        same_dk(dk);
     cuda_attention_forward(QUEUE, o, lse.f32(), p.qkv, p.k(), p.v(), &p.shape, c.t);
     char *v = dk.as<char>() + p.v_at * static_cast<int64_t>(dtype_size(c.t));
     char *same_v = same_dk.as<char>() + p.v_at * static_cast<int64_t>(dtype_size(c.t));
     cuda_attention_backward(QUEUE, dq, dk, v, p.d_o, o, lse.f32(), p.qkv, p.k(), p.v(), &p.shape, c.t, false);
-    cuda_attention_backward(QUEUE, same_dq, nullptr, nullptr, p.d_o, o, lse.f32(), p.qkv, p.k(), p.v(), &p.shape, c.t, false);
-    cuda_attention_backward(QUEUE, nullptr, same_dk, same_v, p.d_o, o, lse.f32(), p.qkv, p.k(), p.v(), &p.shape, c.t, false);
+    cuda_attention_backward(QUEUE, same_dq, nullptr, nullptr, p.d_o, o, lse.f32(), p.qkv, p.k(), p.v(), &p.shape, c.t,
+                            false);
+    cuda_attention_backward(QUEUE, nullptr, same_dk, same_v, p.d_o, o, lse.f32(), p.qkv, p.k(), p.v(), &p.shape, c.t,
+                            false);
     expect_bits(same_dq, dq, c.name);
     expect_bits(same_dk, dk, c.name);
 }

@@ -1,0 +1,146 @@
+/* Gathers, scatters, copies, embedding, means and L2 normalisation against the CPU backend. */
+#include "tests/simt/support.h"
+
+struct Shape {
+    int64_t m, width, count;
+};
+static const Shape SHAPES[] = {{1, 1, 1}, {7, 8, 5}, {40, 33, 9}, {100, 64, 300}, {300, 24, 2}};
+
+static Array distinct_rows(Rng *rng, int64_t m, int64_t count) { // m of them, some negative
+    Array rows(I32, m);
+    for (int64_t i = 0; i < m; i++) {
+        int64_t row = i < count ? static_cast<int64_t>(permute_index(static_cast<uint64_t>(i),
+                                                                     static_cast<uint64_t>(count), 7, PURPOSE_TEST, 3))
+                                : -1;
+        rows.put(i, rng_below(rng, 5) ? static_cast<double>(row) : -1);
+    }
+    return rows;
+}
+
+static void gathers(const Case &c) {
+    for (Shape s : SHAPES) {
+        Array x = Array(c.t, s.count * s.width, c.shift).normal(c.rng),
+              rows = Array(I32, s.m).integers(c.rng, -1, s.count);
+        Array y = Array(c.t, s.m * s.width, c.shift).normal(c.rng), want(y);
+        x.put(0, -0.0);
+        cuda_gather_rows(QUEUE, y, x, rows.i32(), s.m, s.width, s.count, c.t, c.add);
+        cpu()->gather_rows(cpu(), want, x, rows.i32(), s.m, s.width, s.count, c.t, c.add);
+        expect_bits(y, want, c.name);
+        cuda_embedding_forward(QUEUE, y, rows.i32(), x, s.m, s.width, s.count, c.t);
+        cpu()->embedding_forward(cpu(), want, rows.i32(), x, s.m, s.width, s.count, c.t);
+        expect_bits(y, want, c.name);
+    }
+}
+static void gathers_have_the_same_bits(void **) { for_cases("gather", gathers); }
+
+static void places(const Case &c) {
+    for (Shape s : SHAPES) {
+        Array x = Array(c.t, s.m * s.width, c.shift).normal(c.rng), rows = distinct_rows(c.rng, s.m, s.count);
+        Array base = Array(c.t, s.count * s.width, c.shift).normal(c.rng), y(c.t, s.count * s.width, c.shift), want(y);
+        for (int64_t base_rows : {int64_t(0), int64_t(1), s.count}) {
+            const void *under = base_rows ? static_cast<void *>(base) : nullptr;
+            cuda_scatter_rows(QUEUE, y, under, base_rows, x, rows.i32(), s.m, s.width, s.count, c.t);
+            cpu()->scatter_rows(cpu(), want, under, base_rows, x, rows.i32(), s.m, s.width, s.count, c.t);
+            expect_bits(y, want, c.name);
+        }
+    }
+}
+static void rows_over_a_base_have_the_same_bits(void **) { for_cases("scatter rows", places); }
+
+static void copies(const Case &c) {
+    for (Dtype from : {F32, BF16}) {
+        for (int64_t width : {1, 8, 36}) {
+            const int64_t batch = 3, count = 4, out_stride = 9, in_stride = 6;
+            Array x = Array(from, batch * in_stride * width, c.shift).normal(c.rng);
+            Array y = Array(c.t, batch * out_stride * width, c.shift).normal(c.rng), want(y);
+            cuda_copy_rows(QUEUE, y, c.t, out_stride, 5, x, from, in_stride, 2, batch, count, width, c.add);
+            cpu()->copy_rows(cpu(), want, c.t, out_stride, 5, x, from, in_stride, 2, batch, count, width, c.add);
+            expect_bits(y, want, c.name);
+        }
+    }
+}
+static void copies_have_the_same_bits(void **) { for_cases("copy rows", copies); }
+
+static void scatters(const Case &c) {
+    const Shape shapes[] = {{1, 1, 1},    {16, 8, 3},      {17, 40, 1},     {100, 12, 7}, {333, 5, 50},
+                            {64, 300, 2}, {2500, 3, 3000}, {400, 8, 70000}, {4200, 2, 40}};
+    for (Shape s : shapes) {
+        Array x = Array(c.t, s.m * s.width, c.shift).normal(c.rng), rows = Array(I32, s.m).integers(c.rng, -1, s.count);
+        for (int64_t i = 0; i < s.m; i++) // one number that many share
+            if (i % 3 == 1 && s.m > 20) rows.put(i, static_cast<double>(s.count / 2));
+        for (Dtype to : {F32, BF16}) {
+            Array y = Array(to, s.count * s.width, c.shift).normal(c.rng), want(y), again(y);
+            cuda_scatter_add_rows(QUEUE, y, to, x, c.t, rows.i32(), s.m, s.width, s.count);
+            cpu()->scatter_add_rows(cpu(), want, to, x, c.t, rows.i32(), s.m, s.width, s.count);
+            expect_near(y, want, to == BF16 ? 1.0 / 128 : 2e-6, 4e-5, c.name);
+            cuda_scatter_add_rows(QUEUE, again, to, x, c.t, rows.i32(), s.m, s.width, s.count);
+            expect_bits(again, y, c.name);
+        }
+        Array table = Array(F32, s.count * s.width, c.shift).normal(c.rng), want(table);
+        cuda_embedding_backward(QUEUE, table.f32(), x, rows.i32(), s.m, s.width, s.count, c.t, c.add);
+        cpu()->embedding_backward(cpu(), want.f32(), x, rows.i32(), s.m, s.width, s.count, c.t, c.add);
+        expect_near(table, want, 2e-6, 4e-5, c.name);
+    }
+}
+static void rows_that_meet_add_up_and_repeat_to_the_bit(void **) { for_cases("scatter add", scatters); }
+
+static void identifiers(const Case &c) {
+    if (c.t != F32) return;
+    Array ids = Array(I32, 1000).integers(c.rng, -1, 500), local(I32, 1000), want(I32, 1000);
+    Vocabulary v = {120, 77, 500};
+    cuda_local_ids(QUEUE, local.i32(), ids.i32(), 1000, v);
+    cpu()->local_ids(cpu(), want.i32(), ids.i32(), 1000, v);
+    expect_bits(local, want, c.name);
+}
+static void local_ids_are_the_same(void **) { for_cases("local ids", identifiers); }
+
+static void means(const Case &c) {
+    struct Mean {
+        int64_t batch, rows, width;
+    };
+    for (Mean s : {Mean{1, 1, 1}, Mean{3, 5, 8}, Mean{2, 40, 37}, Mean{4, 17, 264}}) {
+        Array x = Array(c.t, s.batch * s.rows * s.width, c.shift).normal(c.rng),
+              mask = Array(F32, s.batch * s.rows).integers(c.rng, 0, 2);
+        if (s.batch == 3)
+            for (int64_t i = 0; i < s.rows; i++) mask.put(i, 0);
+        Array y(c.t, s.batch * s.width, c.shift), want(y), dy = Array(c.t, s.batch * s.width, c.shift).normal(c.rng);
+        for (float *m : {static_cast<float *>(nullptr), mask.f32()}) {
+            cuda_mean_rows_forward(QUEUE, y, x, m, s.batch, s.rows, s.width, c.t);
+            cpu()->mean_rows_forward(cpu(), want, x, m, s.batch, s.rows, s.width, c.t);
+            expect_near(y, want, c.relative(), 1e-6, c.name);
+            Array dx = Array(c.t, s.batch * s.rows * s.width, c.shift).normal(c.rng), want_dx(dx);
+            cuda_mean_rows_backward(QUEUE, dx, dy, m, s.batch, s.rows, s.width, c.t, c.add);
+            cpu()->mean_rows_backward(cpu(), want_dx, dy, m, s.batch, s.rows, s.width, c.t, c.add);
+            expect_near(dx, want_dx, c.relative(), 1e-6, c.name);
+        }
+    }
+}
+static void means_of_rows_agree(void **) { for_cases("mean rows", means); }
+
+static void lengths(const Case &c) {
+    for (int64_t width : {1, 8, 100, 512, 1025, 1032, 4104}) {
+        const int64_t rows = 5;
+        Array x = Array(c.t, rows * width, c.shift).normal(c.rng), y(F32, rows * width, c.shift), norm(F32, rows);
+        for (int64_t i = 0; i < width; i++) x.put(2 * width + i, 0);
+        Array want(y), want_norm(norm), dy = Array(F32, rows * width, c.shift).normal(c.rng);
+        cuda_l2_normalize_forward(QUEUE, y.f32(), norm.f32(), x, rows, width, c.t);
+        cpu()->l2_normalize_forward(cpu(), want.f32(), want_norm.f32(), x, rows, width, c.t);
+        expect_near(y, want, 2e-6, 0, c.name);
+        expect_near(norm, want_norm, 2e-6, 0, c.name);
+        Array dx = Array(c.t, rows * width, c.shift).normal(c.rng), want_dx(dx);
+        cuda_l2_normalize_backward(QUEUE, dx, dy.f32(), want.f32(), want_norm.f32(), rows, width, c.t, c.add);
+        cpu()->l2_normalize_backward(cpu(), want_dx, dy.f32(), want.f32(), want_norm.f32(), rows, width, c.t, c.add);
+        expect_near(dx, want_dx, c.relative(), 4e-6, c.name);
+    }
+}
+static void l2_normalisation_agrees(void **) { for_cases("l2 normalize", lengths); }
+
+int main() {
+    const CMUnitTest tests[] = {
+        cmocka_unit_test(gathers_have_the_same_bits), cmocka_unit_test(rows_over_a_base_have_the_same_bits),
+        cmocka_unit_test(copies_have_the_same_bits),  cmocka_unit_test(rows_that_meet_add_up_and_repeat_to_the_bit),
+        cmocka_unit_test(local_ids_are_the_same),     cmocka_unit_test(means_of_rows_agree),
+        cmocka_unit_test(l2_normalisation_agrees),
+    };
+    return cmocka_run_group_tests(tests, nullptr, nullptr);
+}
