@@ -59,6 +59,8 @@ static bool declare(Joint *j, const int *chunk, Error *error) {
     Parameters *p = j->parameters;
     j->units = arena_array(j->memory, JointUnit, joint_units(c, NULL));
     j->unit_count = joint_units(c, j->units);
+    j->recompute = arena_array(j->memory, Recompute, j->unit_count);
+    for (int u = 0; u < j->unit_count; u++) j->recompute[u] = joint_unit_recompute(c, &j->units[u]);
     if (c->has_vision && !vit_declare(&j->vision, p, j->memory, "vision", &c->vision, error)) return false;
     if (joint_needs_text(c) && !declare_text(j, chunk, error)) return false;
     if (joint_has(j, OBJECTIVE_CAPTION)) declare_connector(j);
@@ -103,6 +105,7 @@ Joint *joint_new_part(Backend *backend, const JointConfig *config, const Paralle
     j->parameters = parameters_new(backend, parallel);
     j->compute = compute;
     copy_strings(&j->config.freeze, j->memory);
+    copy_strings(&j->config.recompute_units, j->memory);
     const char *wrong = joint_check(config, j->memory);
     if (!wrong) wrong = joint_check_parallel(config, parallel ? comm_size(parallel->tensor) : 1, j->memory);
     bool ok = wrong ? error_set(error, ERROR_USAGE, "%s", wrong) : declare(j, chunk, error) && freeze(j, error);

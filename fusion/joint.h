@@ -25,6 +25,8 @@ typedef struct JointConfig {
     double pixel_mean[3], pixel_std[3]; // of values in 0..1
     StringList freeze;                  // prefixes of parameter names: "vision", "text", "vision.blocks.0"
     Recompute recompute;                // of its blocks, in training; not the model's own: no number depends on it
+    StringList
+        recompute_units; // units whose blocks do so, or what they lie under: "vision.blocks.0", "text"; none: all
 } JointConfig;
 
 extern const ConfigSchema joint_schema; // keys "model.*" over JointConfig; train nests it in its own table

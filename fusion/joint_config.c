@@ -153,6 +153,7 @@ const char *joint_check(const JointConfig *c, Arena *memory) {
         return arena_printf(memory, "model.text: %s", wrong);
     if (c->weight[OBJECTIVE_MAE] > 0 && (wrong = mae_check(&c->mae, &c->vision, memory)))
         return arena_printf(memory, "model.mae: %s", wrong);
+    if ((wrong = joint_check_recompute(c, memory))) return wrong;
     return check_room_for_images(c, memory);
 }
 

@@ -13,6 +13,7 @@ struct Joint {
     Dtype compute;
     JointUnit *units; // (unit_count)
     int unit_count;
+    Recompute *recompute; // (unit_count) of each unit's blocks
     Vit vision;
     Mae mae;
     Text text;
@@ -23,6 +24,8 @@ struct Joint {
 };
 
 bool joint_needs_text(const JointConfig *);
+Recompute joint_unit_recompute(const JointConfig *, const JointUnit *); // of its block; none where it is not one
+const char *joint_check_recompute(const JointConfig *, Arena *);        // NULL, or which name is none of a block
 
 // ---- what a microbatch holds ----
 
@@ -54,6 +57,7 @@ typedef struct JointRun {
     Tensor *pixels;         // (I, 3, S, S) once somebody asked for them
     Tensor *repainted;      // (M, 3, S, S) likewise
     int32_t *keep, *masked; // (M, kept), (M, N - kept) likewise
+    Recompute recompute;    // of the unit that runs
     BlockContext context[RUN_CONTEXTS];
     bool has_context[RUN_CONTEXTS];
 } JointRun;

@@ -90,8 +90,7 @@ static BlockContext new_context(JointRun *r, int which) {
     uint64_t key[3] = {r->pass->seed, (uint64_t)b->step, (uint64_t)draws};
     BlockContext c = {.training = r->pass->training,
                       .first_row = draws < OBJECTIVES ? b->first_row[draws] : 0,
-                      .dropout_seed = hash_u64(key, sizeof key),
-                      .recompute = j->config.recompute};
+                      .dropout_seed = hash_u64(key, sizeof key)};
     if (which == STREAM_TRUNK) {
         if (c.training && vit->dropout > 0) c.row_numbers = image_numbers(r);
         stack_share(parallel, r->holds.seen, vit_tokens(vit), &c);
@@ -115,7 +114,10 @@ static BlockContext *context_of(JointRun *r, int which) {
 
 static void run_block(JointRun *r, int which, int context, const Block *block) {
     Tensor **x = stream(r, which);
-    if (*x) *x = block_forward(r->tape, block, *x, context_of(r, context));
+    if (!*x) return;
+    BlockContext own = *context_of(r, context);
+    own.recompute = r->recompute;
+    *x = block_forward(r->tape, block, *x, &own);
 }
 
 // ---- units ----
@@ -270,6 +272,7 @@ static void run_units(JointRun *r, int first, int end) {
     double begin = trace_now();
     for (int u = first; u < end && !tape_error(r->tape); u++) {
         const char *name = slice_names[units[u].kind];
+        r->recompute = r->joint->recompute[u];
         run_unit[units[u].kind](r, units[u].layer);
         if (u + 1 < end && slice_names[units[u + 1].kind] == name) continue;
         trace_slice(r->pass->trace, "compute", name, begin, trace_now());

@@ -216,3 +216,34 @@ bool joint_stream_shape(const Joint *j, const Batch *b, const JointPass *pass, J
     *out = shape_of(j, b, &h, stream, unit < j->unit_count ? j->units[unit].kind : UNIT_KINDS);
     return true;
 }
+
+// ---- recomputation ----
+
+static bool lies_under(const JointUnit *u, const char *prefix) {
+    size_t length = strlen(prefix);
+    return !strncmp(u->name, prefix, length) && (!u->name[length] || u->name[length] == '.');
+}
+
+Recompute joint_unit_recompute(const JointConfig *c, const JointUnit *u) {
+    bool named = c->recompute_units.count == 0;
+    for (int i = 0; i < c->recompute_units.count; i++) named |= lies_under(u, c->recompute_units.items[i]);
+    return named && is_block(u->kind) ? c->recompute : RECOMPUTE_NONE;
+}
+
+const char *joint_check_recompute(const JointConfig *c, Arena *memory) {
+    int count = joint_units(c, NULL);
+    JointUnit *units = arena_array(memory, JointUnit, count);
+    joint_units(c, units);
+    for (int i = 0; i < c->recompute_units.count; i++) {
+        bool found = false;
+        for (int u = 0; u < count; u++)
+            found |= is_block(units[u].kind) && lies_under(&units[u], c->recompute_units.items[i]);
+        if (!found)
+            return arena_printf(
+                memory,
+                "train.recompute_units: the model has no block that is called or lies under '%s'; there are "
+                "vision, text, mae and what is under them, as vision.blocks.0",
+                c->recompute_units.items[i]);
+    }
+    return NULL;
+}

@@ -268,6 +268,11 @@ static const ConfigKey train_keys[] = {
      .choices = "none|selective|full",
      .help =
          "what of a block is computed again in backward, to save memory: nothing, norms and activations, all of it"},
+    {.name = "train.recompute_units",
+     .type = CONFIG_STRINGS,
+     .offset = AT(model.recompute_units),
+     .fallback = "",
+     .help = "units in which train.recompute is done, or what they lie under: vision, text.blocks.0; none: all blocks"},
     {.name = "optimizer.learning_rate",
      .type = CONFIG_FLOAT,
      .offset = AT(optimizer.learning_rate),

@@ -102,10 +102,13 @@ static void assert_log_says(const char *run, int rank, const char *part) {
 
 static void a_killed_rank_is_named_by_all_others_and_all_end(void **state) {
     (void)state;
-    for (int victim = 0; victim < 3; victim++) {
+    static const char *const stages[] = {"parallel.pipeline=1", "parallel.pipeline=3"}; // data ranks; stages of a step
+    for (int i = 0; i < 6; i++) {
+        int victim = i % 3;
         char run[16], dead[64], own[64];
-        snprintf(run, sizeof run, "dead-%d", victim);
-        pid_t launch = command_start(project, WORDS("launch", "-n", "3", ENDLESS, "--run", run));
+        snprintf(run, sizeof run, "dead-%d", i);
+        pid_t launch = command_start(
+            project, WORDS("launch", "-n", "3", ENDLESS, "train.microbatches=6", stages[i / 3], "--run", run));
         run_wait_for_lines(project, run, 1 + 2 * victim);
         pid_t process = find_rank(victim);
         snprintf(dead, sizeof dead, "process %d) died; ", process);

@@ -187,6 +187,35 @@ static void frozen_text_runs_backwards_for_the_image_alone(void **state) {
     assert_true(painting.replayed.flop == painting_all.replayed.flop && painting.nodes == painting_all.nodes);
 }
 
+// Fewer calls run twice, in more memory, and the bits stay.
+static void units_that_are_named_recompute_alone(void **state) {
+    (void)state;
+    static const char *const names[] = {"vision.blocks.1", "text"};
+    JointConfig c = gpt_config();
+    Pass none = run(&c, F32, false, 15);
+    c.recompute = RECOMPUTE_FULL;
+    Pass all = run(&c, F32, false, 15);
+    c.recompute_units = (StringList){(const char **)names, 2};
+    Pass some = run(&c, F32, true, 15);
+    assert_memory_equal(none.numbers, some.numbers, none.bytes);
+    assert_true(some.replayed.flop > 0 && some.replayed.flop < all.replayed.flop);
+    free(none.numbers);
+    free(all.numbers);
+    free(some.numbers);
+}
+
+static void names_of_no_block_are_refused(void **state) {
+    (void)state;
+    static const char *const names[] = {"text", "vision.norm"};
+    JointConfig c = gpt_config();
+    Arena *memory = arena_new(4096);
+    c.recompute_units = (StringList){(const char **)names, 2};
+    const char *wrong = joint_check(&c, memory);
+    assert_non_null(wrong);
+    assert_non_null(strstr(wrong, "no block that is called or lies under 'vision.norm'"));
+    arena_free(memory);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_kind_of_recomputation_has_the_same_bits),
@@ -195,6 +224,8 @@ int main(void) {
         cmocka_unit_test(the_peak_falls_with_what_is_computed_again),
         cmocka_unit_test(a_frozen_trunk_runs_neither_again_nor_backwards),
         cmocka_unit_test(frozen_text_runs_backwards_for_the_image_alone),
+        cmocka_unit_test(units_that_are_named_recompute_alone),
+        cmocka_unit_test(names_of_no_block_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -160,6 +160,36 @@ static void more_datasets_than_a_checkpoint_names_are_refused(void **state) {
     assert_refused_on(1, list, "64 at the most");
 }
 
+static void pipelines_that_cannot_be_are_refused_with_what_would_work(void **state) {
+    (void)state;
+    static const struct {
+        int ranks;
+        const char *settings[6], *part;
+    } cases[] = {
+        {3,
+         {"parallel.pipeline=2"},
+         "3 processes cannot be shared out with parallel.pipeline 2: start a multiple of 2"},
+        {2, {"parallel.pipeline=2", "parallel.schedule=zbh1"}, "did you mean 'zb-h1'"},
+        {2, {"parallel.pipeline=2", "parallel.schedule=interleaved", "train.microbatches=5"}, "4 or 6 instead of 5"},
+        {2, {"parallel.pipeline=2", "parallel.schedule=1f1b", "parallel.chunks=2"}, "for more take interleaved"},
+        {4, {"parallel.pipeline=2", "parallel.zero=2"}, "take parallel.zero 1"},
+        {4, {"parallel.pipeline=2", "parallel.zero=3"}, "gathered again for each of its passes"},
+        {2, {"parallel.pipeline=2", "parallel.split=vision.blocks.9"}, "the model has no unit 'vision.blocks.9'"},
+        {2, {"parallel.pipeline=2", "parallel.split=text.embed,text.head"}, "names 2 units, but 2 parts want 1"},
+        {3,
+         {"parallel.pipeline=3", "parallel.split=text.head,text.embed"},
+         "text.embed does not come behind text.head"},
+        {12,
+         {"parallel.pipeline=12", "parallel.schedule=interleaved", "train.microbatches=12"},
+         "too few for 24 parts; at most"},
+        {1, {"train.recompute_units=text.block"}, "no block that is called or lies under 'text.block'"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        assert_refused_on(cases[i].ranks, cases[i].settings, cases[i].part);
+        assert_nothing_begun();
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(other_data_is_refused_unless_allowed_68),
@@ -170,6 +200,7 @@ int main(void) {
         cmocka_unit_test(missing_files_are_refused_73),
         cmocka_unit_test(settings_that_contradict_each_other_are_refused),
         cmocka_unit_test(more_datasets_than_a_checkpoint_names_are_refused),
+        cmocka_unit_test(pipelines_that_cannot_be_are_refused_with_what_would_work),
     };
     return cmocka_run_group_tests(tests, open_shared, close_shared);
 }
