@@ -75,6 +75,14 @@ static bool same_as_first(const Run *r, uint64_t hash, const char *what, Error *
     return first == hash || error_set(error, ERROR_USAGE, "%s here is not the same as on rank 0", what);
 }
 
+// Which units are where, before anything is made.
+static bool cut_model(Run *r, Error *error) {
+    int64_t asked = r->config.parallel.stage_memory;
+    double limit = asked ? (double)asked : memory_available(r->hosts.local);
+    if (r->layout.size[MESH_PIPELINE] == 1) return true;
+    return stages_resolve(&r->config, &r->layout, limit, r->options->world, r->memory, &r->stages, error);
+}
+
 static bool open_config(Run *r, char found[1024], Error *error) {
     Comm *world = r->options->world;
     r->hosts = hosts_gather(world, r->memory);
@@ -85,7 +93,7 @@ static bool open_config(Run *r, char found[1024], Error *error) {
     Buffer yaml = config_text(r);
     ok = same_as_first(r, hash_u64(yaml.data, yaml.size), "the configuration", error);
     buffer_free(&yaml);
-    if (!agree(world, ok, error) || !agree(world, open_log(r, error), error)) return false;
+    if (!agree(world, ok, error) || !cut_model(r, error) || !agree(world, open_log(r, error), error)) return false;
     comm_broadcast(world, found, 1024, 0, "the checkpoint to go on from");
     r->state.seed = r->config.seed;
     return true;
@@ -105,10 +113,8 @@ static bool open_layout(Run *r, Error *error) {
                              .bucket_bytes = c->bucket,
                              .ordered = r->config.reproducible == REPRODUCIBLE_LAYOUT,
                              .pipeline = size[MESH_PIPELINE] > 1 ? r->mesh.axis[MESH_PIPELINE] : NULL};
-    if (!r->parallel.pipeline) return true;
-    schedule_trace_note(r->trace, &r->layout.pipeline, size, r->mesh.place);
-    double limit = c->stage_memory ? (double)c->stage_memory : memory_available(r->hosts.local);
-    return stages_resolve(&r->config, &r->layout, limit, world, r->memory, &r->stages, error);
+    if (r->parallel.pipeline) schedule_trace_note(r->trace, &r->layout.pipeline, size, r->mesh.place);
+    return true;
 }
 
 // ---- data and model ----

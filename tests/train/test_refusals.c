@@ -169,7 +169,7 @@ static void pipelines_that_cannot_be_are_refused_with_what_would_work(void **sta
         {3,
          {"parallel.pipeline=2"},
          "3 processes cannot be shared out with parallel.pipeline 2: start a multiple of 2"},
-        {2, {"parallel.pipeline=2", "parallel.schedule=zbh1"}, "did you mean 'zb-h1'"},
+        {2, {"parallel.pipeline=2", "parallel.schedule=zbh1"}, "perhaps zb-h1, one of gpipe"},
         {2, {"parallel.pipeline=2", "parallel.schedule=interleaved", "train.microbatches=5"}, "4 or 6 instead of 5"},
         {2, {"parallel.pipeline=2", "parallel.schedule=1f1b", "parallel.chunks=2"}, "for more take interleaved"},
         {4, {"parallel.pipeline=2", "parallel.zero=2"}, "take parallel.zero 1"},
@@ -197,10 +197,10 @@ int main(void) {
         cmocka_unit_test(a_wrong_type_or_value_is_refused_with_its_line_70),
         cmocka_unit_test(sizes_that_do_not_divide_are_refused_71),
         cmocka_unit_test(a_model_that_does_not_fit_is_refused_with_the_estimate_72),
+        cmocka_unit_test(pipelines_that_cannot_be_are_refused_with_what_would_work),
         cmocka_unit_test(missing_files_are_refused_73),
         cmocka_unit_test(settings_that_contradict_each_other_are_refused),
         cmocka_unit_test(more_datasets_than_a_checkpoint_names_are_refused),
-        cmocka_unit_test(pipelines_that_cannot_be_are_refused_with_what_would_work),
     };
     return cmocka_run_group_tests(tests, open_shared, close_shared);
 }
