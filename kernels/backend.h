@@ -1,6 +1,7 @@
 /* The backend: one struct of function pointers on raw pointers and sizes, filled by cpu/ (and by a GPU module). Outputs
  * come first, then inputs, then sizes. `Dtype t` is the type of the activations; vectors are f32 throughout. Gradients
- * take a Destination-like pair (pointer, add). Kernels give the same bits for any number of threads. */
+ * take a Destination-like pair (pointer, add); what is added to a vector's is summed first. Kernels give the same bits
+ * for any number of threads. */
 #pragma once
 #include "kernels/matmul.h"
 #include "kernels/tensor.h"

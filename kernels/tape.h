@@ -8,7 +8,8 @@
 #pragma once
 #include "kernels/operator.h"
 
-// Which half of a backward pass: gradients of activations, of parameters, or both.
+// Which half of a backward pass: gradients of activations, of parameters, or both. (Gradients of vectors may be formed
+// beside by the first half, from what need not be held then; they reach their parameters with the second.)
 typedef enum { INPUT_GRADIENTS = 1, WEIGHT_GRADIENTS = 2, ALL_GRADIENTS = 3 } Halves;
 
 Tape *tape_new(Backend *, bool record); // record false: inference. The backend is not owned and must outlive it

@@ -9,7 +9,8 @@ static void take_gradient(Tape *t, Tensor *x) {
     if (!x->grad) x->grad = tape_memory_take(t->memory, tensor_bytes(x));
 }
 
-Destination grad_of(Node *n, int input) {
+// The place for the gradient of in[input] itself.
+static Destination place_of(Node *n, int input) {
     Tensor *x = n->in[input];
     check(x && x->needs_grad);
     const TapeHooks *hooks = &n->tape->hooks;
@@ -21,6 +22,11 @@ Destination grad_of(Node *n, int input) {
     Destination d = {x->grad, x->is_parameter ? F32 : x->dtype, x->grad_written};
     x->grad_written = true;
     return d;
+}
+
+Destination grad_of(Node *n, int input) {
+    if (n->early && n->early[input]) return (Destination){n->early[input]->data, F32, false};
+    return place_of(n, input);
 }
 
 void grad_pass(Node *n, int input, bool last_use) {
@@ -48,6 +54,46 @@ static unsigned half_of(const Node *n, Halves halves) {
     for (int i = 0; i < MAX_INPUTS; i++)
         if (n->in[i] && (halves & (n->in[i]->is_parameter ? WEIGHT_GRADIENTS : INPUT_GRADIENTS))) bits |= 1u << i;
     return bits & n->pending;
+}
+
+// ---- gradients of vectors ----
+
+/* Scales and shifts of norms are small, but what their gradients are formed from is large. Where nothing else of a node
+ * waits for the weight half, the input half forms them too, beside, and the weight half adds them where they belong:
+ * the same sums in the same order. */
+
+// Inputs of n whose gradients this pass is to form early.
+static unsigned early_of(const Node *n, Halves halves) {
+    unsigned weights = half_of(n, WEIGHT_GRADIENTS);
+    if (halves != INPUT_GRADIENTS || n->early) return 0;
+    for (int i = 0; i < MAX_INPUTS; i++)
+        if (WANTS(weights, i) && n->in[i]->rank > 1) return 0;
+    return weights;
+}
+
+static void make_room(Tape *t, Node *n, unsigned early) {
+    if (!early) return;
+    n->early = arena_array(t->host, Tensor *, MAX_INPUTS);
+    for (int i = 0; i < MAX_INPUTS; i++)
+        if (WANTS(early, i)) n->early[i] = tape_tensor(t, F32, n->in[i]->rank, n->in[i]->shape);
+}
+
+// Brings those of `wanted` that are formed already to where they belong. Returns them.
+static unsigned deliver(Tape *t, Node *n, unsigned wanted) {
+    Backend *b = t->backend;
+    unsigned done = 0;
+    for (int i = 0; i < MAX_INPUTS && n->early; i++) {
+        Tensor *x = n->early[i];
+        if (!x || !WANTS(wanted, i)) continue;
+        Destination d = place_of(n, i);
+        if (d.add)
+            b->add_in_place(b, d.data, x->data, tensor_count(x), d.dtype, F32);
+        else
+            b->copy(b, d.data, x->data, tensor_bytes(x));
+        tape_give_back(t, x);
+        done |= 1u << i;
+    }
+    return done;
 }
 
 // ---- whose memory goes back when ----
@@ -104,14 +150,15 @@ static void let_go(Tape *t, Node *n) {
 
 // n has run, as far as it does in this pass, and so has everybody who reads its output.
 static void release(Tape *t, Node *n) {
-    if (n->pending) {
+    if (n->pending && !n->early) {
         hold(n);
     } else {
         let_go(t, n);
         tape_give_gradient(t, n->out);
     }
     give_back(t, n->out);
-    for (int i = 0; i < MAX_SAVED; i++) give_back(t, n->saved[i]);
+    for (int i = 0; i < MAX_SAVED; i++)
+        if (n->saved[i] && !n->saved[i]->readers) tape_give_back(t, n->saved[i]);
 }
 
 // What no node made, or none that is recorded.
@@ -139,10 +186,12 @@ static void check_gradients(Tape *t, const Node *n, unsigned wanted) {
 }
 
 static void run_operator_backward(Tape *t, Node *n, Halves halves) {
-    unsigned wanted = half_of(n, halves);
-    if (wanted) {
+    unsigned wanted = half_of(n, halves), early = early_of(n, halves), ready = deliver(t, n, wanted);
+    unsigned now = (wanted & ~ready) | early;
+    make_room(t, n, early);
+    if (now) {
         tape_announce_use(t, n);
-        n->op->backward(n, wanted);
+        n->op->backward(n, now);
         tape_look_for_faults(t, n, "backward");
     }
     tape_memory_end_scratch(t->memory);
@@ -158,7 +207,7 @@ static void abandon(Tape *t, Node *n) {
 
 void tape_backward_node(Tape *t, Node *n, Halves halves) {
     if (!n->pending) return;
-    bool reached = n->out->grad || recompute_waits(n);
+    bool reached = n->out->grad || n->early || recompute_waits(n);
     if (!reached && !(halves & INPUT_GRADIENTS)) return;
     if (!reached)
         abandon(t, n);
