@@ -3,7 +3,6 @@
 #include "base/philox.h"
 #include "base/error.h"
 #include <math.h>
-#include <xxhash.h>
 
 enum { ROUNDS = 10, FEISTEL_ROUNDS = 6 };
 
@@ -58,8 +57,6 @@ double rng_normal(Rng *rng) {
     double radius = sqrt(-2.0 * log(1.0 - rng_uniform(rng))); // 1 - u is in (0, 1]: the logarithm is finite
     return radius * cos(6.283185307179586476925 * rng_uniform(rng));
 }
-
-uint64_t hash_u64(const void *bytes, uint64_t count) { return XXH3_64bits(bytes, (size_t)count); }
 
 // A Feistel network over 2 * `half` bits: a permutation of [0, 4^half) whatever the round function.
 static uint64_t feistel(uint64_t value, int half, uint64_t key, uint64_t element) {

@@ -1,0 +1,70 @@
+/* The speed of every operator on a GPU, in one JSON line each, behind a line with what the GPU's own copies and
+ * products reach: `bifocal bench ops --device cuda --json` for a machine that has only the kernels. Exit status 77: no
+ * GPU. */
+#include "kernels/bench_ops.h"
+#include "kernels/cuda.h"
+#include <stdio.h>
+#include <stdlib.h>
+
+static void print_row(void *context, const BenchRow *r) {
+    (void)context;
+    printf("{\"name\": \"%s\", \"pass\": \"%s\", \"precision\": \"%s\", \"seconds\": %.9g, \"flop\": %.6g, \"bytes\": "
+           "%.6g, "
+           "\"share\": %.4f}\n",
+           r->name, r->pass, r->dtype == F32 ? "f32" : "bf16", r->seconds, r->flop, r->bytes,
+           bench_floor_seconds(r) / r->seconds);
+    fflush(stdout);
+}
+
+// One update as the optimizer does it: 28 bytes a parameter, 30 with the bf16 copy.
+enum { PARAMETERS = 64 << 20 };
+typedef struct Update {
+    Backend *backend;
+    float *p, *m, *v, *g;
+    uint16_t *shadow;
+} Update;
+
+static void update(void *context) {
+    const Update *u = context;
+    AdamW rule = {1e-3, 0.9, 0.95, 1e-8, 0.1, 1, 0.1, 0.05};
+    u->backend->adamw(u->backend, u->p, u->shadow, u->m, u->v, u->g, PARAMETERS, &rule);
+}
+
+static void bench_adamw(Backend *b, const BenchOps *o) {
+    size_t bytes = (size_t)PARAMETERS * sizeof(float);
+    Update u = {b, b->allocate(b, bytes), b->allocate(b, bytes), b->allocate(b, bytes), b->allocate(b, bytes), NULL};
+    u.shadow = b->allocate(b, bytes / 2);
+    if (!u.p || !u.m || !u.v || !u.g || !u.shadow) return;
+    float *all[] = {u.p, u.m, u.v, u.g};
+    for (int i = 0; i < 4; i++) b->zero(b, all[i], bytes);
+    BenchRow row = {
+        .name = "adamw", .pass = "step", .dtype = BF16, .flop = 20.0 * PARAMETERS, .bytes = 30.0 * PARAMETERS};
+    bench_measure(b, o, &row, update, &u);
+    print_row(NULL, &row);
+    for (int i = 0; i < 4; i++) b->release(b, all[i], bytes);
+    b->release(b, u.shadow, bytes / 2);
+}
+
+// gpu_bench [SECONDS FOR EACH FIGURE]
+int main(int argc, char **argv) {
+    Error error = {0};
+    Log *log = log_new(LOG_INFO, stderr);
+    Backend *b = cuda_backend_new(&(CudaOptions){0}, log, &error);
+    if (!b) {
+        fprintf(stderr, "skipped: %s\n", error.message);
+        log_free(log);
+        return 77;
+    }
+    BenchOps o = {.seconds = argc > 1 ? atof(argv[1]) : 0.05, .row = print_row, .size = EXAMPLE_HUGE};
+    o.peak = bench_peak(b, 0.3);
+    printf("{\"architecture\": \"%s\", \"copy_gbytes\": %.1f, \"cached_gbytes\": %.1f, \"f32_gflops\": %.1f, "
+           "\"bf16_gflops\": %.1f}\n",
+           b->isa, o.peak.copy, o.peak.cached, o.peak.f32, o.peak.bf16);
+    bench_adamw(b, &o);
+    bench_operators(b, &o, BF16, log);
+    bench_operators(b, &o, F32, log);
+    bench_products(b, &o, BF16);
+    backend_free(b);
+    log_free(log);
+    return 0;
+}

@@ -1,0 +1,282 @@
+/* Every operator of the list on a GPU against the CPU backend: outputs and gradients on random odd shapes in f32 and
+ * bf16, the same bits in three runs, no allocation in a second step; and what no operator calls. Writes one JSON object
+ * to stdout. Exit status 0: all holds, 1: something does not, 77: there is no GPU. Needs neither cmocka nor anything
+ * else but the kernels, so that it runs on a bare machine. */
+#include "base/clock.h"
+#include "base/error.h"
+#include "kernels/cpu/cpu.h"
+#include "kernels/cuda.h"
+#include "tests/kernels/operator_run.h"
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { RUNS = 3, MOST_SEEDS = 16 };
+
+typedef struct Check {
+    Backend *cpu, *gpu;
+    Tape *cpu_tape, *gpu_tape;
+    Arena *memory;
+    const char *only;
+    int seeds;
+    int failed, cases;
+} Check;
+
+typedef struct Result {      // of one operator in one precision
+    double output, gradient; // the largest difference from the CPU, as a share of what is allowed
+    double error,
+        cpu_error; // of outputs: rms of the difference from the reference in f64 by the rms of that, the worst case
+    int cases, unequal_runs, allocations;
+    char wrong[160]; // the first thing that does not hold
+} Result;
+
+static double rms(Values v) {
+    double sum = 0;
+    for (int64_t i = 0; i < v.count; i++) sum += v.value[i] * v.value[i] / (double)v.count;
+    return sqrt(sum);
+}
+
+static double rms_difference(Values a, Values b) {
+    double sum = 0;
+    for (int64_t i = 0; i < a.count; i++)
+        sum += (a.value[i] - b.value[i]) * (a.value[i] - b.value[i]) / (double)a.count;
+    return sqrt(sum);
+}
+
+// The largest difference as a share of what is allowed: sums in another order; in bf16 two roundings of 2^-8 on each
+// side.
+static double share(Values got, Values want, Dtype t) {
+    double typical = rms(want), worst = 0;
+    for (int64_t i = 0; i < want.count; i++) {
+        double size = fabs(want.value[i]) + typical + 1e-12;
+        double part = fabs(got.value[i] - want.value[i]) / (t == F32 ? 2e-5 * size : 0x1p-6 * size);
+        if (!(part <= worst)) worst = part; // NaN stays
+    }
+    return worst;
+}
+
+static void complain(Result *r, Choice c, const char *what, double number) {
+    if (!r->wrong[0])
+        snprintf(r->wrong, sizeof r->wrong, "%s, variant %d, seed %d: %g", what, c.variant, (int)c.seed, number);
+}
+
+static void keep_worst(double *worst, double value) {
+    if (!(value <= *worst)) *worst = value;
+}
+
+static bool same_bits(const Run *a, const Run *b) {
+    if (memcmp(a->out.value, b->out.value, sizeof(double) * (size_t)a->out.count) != 0) return false;
+    for (int i = 0; i < MAX_INPUTS; i++)
+        if (a->gradient[i].value &&
+            memcmp(a->gradient[i].value, b->gradient[i].value, sizeof(double) * (size_t)a->gradient[i].count) != 0)
+            return false;
+    return true;
+}
+
+static void compare(const Run *gpu, const Run *cpu, Result *r) {
+    Choice c = gpu->choice;
+    double part = share(gpu->out, cpu->out, c.dtype);
+    keep_worst(&r->output, part);
+    if (!(part <= 1)) complain(r, c, "an output, in units of what is allowed", part);
+    for (int i = 0; i < MAX_INPUTS; i++) {
+        if (!gpu->gradient[i].value) continue;
+        part = share(gpu->gradient[i], cpu->gradient[i], c.dtype);
+        keep_worst(&r->gradient, part);
+        if (!(part <= 1)) complain(r, c, "a gradient, in units of what is allowed", part);
+    }
+    Values truth = run_reference(cpu);
+    double size = rms(truth) + 1e-12;
+    keep_worst(&r->error, rms_difference(gpu->out, truth) / size);
+    keep_worst(&r->cpu_error, rms_difference(cpu->out, truth) / size);
+}
+
+static void check_case(Check *k, Choice c, Result *r) {
+    arena_reset(k->memory);
+    Run cpu = run_forward(k->memory, k->cpu_tape, c), gpu = {0};
+    run_backward(&cpu, false);
+    int64_t allocations = 0;
+    for (int run = 0; run < RUNS; run++) {
+        Run again = run_forward(k->memory, k->gpu_tape, c);
+        run_backward(&again, false);
+        if (run == 0) gpu = again, allocations = tape_system_allocations(k->gpu_tape);
+        if (run && !same_bits(&gpu, &again)) r->unequal_runs++, complain(r, c, "other bits in another run", run);
+    }
+    if (tape_system_allocations(k->gpu_tape) != allocations)
+        r->allocations++, complain(r, c, "it allocates in every step", 1);
+    compare(&gpu, &cpu, r);
+    r->cases++;
+}
+
+static void print_result(const Result *r, const Operator *op, Dtype t, bool first) {
+    printf("%s\n  {\"operator\": \"%s\", \"precision\": \"%s\", \"cases\": %d, \"output\": %.3g, \"gradient\": %.3g, "
+           "\"error\": %.4g, \"cpu_error\": %.4g, \"unequal_runs\": %d, \"allocations\": %d, \"wrong\": \"%s\"}",
+           first ? "" : ",", op->name, t == F32 ? "f32" : "bf16", r->cases, isfinite(r->output) ? r->output : 1e30,
+           isfinite(r->gradient) ? r->gradient : 1e30, isfinite(r->error) ? r->error : 1e30,
+           isfinite(r->cpu_error) ? r->cpu_error : 1e30, r->unequal_runs, r->allocations, r->wrong);
+    fflush(stdout);
+}
+
+static void check_operators(Check *k) {
+    bool first = true;
+    printf("\"operators\": [");
+    for (int i = 0; operator_list[i]; i++) {
+        const Operator *op = operator_list[i];
+        if (k->only && !strstr(op->name, k->only)) continue;
+        int variants = run_variants(k->cpu_tape, op);
+        for (Dtype t = F32; t <= BF16; t++, first = false) {
+            Result r = {0};
+            for (int v = 0; v < variants; v++)
+                for (int seed = 0; seed < k->seeds; seed++) check_case(k, (Choice){op, t, v, (uint64_t)seed}, &r);
+            k->cases += r.cases;
+            k->failed += r.wrong[0] != 0;
+            print_result(&r, op, t, first);
+        }
+    }
+    printf("\n],\n");
+}
+
+// ---- what no operator calls ----
+
+static void *device_copy(Backend *b, const void *host, size_t bytes) {
+    void *memory = b->allocate(b, bytes);
+    check(memory);
+    b->upload(b, memory, host, bytes);
+    return memory;
+}
+
+static void draw(Rng *rng, float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) x[i] = (float)rng_normal(rng);
+}
+
+// More than the pinned memory that copies go through, of odd size, there and back.
+static bool copies_come_back(Backend *b) {
+    enum { COUNT = (45 << 20) + 7 };
+    unsigned char *out = malloc(COUNT), *in = calloc(1, COUNT);
+    check(out && in);
+    for (int i = 0; i < COUNT; i++) out[i] = (unsigned char)(i * 31 + i / 4096);
+    void *first = device_copy(b, out, COUNT), *second = b->allocate(b, COUNT);
+    b->copy(b, second, first, COUNT);
+    b->download(b, in, second, COUNT);
+    bool same = !memcmp(in, out, COUNT);
+    b->zero(b, second, COUNT);
+    b->download(b, in, second, COUNT);
+    for (int i = 0; i < COUNT && same; i++) same = in[i] == 0;
+    b->release(b, first, COUNT);
+    b->release(b, second, COUNT);
+    free(in);
+    free(out);
+    return same;
+}
+
+static bool memory_grows_in_place(Backend *b) {
+    enum { FIRST = 4 << 20, MORE = 64 << 20 };
+    char byte = 7, back = 0, *memory = b->allocate(b, FIRST);
+    bool ok = memory && b->extend(b, memory, FIRST, MORE);
+    if (ok) b->upload(b, memory + FIRST + MORE - 1, &byte, 1);
+    if (ok) b->download(b, &back, memory + FIRST + MORE - 1, 1);
+    b->release(b, memory, FIRST + MORE);
+    return ok && back == 7;
+}
+
+enum { PARAMETERS = 10007 };
+
+static void update(Backend *b, const float *start, float *out, uint16_t *shadow) {
+    size_t bytes = PARAMETERS * sizeof(float);
+    float *p = device_copy(b, start, bytes), *m = device_copy(b, start + PARAMETERS, bytes);
+    float *v = device_copy(b, start + 2 * PARAMETERS, bytes), *g = device_copy(b, start + 3 * PARAMETERS, bytes);
+    uint16_t *s = b->allocate(b, bytes / 2);
+    AdamW rule = {1e-2, 0.9, 0.95, 1e-8, 0.1, 0.7, 1 - 0.81, 1 - 0.9025};
+    b->adamw(b, p, s, m, v, g, PARAMETERS, &rule);
+    b->download(b, out, p, bytes);
+    b->download(b, shadow, s, bytes / 2);
+    float *all[] = {p, m, v, g};
+    for (int i = 0; i < 4; i++) b->release(b, all[i], bytes);
+    b->release(b, s, bytes / 2);
+}
+
+static bool adamw_agrees(const Check *k) {
+    static float start[4 * PARAMETERS], out[2][PARAMETERS];
+    static uint16_t shadow[2][PARAMETERS];
+    Rng rng = rng_for(3, PURPOSE_TEST, 0);
+    draw(&rng, start, 4 * PARAMETERS);
+    for (int i = 2 * PARAMETERS; i < 3 * PARAMETERS; i++) start[i] = fabsf(start[i]);
+    update(k->cpu, start, out[0], shadow[0]);
+    update(k->gpu, start, out[1], shadow[1]);
+    bool ok = true;
+    for (int i = 0; i < PARAMETERS && ok; i++)
+        ok = fabsf(out[0][i] - out[1][i]) <= 2e-6f * (1 + fabsf(out[0][i])) && shadow[1][i] == f32_to_bf16(out[1][i]);
+    return ok;
+}
+
+static bool sums_for_the_host_agree(const Check *k) {
+    enum { BLOCKS = 37, BLOCK = 1024 };
+    static float x[BLOCKS * BLOCK];
+    double squares[2][BLOCKS];
+    Rng rng = rng_for(4, PURPOSE_TEST, 0);
+    draw(&rng, x, BLOCKS * BLOCK);
+    Backend *backends[] = {k->cpu, k->gpu};
+    bool ok = true;
+    for (int i = 0; i < 2; i++) {
+        x[777] = 1;
+        float *memory = device_copy(backends[i], x, sizeof x);
+        backends[i]->block_squares(backends[i], squares[i], memory, BLOCKS, BLOCK);
+        ok = ok && backends[i]->first_nonfinite(backends[i], memory, BLOCKS * BLOCK, F32) == -1;
+        x[777] = NAN;
+        backends[i]->upload(backends[i], memory, x, sizeof x);
+        ok = ok && backends[i]->first_nonfinite(backends[i], memory, BLOCKS * BLOCK, F32) == 777;
+        backends[i]->release(backends[i], memory, sizeof x);
+    }
+    for (int i = 0; i < BLOCKS && ok; i++) ok = fabs(squares[0][i] - squares[1][i]) <= 1e-9 * squares[0][i];
+    return ok;
+}
+
+static void check_rest(Check *k) {
+    struct {
+        const char *name;
+        bool holds;
+    } claims[] = {
+        {"copies_come_back", copies_come_back(k->gpu)},
+        {"memory_grows_in_place", memory_grows_in_place(k->gpu)},
+        {"too_much_memory_is_refused", !k->gpu->allocate(k->gpu, (size_t)1 << 50)},
+        {"adamw_agrees", adamw_agrees(k)},
+        {"sums_for_the_host_agree", sums_for_the_host_agree(k)},
+    };
+    enum { CLAIMS = sizeof claims / sizeof *claims };
+    printf("\"claims\": {");
+    for (int i = 0; i < CLAIMS; i++) {
+        printf("%s\"%s\": %s", i ? ", " : "", claims[i].name, claims[i].holds ? "true" : "false");
+        k->failed += !claims[i].holds;
+        k->cases++;
+    }
+    printf("},\n");
+}
+
+// gpu_check [SEEDS [PART OF AN OPERATOR'S NAME]]
+int main(int argc, char **argv) {
+    Error error = {0};
+    Log *log = log_new(LOG_INFO, stderr);
+    Check k = {.seeds = argc > 1 ? atoi(argv[1]) : 4, .only = argc > 2 ? argv[2] : NULL};
+    k.gpu = cuda_backend_new(&(CudaOptions){0}, log, &error);
+    if (!k.gpu) {
+        fprintf(stderr, "skipped: %s\n", error.message);
+        log_free(log);
+        return 77;
+    }
+    if (k.seeds < 1 || k.seeds > MOST_SEEDS) k.seeds = MOST_SEEDS;
+    double start = clock_seconds();
+    k.cpu = cpu_backend_new(0, NULL, log);
+    k.memory = arena_new(1 << 20);
+    k.cpu_tape = tape_new(k.cpu, true), k.gpu_tape = tape_new(k.gpu, true);
+    printf("{\"architecture\": \"%s\", ", k.gpu->isa);
+    check_operators(&k);
+    if (!k.only) check_rest(&k);
+    printf("\"cases\": %d, \"failed\": %d, \"seconds\": %.1f}\n", k.cases, k.failed, clock_seconds() - start);
+    tape_free(k.cpu_tape);
+    tape_free(k.gpu_tape);
+    arena_free(k.memory);
+    backend_free(k.cpu);
+    backend_free(k.gpu);
+    log_free(log);
+    return k.failed != 0;
+}

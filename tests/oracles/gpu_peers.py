@@ -1,0 +1,122 @@
+"""PyTorch's kernels on the GPU beside ours: speed on the shapes of `gpu_bench`, and its own bf16 error.
+
+Reads what gpu_check and gpu_bench wrote and prints one JSON object: for each operator PyTorch's seconds, ours, and their
+ratio; and, for bf16, our error (from gpu_check: rms of the difference from f64 by the rms of the result, the worst of
+its cases) by PyTorch's on data of the same kind. Exit status 1: an error is more than twice PyTorch's.
+"""
+import argparse
+import json
+import sys
+
+import torch
+import torch.nn.functional as F
+
+DEVICE, B16 = "cuda", torch.bfloat16
+
+
+def normal(*shape, dtype=B16, grad=True):
+    return torch.randn(*shape, device=DEVICE).to(dtype).requires_grad_(grad)
+
+
+def seconds_of(call, rounds=15, calls=10):
+    call()
+    call()
+    times = []
+    for _ in range(rounds):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(calls):
+            call()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end) / 1e3 / calls)
+    return sorted(times)[len(times) // 2]
+
+
+def cross_entropy(x, w, targets):
+    return F.cross_entropy((x @ w.T).float(), targets, reduction="sum")
+
+
+# name in the bench, the function, its inputs: the huge examples of kernels/ops/
+def cases():
+    rows, width = 8192 * 8, 768
+    norm = lambda: [normal(rows, width), normal(width, dtype=torch.float32), normal(width, dtype=torch.float32)]
+    yield "layernorm", lambda x, s, b: F.layer_norm(x, (width,), s.to(B16), b.to(B16)), norm()
+    yield "rmsnorm", lambda x, s, b: F.rms_norm(x, (width,), s.to(B16)), norm()
+    yield "gelu/0", lambda x: F.gelu(x), [normal(8 * 1024 * 3072)]
+    yield "gelu/1", lambda x: F.gelu(x, approximate="tanh"), [normal(8 * 1024 * 3072)]
+    yield "silu", lambda x: F.silu(x), [normal(8 * 1024 * 3072)]
+    yield "mul", lambda a, b: a * b, [normal(4096 * 8, width), normal(4096 * 8, width)]
+    yield "linear/1", lambda x, w: x @ w.T, [normal(8192, 768), normal(3072, 768)]
+    ids = torch.randint(0, 8192, (64, 256), device=DEVICE)
+    yield "embedding/0", lambda t: F.embedding(ids, t), [normal(8192, width)]
+    heads = [normal(32, 4, 256, 64) for _ in range(3)]
+    yield "attention/0", lambda q, k, v: F.scaled_dot_product_attention(q, k, v), heads
+    yield "attention/1", lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), heads
+    targets = torch.randint(0, 8192, (8192,), device=DEVICE)
+    compiled = torch.compile(cross_entropy)
+    yield "linear_cross_entropy/0", lambda x, w: compiled(x, w, targets), [normal(8192, 512), normal(8192, 512)]
+
+
+def measure(function, inputs):
+    forward = seconds_of(lambda: function(*inputs))
+    out = function(*inputs)
+    gradient = torch.ones_like(out)
+    backward = seconds_of(lambda: torch.autograd.grad(out, inputs, gradient, retain_graph=True, allow_unused=True))
+    return forward, backward
+
+
+def error_of(function, inputs):
+    exact = function(*[x.detach().double() for x in inputs])
+    with torch.no_grad():
+        got = function(*inputs).double()
+    return ((got - exact).square().mean().sqrt() / exact.square().mean().sqrt()).item()
+
+
+# operators of gpu_check whose bf16 error can be held against PyTorch's, on data like theirs
+def error_cases():
+    yield "linear", lambda x, w: x @ w.T, [normal(40, 70), normal(70, 70)]
+    yield "layernorm", lambda x: F.layer_norm(x, (x.shape[-1],)), [normal(150, 300)]
+    yield "rmsnorm", lambda x: F.rms_norm(x, (x.shape[-1],)), [normal(150, 300)]
+    yield "gelu", lambda x: F.gelu(x), [normal(9000)]
+    yield "silu", lambda x: F.silu(x), [normal(9000)]
+    yield "add", lambda a, b: a + b, [normal(90, 90), normal(90, 90)]
+    yield "mul", lambda a, b: a * b, [normal(90, 90), normal(90, 90)]
+    yield "attention", lambda q, k, v: F.scaled_dot_product_attention(q, k, v), [normal(2, 2, 37, 32) for _ in range(3)]
+
+
+def main():
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--check", required=True)
+    arguments.add_argument("--bench", required=True)
+    arguments = arguments.parse_args()
+    torch.manual_seed(1)
+    ours = {}
+    for line in open(arguments.bench):
+        row = json.loads(line)
+        if row.get("precision") == "bf16":
+            ours[row["name"], row["pass"]] = row["seconds"]
+    speed = []
+    for name, function, inputs in cases():
+        for direction, seconds in zip(("forward", "backward"), measure(function, inputs)):
+            mine = ours.get((name, direction))
+            speed.append({"name": name, "pass": direction, "seconds": seconds, "ours": mine,
+                          "times_as_fast": seconds / mine if mine else None})
+    parameters = [torch.randn(64 << 20, device=DEVICE, requires_grad=True)]
+    parameters[0].grad = torch.randn_like(parameters[0])
+    adamw = torch.optim.AdamW(parameters, fused=True)
+    seconds, mine = seconds_of(adamw.step), ours.get(("adamw", "step"))
+    speed.append({"name": "adamw", "pass": "step", "seconds": seconds, "ours": mine,
+                  "times_as_fast": seconds / mine if mine else None})
+    checked = {o["operator"]: o for o in json.load(open(arguments.check)).get("operators", []) if o["precision"] == "bf16"}
+    errors, holds = [], True
+    for name, function, inputs in error_cases():
+        theirs, mine = error_of(function, inputs), checked.get(name, {}).get("error")
+        fine = mine is None or mine <= 2 * theirs
+        holds = holds and fine
+        errors.append({"operator": name, "torch": theirs, "ours": mine, "within_twice": fine})
+    print(json.dumps({"torch": torch.__version__, "speed": speed, "errors": errors}))
+    return 0 if holds else 1
+
+
+sys.exit(main())
