@@ -16,6 +16,7 @@ typedef struct Arguments {
 static void usage(FILE *out) {
     fputs(
         "usage: bifocal plan CONFIG [section.key=value]... [--ranks N]\n"
+        "       bifocal plan stages CONFIG [section.key=value]... --stages P [options]\n"
         "       bifocal plan schedule --stages P --microbatches M --schedule S [options]\n"
         "       bifocal plan step CONFIG [section.key=value]... --ranks N [options]\n"
         "       bifocal plan estimate --layers L --width H [options]\n\n"
@@ -73,6 +74,7 @@ int plan_main(int argc, char **argv) {
     Plan plan;
     Error error = {0};
     Buffer text = {0};
+    if (argc > 1 && !strcmp(argv[1], "stages")) return plan_stages_main(argc - 1, argv + 1);
     if (argc > 1 && !strcmp(argv[1], "schedule")) return plan_schedule_main(argc - 1, argv + 1);
     if (argc > 1 && !strcmp(argv[1], "step")) return plan_step_main(argc - 1, argv + 1);
     if (argc > 1 && !strcmp(argv[1], "estimate")) return plan_estimate_main(argc - 1, argv + 1);

@@ -83,8 +83,10 @@ static void simulate(Planner *p) {
     int stages = plan->table.shape.stages;
     PartTimes t = part_times(p);
     StageTime *rows = arena_array(p->arena, StageTime, stages), *features = arena_array(p->arena, StageTime, stages);
-    PipelineCosts costs = {.forward = t.forward, .input = t.input, .weight = t.weight, .each = true};
-    PipelineCosts first = {.forward = t.features, .input = t.nothing, .weight = t.nothing, .each = true};
+    PipelineCosts costs = {
+        .forward = t.forward, .input = t.input, .weight = t.weight, .send = plan->send, .each = true};
+    PipelineCosts first = {
+        .forward = t.features, .input = t.nothing, .weight = t.nothing, .send = plan->send, .each = true};
     PipelineTable forward = forward_rows(&plan->table, p->arena);
     Timeline before = timeline_simulate(&forward, &first, p->arena);
     plan->line = timeline_simulate(&plan->table, &costs, p->arena);
@@ -298,7 +300,7 @@ static bool split_within(Planner *p, SplitProblem *problem, double memory, Error
 bool split_plan_find(const TrainConfig *config, const Layout *layout, const SplitOptions *o, Arena *arena,
                      SplitPlan *plan, Error *error) {
     Planner p = {config, layout, plan, arena, 0};
-    *plan = (SplitPlan){0};
+    *plan = (SplitPlan){.send = o->send};
     if (!pipeline_make(&o->shape, arena, &plan->table, error)) return false;
     if (!o->measured)
         unit_costs_model(config, layout, o->rates, arena, &plan->costs);

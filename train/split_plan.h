@@ -11,6 +11,7 @@ typedef struct SplitOptions {
     int threads;         // of a measurement; 0: one per core
     MachineRates rates;  // of a model
     double memory;       // bytes that a stage may take; 0: no limit
+    double send;         // seconds from the end of a row to the start of what reads it on another stage
 } SplitOptions;
 
 typedef struct StagePlan {
@@ -22,6 +23,7 @@ typedef struct StagePlan {
 
 typedef struct SplitPlan {
     UnitCosts costs;
+    double send;
     PipelineTable table;
     Timeline line;        // of the costliest data rank
     int *first;           // (parts + 1) units

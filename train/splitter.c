@@ -292,7 +292,8 @@ static void take_cut(Splitter *s, const Window *w, const Limits *limits, int *fi
 static void cut(Splitter *s, const Window *w, int *first) {
     const SplitProblem *p = s->problem;
     ArenaMark mark = arena_mark(s->arena);
-    Limits now = needs_of(s, first), limits = {s->time[p->units], s->time[p->units], p->memory > 0 ? p->memory : INFINITY};
+    Limits now = needs_of(s, first),
+           limits = {s->time[p->units], s->time[p->units], p->memory > 0 ? p->memory : INFINITY};
     open_window(s, w, first);
     if (now.memory <= limits.memory) limits.time = now.time;
     if (now.memory <= limits.memory || possible_anywhere(s, w, &limits)) {
@@ -365,14 +366,13 @@ static bool enough_units(int units, const PipelineShape *shape, Error *error) {
 }
 
 static bool nothing_fits(const SplitProblem *p, double need, Error *error) {
+    bool least = p->shape.kind == PIPELINE_1F1B || p->shape.kind == PIPELINE_ZB_H1;
     return error_set(
         error, ERROR_USAGE,
         "no split into %d stages fits into %.2f GiB each: the best has %.2f GiB on its fullest stage; more "
-        "memory, more stages, more (smaller) microbatches, train.recompute: full%s would do",
+        "memory or stages, smaller microbatches, parallel.zero: 1, train.recompute: full%s would help",
         p->shape.stages, p->memory / GIB, need / GIB,
-        p->shape.kind == PIPELINE_1F1B || p->shape.kind == PIPELINE_ZB_H1
-            ? ""
-            : " or a schedule that holds fewer microbatches (1f1b)");
+        least ? "" : " or a schedule that holds fewer microbatches (1f1b)");
 }
 
 bool split_units(const SplitProblem *p, int *first, Error *error) {

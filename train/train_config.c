@@ -436,11 +436,7 @@ static bool is_dataset(const char *folder) {
     return file_exists(manifest);
 }
 
-static bool check_source(const TrainConfig *c, int i, Error *error) {
-    const SourceConfig *s = source_at(c, i);
-    if (!s->objectives)
-        return error_set(error, ERROR_USAGE, "data.%d.objectives is empty; give some of lm, caption, contrastive, mae",
-                         i);
+static bool check_datasets(const SourceConfig *s, int i, Error *error) {
     if (!is_dataset(s->path))
         return error_set(error, ERROR_USAGE,
                          "data.%d.path: %s is not a dataset (no dataset.json); make one with `bifocal data build`", i,
@@ -448,6 +444,15 @@ static bool check_source(const TrainConfig *c, int i, Error *error) {
     if (*s->validation && !is_dataset(s->validation))
         return error_set(error, ERROR_USAGE, "data.%d.validation: %s is not a dataset (no dataset.json)", i,
                          s->validation);
+    return true;
+}
+
+static bool check_source(const TrainConfig *c, int i, bool planned, Error *error) {
+    const SourceConfig *s = source_at(c, i);
+    if (!s->objectives)
+        return error_set(error, ERROR_USAGE, "data.%d.objectives is empty; give some of lm, caption, contrastive, mae",
+                         i);
+    if (!planned && !check_datasets(s, i, error)) return false;
     if (!c->model.has_vision && (s->objectives & ~(1u << OBJECTIVE_LM)))
         return error_set(error, ERROR_USAGE, "data.%d.objectives needs pictures, but the model has no vision part", i);
     if (!*s->question != !*s->answer)
@@ -494,14 +499,14 @@ static bool check_lengths(const TrainConfig *c, Error *error) {
     return true;
 }
 
-static bool check_run(const TrainConfig *c, const char *path, Error *error) {
+static bool check_run(const TrainConfig *c, const char *path, bool planned, Error *error) {
     if (!c->data.count)
         return error_set(error, ERROR_USAGE, "%s: data is empty; name at least one dataset",
                          path ? path : "command line");
     if (c->data.count > MOST_SOURCES)
         return error_set(error, ERROR_USAGE, "data names %d datasets; %d at the most: build some of them into one",
                          c->data.count, MOST_SOURCES);
-    if (!file_exists(c->tokenizer))
+    if (!planned && !file_exists(c->tokenizer))
         return error_set(error, ERROR_USAGE, "tokenizer: %s does not exist; make one with `bifocal tokenizer train`",
                          c->tokenizer);
     if (c->optimizer.warmup_steps && c->optimizer.warmup_steps >= c->steps)
@@ -521,18 +526,28 @@ static bool vocabulary_of(TrainConfig *c, Error *error) {
     return true;
 }
 
-bool train_config_read(TrainConfig *c, const char *path, const char *const *overrides, int n_overrides, Arena *memory,
-                       Error *error) {
+static bool read_config(TrainConfig *c, const char *path, const char *const *overrides, int n_overrides, bool planned,
+                        Arena *memory, Error *error) {
     ConfigSchema schema = train_schema(memory);
     if (!config_read(&schema, path, overrides, n_overrides, c, memory, error)) return false;
     if (!c->lm_length) c->lm_length = c->model.text.context;
     if (!c->caption_length) c->caption_length = c->model.text.context;
     if (!c->contrastive_length) c->contrastive_length = c->model.text.context;
-    if (!check_run(c, path, error)) return false;
+    if (!check_run(c, path, planned, error)) return false;
     for (int i = 0; i < c->data.count; i++)
-        if (!check_source(c, i, error)) return false;
+        if (!check_source(c, i, planned, error)) return false;
     if (!c->model.text.vocabulary && !vocabulary_of(c, error)) return false;
     const char *wrong = joint_check(&c->model, memory);
     if (wrong) return error_set(error, ERROR_USAGE, "%s", wrong);
     return check_objectives(c, error) && check_lengths(c, error);
+}
+
+bool train_config_read(TrainConfig *c, const char *path, const char *const *overrides, int n_overrides, Arena *memory,
+                       Error *error) {
+    return read_config(c, path, overrides, n_overrides, false, memory, error);
+}
+
+bool train_config_read_planned(TrainConfig *c, const char *path, const char *const *overrides, int n_overrides,
+                               Arena *memory, Error *error) {
+    return read_config(c, path, overrides, n_overrides, true, memory, error);
 }

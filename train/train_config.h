@@ -56,3 +56,7 @@ ConfigSchema train_schema(Arena *);
 // objectives without a weight, a warm-up longer than the run. Nothing is allocated but the strings.
 bool train_config_read(TrainConfig *, const char *path, const char *const *overrides, int n_overrides, Arena *,
                        Error *);
+// The same of a run that is only planned: neither its datasets nor, where the vocabulary is given, its tokenizer must
+// be there.
+bool train_config_read_planned(TrainConfig *, const char *path, const char *const *overrides, int n_overrides, Arena *,
+                               Error *);

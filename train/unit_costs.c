@@ -20,6 +20,8 @@ static const double BF16_GAIN = 2; // of products over f32
 typedef struct Costing {
     const TrainConfig *config;
     Backend *backend;
+    MachineRates rates; // of a dry backend
+    bool both;          // the schedule takes both gradients in one row
     UnitCosts *costs;
     double *elements, *trained; // (units) of parameters
     Arena *arena;
@@ -73,8 +75,13 @@ static void count_parameters(Costing *k, Joint *joint) {
     }
 }
 
-static Costing begin(const TrainConfig *config, const Layout *l, Arena *arena, UnitCosts *c) {
-    Costing k = {.config = config, .costs = c, .arena = arena};
+static Costing begin(const TrainConfig *config, const Layout *l, MachineRates rates, Arena *arena, UnitCosts *c) {
+    PipelineKind kind = l->pipeline.kind;
+    Costing k = {.config = config,
+                 .rates = rates,
+                 .both = kind == PIPELINE_GPIPE || kind == PIPELINE_1F1B || kind == PIPELINE_INTERLEAVED,
+                 .costs = c,
+                 .arena = arena};
     *c = (UnitCosts){.units = joint_units(&config->model, NULL), .pieces = l->pieces};
     c->list = arena_array(arena, JointUnit, c->units);
     c->mean = arena_array(arena, UnitCost, c->units);
@@ -113,7 +120,7 @@ static UnitRun run_of(Rehearsal *r, const Costing *k, int unit, int shape) {
                      .wanted = *wanted_at(k, unit, shape)};
 }
 
-static UnitTime run_once(Rehearsal *r, UnitRun *run, const Costing *k, Clock clock) {
+static UnitTime run_halves(Rehearsal *r, UnitRun *run, const Costing *k, Clock clock) {
     double at[6];
     parameters_begin_step(joint_parameters(r->joint));
     rehearse_arrive(r, run);
@@ -132,6 +139,19 @@ static UnitTime run_once(Rehearsal *r, UnitRun *run, const Costing *k, Clock clo
     return (UnitTime){.forward = at[1] - at[0], .input = at[3] - at[2], .weight = at[5] - at[4]};
 }
 
+// Both gradients in one go: what they need alike (logits, say) is computed once.
+static double run_both(Rehearsal *r, UnitRun *run, const Costing *k, Clock clock) {
+    parameters_begin_step(joint_parameters(r->joint));
+    rehearse_arrive(r, run);
+    rehearse_forward(r, run);
+    rehearse_seed(r, run);
+    double begin = clock(k->backend);
+    rehearse_backward(run, ALL_GRADIENTS);
+    double seconds = clock(k->backend) - begin;
+    tape_reset(run->tape);
+    return seconds;
+}
+
 // Where the step has several pieces: forward for the features of pairs, not recorded.
 static double run_features(Rehearsal *r, UnitRun *run, const Costing *k, Clock clock) {
     if (run->batch->parts == 1 || !run->batch->contrastive.rows) return 0;
@@ -145,6 +165,16 @@ static double run_features(Rehearsal *r, UnitRun *run, const Costing *k, Clock c
     tape_set_recording(run->tape, true);
     run->features_only = false;
     return seconds;
+}
+
+static UnitTime run_once(Rehearsal *r, UnitRun *run, const Costing *k, Clock clock) {
+    UnitTime t = run_halves(r, run, k, clock);
+    t.features = run_features(r, run, k, clock);
+    if (!k->both || t.input + t.weight <= 0) return t;
+    double share = run_both(r, run, k, clock) / (t.input + t.weight);
+    t.input *= share;
+    t.weight *= share;
+    return t;
 }
 
 // ---- modelled ----
@@ -161,9 +191,8 @@ static void run_dry(Rehearsal *r, Costing *k, int unit, int shape) {
     mean->activations = fmax(mean->activations, held);
     mean->work = fmax(mean->work, (double)tape_memory_peak(r->memory) - held);
     tape_reset(run.tape);
-    UnitTime *time = time_at(k, unit, shape);
-    *time = run_once(r, &run, k, dry_clock);
-    time->features = run_features(r, &run, k, dry_clock);
+    dry_set_rates(k->backend, k->rates.flops, k->rates.bandwidth); // from 0: equal units get equal times
+    *time_at(k, unit, shape) = run_once(r, &run, k, dry_clock);
     tape_free(run.tape);
     rehearsal_renew(r, k->backend);
 }
@@ -222,12 +251,11 @@ static void share_out(UnitCosts *c, const TrainConfig *config, const Layout *l) 
 
 // ---- the model ----
 
-static void model(Costing *k, const Layout *l, MachineRates rates) {
+static void model(Costing *k, const Layout *l) {
     UnitCosts *c = k->costs;
     Error error = {0};
     Rehearsal r;
     k->backend = dry_backend_new();
-    dry_set_rates(k->backend, rates.flops, rates.bandwidth);
     Joint *joint = joint_new(k->backend, &k->config->model, NULL, k->config->precision ? BF16 : F32, 1, &error);
     check(joint); // the config was checked
     count_parameters(k, joint);
@@ -241,8 +269,8 @@ static void model(Costing *k, const Layout *l, MachineRates rates) {
 }
 
 void unit_costs_model(const TrainConfig *config, const Layout *l, MachineRates rates, Arena *arena, UnitCosts *out) {
-    Costing k = begin(config, l, arena, out);
-    model(&k, l, rates);
+    Costing k = begin(config, l, rates, arena, out);
+    model(&k, l);
     share_out(out, config, l);
     average_times(&k);
 }
@@ -273,10 +301,7 @@ static UnitTime median_time(const UnitTime *runs) {
 static void measure_shape(Rehearsal *r, Costing *k, int unit, int shape) {
     UnitTime runs[WARM + REPEATS];
     UnitRun run = run_of(r, k, unit, shape);
-    for (int i = 0; i < WARM + REPEATS; i++) {
-        runs[i] = run_once(r, &run, k, machine_clock);
-        runs[i].features = run_features(r, &run, k, machine_clock);
-    }
+    for (int i = 0; i < WARM + REPEATS; i++) runs[i] = run_once(r, &run, k, machine_clock);
     *time_at(k, unit, shape) = median_time(runs + WARM);
     tape_free(run.tape);
 }
@@ -311,8 +336,8 @@ static int twin_of(const Costing *k, int unit) {
 bool unit_costs_measure(const TrainConfig *config, const Layout *l, int threads, Arena *arena, UnitCosts *out,
                         Error *error) {
     DeviceOptions device = {.device = (Device)config->device, .threads = threads};
-    Costing k = begin(config, l, arena, out);
-    model(&k, l, machine_rates(config));
+    Costing k = begin(config, l, machine_rates(config), arena, out);
+    model(&k, l);
     k.backend = device_backend_new(&device, NULL, error);
     bool ok = k.backend != NULL;
     for (int u = 0; ok && u < out->units; u++) {

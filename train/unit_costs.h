@@ -13,9 +13,9 @@ typedef struct MachineRates {
 // Of the run's device as it is ordinarily: what splits go by where nobody says better; only the ratio matters there.
 MachineRates machine_rates(const TrainConfig *);
 
-typedef struct UnitTime { // seconds, of a microbatch
-    double forward, input, weight;
-    double features; // forward, once more: features of pairs come first where a step has several pieces
+typedef struct UnitTime {          // seconds, of a microbatch
+    double forward, input, weight; // where the schedule takes both gradients in one row, their sum is that row's time
+    double features;               // forward, once more: features of pairs come first where a step has several pieces
 } UnitTime;
 
 typedef struct UnitCosts {
