@@ -104,8 +104,11 @@ static bool parse(Arguments *a, int argc, char **argv, Error *error) {
 
 static void print_stages(const StepTime *t) {
     const PipelineTable *table = &t->plan.table;
-    Stages stages = {*table, t->plan.costs.list, t->plan.costs.units, table->shape.stages * table->shape.chunks,
-                     t->plan.first};
+    Stages stages = {.table = *table,
+                     .units = t->plan.costs.list,
+                     .count = t->plan.costs.units,
+                     .parts = table->shape.stages * table->shape.chunks,
+                     .first = t->plan.first};
     Buffer text = {0};
     stages_describe(&stages, &text);
     printf("%s\n\n", text.data);

@@ -13,6 +13,14 @@ bool agree(Comm *world, bool ok, Error *error) {
     return failed == comm_size(world) ? false : error_prefix(error, "rank %d", (int)lowest);
 }
 
+bool agree_with_first(Comm *world, bool ok, Error *error) {
+    Error said = ok ? (Error){0} : *error;
+    comm_broadcast(world, &said, sizeof said, 0, "what went wrong");
+    if (!said.kind) return true;
+    *error = said;
+    return false;
+}
+
 Vote agree_on(Comm *world, const Vote *own, bool counts) {
     int ranks = comm_size(world);
     Vote sum = {0}, *all = calloc((size_t)ranks, sizeof *all), given = *own;

@@ -8,6 +8,9 @@
 // named unless all failed alike. Collective.
 bool agree(Comm *, bool ok, Error *);
 
+// The same of what rank 0 alone did for all of them: no rank is named.
+bool agree_with_first(Comm *, bool ok, Error *);
+
 typedef struct Vote {   // of a rank before a step; agree_on adds them up
     int64_t failed;     // ranks that could not get ready
     int64_t stop;       // the signal that asks to stop, the largest; 0: none

@@ -205,6 +205,19 @@ static bool save(Run *r, Error *error) {
     return ok;
 }
 
+// What memory a step really took, beside what it was expected to.
+static void report_memory(const Run *r) {
+    memory_report(joint_parameters(r->joint), r->config.precision ? BF16 : F32, r->gradients, r->log);
+    if (!r->pipeline) return;
+    int stage = r->mesh.place[MESH_PIPELINE];
+    PipelineMemory got = pipeline_memory(r->pipeline);
+    log_info(
+        r->log,
+        "activations of stage %d and their gradients, in MB: %.1f at the most (expected %.1f), with %d microbatches "
+        "under way; beside them messages %.1f",
+        stage, got.tapes / 1e6, r->stages.tapes[stage] / 1e6, got.held, got.messages / 1e6);
+}
+
 // The step just done, and how it was numbered.
 static void trace_step(const Run *r, double begin) {
     char name[32];
@@ -223,7 +236,7 @@ static bool steps(Run *r, int *stop, Error *error) {
         if (*stop) break;
         trace_step(r, begin);
         if (r->state.step == first + 1) // buckets have come and gone once
-            memory_report(joint_parameters(r->joint), c->precision ? BF16 : F32, r->gradients, r->log);
+            report_memory(r);
         bool last = r->state.step == c->steps;
         if (r->validation && (last || every(c->validation_every, r->state.step)) && !validate(r, error)) return false;
         if ((last || every(c->checkpoint_every, r->state.step)) && !save(r, error)) return false;

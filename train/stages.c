@@ -45,25 +45,43 @@ static bool read_split(const Stages *s, const char *text, Arena *memory, Error *
     return true;
 }
 
-static bool split_by_cost(const TrainConfig *c, const Layout *l, double memory_limit, Stages *s, Arena *memory,
-                          Error *error) {
-    SplitPlan plan;
-    SplitOptions options = {.shape = l->pipeline,
-                            .measured = !strcmp(c->parallel.split, "measured"),
-                            .threads = (int)c->threads,
-                            .rates = machine_rates(c),
-                            .memory = memory_limit};
-    if (!split_plan_find(c, l, &options, memory, &plan, error)) return false;
-    memcpy(s->first, plan.first, sizeof *s->first * (size_t)(s->parts + 1));
+// What the stages hold must fit where the split does not come from the splitter, which sees to it.
+static bool check_fits(const SplitPlan *plan, double memory_limit, const char *how, Error *error) {
+    static const double GIB = 0x1p30;
+    for (int i = 0; i < plan->table.shape.stages; i++) {
+        const StagePlan *s = &plan->stages[i];
+        if (s->parameters + s->tapes <= memory_limit) continue;
+        return error_set(error, ERROR_USAGE,
+                         "parallel.split %s: stage %d needs %.2f GiB (%.2f for parameters, gradients and moments, %.2f "
+                         "for activations), %.2f GiB are there for it; parallel.split: cost looks for one that fits, "
+                         "more stages, more (smaller) microbatches or train.recompute: full take less",
+                         how, i, (s->parameters + s->tapes) / GIB, s->parameters / GIB, s->tapes / GIB,
+                         memory_limit / GIB);
+    }
     return true;
 }
 
 static bool split(const TrainConfig *c, const Layout *l, double memory_limit, Stages *s, Arena *memory, Error *error) {
     const char *how = c->parallel.split;
-    if (!strcmp(how, "cost") || !strcmp(how, "measured")) return split_by_cost(c, l, memory_limit, s, memory, error);
-    if (strcmp(how, "blocks") != 0) return read_split(s, how, memory, error);
-    split_evenly(s->units, s->count, s->parts, s->first);
-    return true;
+    bool measured = !strcmp(how, "measured"), found = measured || !strcmp(how, "cost");
+    SplitPlan best, plan;
+    SplitOptions options = {.shape = l->pipeline,
+                            .measured = measured,
+                            .threads = (int)c->threads,
+                            .rates = machine_rates(c),
+                            .memory = found ? memory_limit : 0};
+    if (!strcmp(how, "blocks"))
+        split_evenly(s->units, s->count, s->parts, s->first);
+    else if (!found && !read_split(s, how, memory, error))
+        return false;
+    if (!split_plan_find(c, l, &options, memory, &best, error)) return false;
+    if (found)
+        memcpy(s->first, best.first, sizeof *s->first * (size_t)(s->parts + 1));
+    else
+        split_plan_at(c, l, &best, s->first, memory, &plan);
+    const SplitPlan *taken = found ? &best : &plan;
+    for (int i = 0; i < l->pipeline.stages; i++) s->tapes[i] = taken->stages[i].tapes;
+    return found || check_fits(&plan, memory_limit, how, error);
 }
 
 bool stages_resolve(const TrainConfig *c, const Layout *l, double memory_limit, Comm *world, Arena *memory, Stages *s,
@@ -71,12 +89,15 @@ bool stages_resolve(const TrainConfig *c, const Layout *l, double memory_limit, 
     *s = (Stages){.count = joint_units(&c->model, NULL), .parts = l->pipeline.stages * l->pipeline.chunks};
     s->units = arena_array(memory, JointUnit, s->count);
     s->first = arena_array(memory, int, s->parts + 1);
+    s->tapes = arena_array(memory, double, l->pipeline.stages);
     joint_units(&c->model, s->units);
+    Arena *work = arena_new(1 << 16);
     bool ok = pipeline_make(&l->pipeline, memory, &s->table, error);
-    if (ok && (comm_rank(world) == 0 || strcmp(c->parallel.split, "measured") != 0))
-        ok = split(c, l, memory_limit, s, memory, error); // by all alike, for one message; a clock may differ
-    if (!agree(world, ok, error)) return false;
+    if (ok && comm_rank(world) == 0) ok = split(c, l, memory_limit, s, work, error);
+    arena_free(work);
+    if (!agree_with_first(world, ok, error)) return false;
     comm_broadcast(world, s->first, (int64_t)sizeof *s->first * (s->parts + 1), 0, "split of the model");
+    comm_broadcast(world, s->tapes, (int64_t)sizeof *s->tapes * l->pipeline.stages, 0, "memory of stages");
     return true;
 }
 

@@ -8,6 +8,7 @@ typedef struct Stages {
     JointUnit *units;
     int count, parts; // units of the model; parts of the pipeline
     int *first;       // (parts + 1): part p has units [first[p], first[p + 1])
+    double *tapes; // (stages) bytes of activations and their gradients at the most, as a run without arithmetic has it
 } Stages;
 
 // Collective over `world`: as parallel.split asks for; what rank 0 finds counts. memory: bytes that a stage may

@@ -182,6 +182,8 @@ static void pipelines_that_cannot_be_are_refused_with_what_would_work(void **sta
         {12,
          {"parallel.pipeline=12", "parallel.schedule=interleaved", "train.microbatches=12"},
          "too few for 24 parts; at most"},
+        {2, {"parallel.pipeline=2", "parallel.split=cost", "parallel.stage_memory=100000"}, "GiB"},
+        {2, {"parallel.pipeline=2", "parallel.split=blocks", "parallel.stage_memory=100000"}, "stage 0 needs"},
         {1, {"train.recompute_units=text.block"}, "no block that is called or lies under 'text.block'"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
