@@ -205,7 +205,7 @@ static const ConfigKey train_keys[] = {
     {.name = "parallel.split",
      .type = CONFIG_STRING,
      .offset = AT(parallel.split),
-     .fallback = "blocks",
+     .fallback = "cost",
      .help = "units of each part: cost (modelled), measured (a short calibration), blocks (equally many), or the first "
              "unit of each part but the first, as vision.blocks.6,text.embed; see `bifocal plan stages`"},
     {.name = "parallel.stage_memory",

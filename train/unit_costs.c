@@ -298,7 +298,9 @@ static UnitTime median_time(const UnitTime *runs) {
                       median(runs, offsetof(UnitTime, weight)), median(runs, offsetof(UnitTime, features))};
 }
 
+// A unit that has nothing to do with a microbatch keeps the nothing of the model.
 static void measure_shape(Rehearsal *r, Costing *k, int unit, int shape) {
+    if (time_at(k, unit, shape)->forward <= 0) return;
     UnitTime runs[WARM + REPEATS];
     UnitRun run = run_of(r, k, unit, shape);
     for (int i = 0; i < WARM + REPEATS; i++) runs[i] = run_once(r, &run, k, machine_clock);
