@@ -19,6 +19,7 @@ typedef struct Model {
     Tensor *scale, *shift, *frozen;
     uint16_t bf16[ROWS * WIDTH];
     float x[ROWS * WIDTH];
+    int32_t words[ROWS];
 } Model;
 
 static Model model_new(Dtype dtype) {
@@ -35,6 +36,7 @@ static Model model_new(Dtype dtype) {
     assert_int_equal(parameters_freeze(p, "frozen"), 1);
     assert_done(parameters_finish(p, dtype, 1, &error), &error);
     Rng rng = rng_for(2, PURPOSE_TEST, 0);
+    for (int i = 0; i < ROWS; i++) m.words[i] = 5 * i % WIDTH;
     for (int i = 0; i < ROWS * WIDTH; i++) {
         m.x[i] = (float)rng_normal(&rng);
         m.bf16[i] = f32_to_bf16(m.x[i]);
@@ -72,7 +74,10 @@ static void run_segment(Tape *t, const Model *m, int segment, Tensor **s) {
         s[0] = add(t, mul(t, s[0], tape_reshape(t, s[1], SHAPE(ROWS, WIDTH))), s[1]);
         s[4] = sum(t, gelu(t, linear(t, s[0], m->weight[0], NULL), GELU_ERF), 0.001);
     } else {
-        s[0] = linear(t, add(t, s[0], mul(t, s[1], s[1])), m->weight[SEGMENTS - 1], NULL);
+        Tensor *words = tape_constant(t, I32, SHAPE(ROWS), m->words);
+        s[0] = tape_reshape(t, add(t, s[0], mul(t, s[1], s[1])), SHAPE(1, ROWS, WIDTH)); // weights read the view
+        s[0] = tape_reshape(t, linear(t, s[0], m->weight[SEGMENTS - 1], NULL), SHAPE(ROWS, WIDTH));
+        s[4] = add(t, s[4], sum(t, linear_cross_entropy(t, s[0], m->weight[1], words, NULL), 0.01));
         s[4] = add(t, s[4], sum(t, block(t, &m, s[0]), 0.01));
     }
 }
@@ -130,11 +135,25 @@ static void forward(const Model *m, const Cut *c, Part *part) {
 
 typedef enum { WHOLE, HALVES, HALVES_AT_THE_END } How;
 
-static void backward(const Cut *c, Part *part, How how) {
+// Whatever is free holds NaN from here on.
+static void spoil(TapeMemory *memory) {
+    enum { BLOCKS = 200 };
+    float bad[ROWS * WIDTH];
+    Tape *t = tape_new_in(memory, false);
+    for (int i = 0; i < ROWS * WIDTH; i++) bad[i] = NAN;
+    for (int i = 0; i < BLOCKS; i++) {
+        tape_constant(t, F32, SHAPE(ROWS, WIDTH), bad);
+        tape_constant(t, F32, SHAPE(WIDTH), bad);
+    }
+    tape_free(t);
+}
+
+static void backward(const Cut *c, TapeMemory *memory, Part *part, How how) {
     tape_seed(part[c->parts - 1].tape, part[c->parts - 1].out[4], NULL);
     for (int p = c->parts - 1; p >= 0; p--) {
         tape_backward_seeded(part[p].tape, how == WHOLE ? ALL_GRADIENTS : INPUT_GRADIENTS);
         if (p) hand_back(&part[p], &part[p - 1]);
+        spoil(memory);
         if (how == HALVES) tape_backward_seeded(part[p].tape, WEIGHT_GRADIENTS);
     }
     for (int p = c->parts - 1; p >= 0 && how == HALVES_AT_THE_END; p--)
@@ -152,7 +171,7 @@ static float *results(const Model *m, const Cut *c, How how) {
     for (int p = 0; p < c->parts; p++) part[p].tape = tape_new_in(memory, true);
     forward(m, c, part);
     tape_read(part[c->parts - 1].tape, part[c->parts - 1].out[4], all);
-    backward(c, part, how);
+    backward(c, memory, part, how);
     tape_read_gradient(part[0].tape, part[0].in[0], at);
     at += ROWS * WIDTH;
     parameters_end_backward(m->parameters);
