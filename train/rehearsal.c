@@ -1,6 +1,8 @@
 /* See rehearsal.h. */
 #include "train/rehearsal.h"
 #include "base/error.h"
+#include "kernels/nn/parameters.h"
+#include <stdlib.h>
 
 static const float ORDINARY = 0.01F; // neither zero nor denormal: as costly to compute with as any
 
@@ -8,6 +10,24 @@ static size_t stream_bytes(const StreamShape *s) {
     size_t bytes = dtype_size(s->dtype);
     for (int i = 0; i < s->rank; i++) bytes *= (size_t)s->shape[i];
     return bytes;
+}
+
+// As on a rank that holds none of it, which would record nothing; so each parameter says that it is here.
+Joint *rehearsal_model(Backend *dry, const JointConfig *config, Dtype compute, Error *error) {
+    check(dry->dry);
+    int units = joint_units(config, NULL), *elsewhere = malloc(((size_t)units + 1) * sizeof *elsewhere);
+    check(elsewhere);
+    for (int u = 0; u < units; u++) elsewhere[u] = -1;
+    Joint *joint = joint_new_part(dry, config, NULL, elsewhere, compute, 1, error);
+    free(elsewhere);
+    if (!joint) return NULL;
+    Parameters *parameters = joint_parameters(joint);
+    for (int i = 0; i < parameters_count(parameters); i++) {
+        Parameter *p = parameters_at(parameters, i);
+        p->tensor.needs_grad = !p->frozen;
+        p->tensor.data = p->tensor.grad = p; // any address: nobody looks there
+    }
+    return joint;
 }
 
 static size_t largest_stream(const Joint *joint, const Batch *batch, int units) {

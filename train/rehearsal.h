@@ -13,6 +13,9 @@ typedef struct Rehearsal {
     const float *features; // zeros: gradients of features
 } Rehearsal;
 
+// A model for a backend that computes nothing, whose parameters have no memory, not even addresses of their own. NULL
+// where the config is wrong.
+Joint *rehearsal_model(Backend *dry, const JointConfig *, Dtype compute, Error *);
 // batches: (count), the largest streams of which are made room for.
 void rehearsal_open(Rehearsal *, Backend *, Joint *, const Batch *batches, int count);
 void rehearsal_close(Rehearsal *);

@@ -203,15 +203,14 @@ static double replay_stage(Replay *r, int stage) {
 static void replay(Planner *p) {
     SplitPlan *plan = p->plan;
     const PipelineShape *s = &plan->table.shape;
-    const JointConfig *model = &p->config->model;
     int64_t cells = (int64_t)s->chunks * s->microbatches;
     Error error = {0};
     Replay r = {.planner = p,
                 .backend = dry_backend_new(),
                 .flights = arena_array(p->arena, Flight, cells),
                 .flight = arena_array(p->arena, int, cells)};
-    Joint *joint = joint_new(r.backend, model, NULL, p->config->precision ? BF16 : F32, 1, &error);
-    check(joint); // the config was checked
+    Joint *joint = rehearsal_model(r.backend, &p->config->model, p->config->precision ? BF16 : F32, &error);
+    check(joint); // the same as that of the costs
     rehearsal_open(&r.rehearsal, r.backend, joint, plan->costs.batches, plan->costs.shapes);
     for (int i = 0; i < s->stages; i++) plan->stages[i].tapes = plan->costs.held * replay_stage(&r, i);
     rehearsal_close(&r.rehearsal);
@@ -302,9 +301,8 @@ bool split_plan_find(const TrainConfig *config, const Layout *layout, const Spli
     Planner p = {config, layout, plan, arena, 0};
     *plan = (SplitPlan){.send = o->send};
     if (!pipeline_make(&o->shape, arena, &plan->table, error)) return false;
-    if (!o->measured)
-        unit_costs_model(config, layout, o->rates, arena, &plan->costs);
-    else if (!unit_costs_measure(config, layout, o->threads, arena, &plan->costs, error))
+    if (!(o->measured ? unit_costs_measure(config, layout, o->threads, arena, &plan->costs, error)
+                      : unit_costs_model(config, layout, o->rates, arena, &plan->costs, error)))
         return false;
     SplitProblem problem = {.shape = o->shape,
                             .units = plan->costs.units,

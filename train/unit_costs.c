@@ -251,28 +251,31 @@ static void share_out(UnitCosts *c, const TrainConfig *config, const Layout *l) 
 
 // ---- the model ----
 
-static void model(Costing *k, const Layout *l) {
+static bool model(Costing *k, const Layout *l, Error *error) {
     UnitCosts *c = k->costs;
-    Error error = {0};
     Rehearsal r;
     k->backend = dry_backend_new();
-    Joint *joint = joint_new(k->backend, &k->config->model, NULL, k->config->precision ? BF16 : F32, 1, &error);
-    check(joint); // the config was checked
-    count_parameters(k, joint);
-    rehearsal_open(&r, k->backend, joint, k->costs->batches, c->shapes);
-    for (int s = 0; s < c->shapes; s++)
-        for (int u = 0; u < c->units; u++) run_dry(&r, k, u, s);
-    rehearsal_close(&r);
+    Joint *joint = rehearsal_model(k->backend, &k->config->model, k->config->precision ? BF16 : F32, error);
+    if (joint) {
+        count_parameters(k, joint);
+        rehearsal_open(&r, k->backend, joint, c->batches, c->shapes);
+        for (int s = 0; s < c->shapes; s++)
+            for (int u = 0; u < c->units; u++) run_dry(&r, k, u, s);
+        rehearsal_close(&r);
+        weigh_parameters(k, l);
+    }
     joint_free(joint);
     backend_free(k->backend);
-    weigh_parameters(k, l);
+    return joint != NULL;
 }
 
-void unit_costs_model(const TrainConfig *config, const Layout *l, MachineRates rates, Arena *arena, UnitCosts *out) {
+bool unit_costs_model(const TrainConfig *config, const Layout *l, MachineRates rates, Arena *arena, UnitCosts *out,
+                      Error *error) {
     Costing k = begin(config, l, rates, arena, out);
-    model(&k, l);
+    if (!model(&k, l, error)) return false;
     share_out(out, config, l);
     average_times(&k);
+    return true;
 }
 
 UnitTime unit_time(const UnitCosts *c, int unit, int piece) {
@@ -339,7 +342,7 @@ bool unit_costs_measure(const TrainConfig *config, const Layout *l, int threads,
                         Error *error) {
     DeviceOptions device = {.device = (Device)config->device, .threads = threads};
     Costing k = begin(config, l, machine_rates(config), arena, out);
-    model(&k, l);
+    if (!model(&k, l, error)) return false;
     k.backend = device_backend_new(&device, NULL, error);
     bool ok = k.backend != NULL;
     for (int u = 0; ok && u < out->units; u++) {

@@ -31,7 +31,8 @@ typedef struct UnitCosts {
     unsigned *wanted; // (units + 1, shapes) of the streams in front of a unit, bits of those whose gradients are wanted
 } UnitCosts;
 
-// In the arena. threads: of the backend that measures; 0: one per core.
-void unit_costs_model(const TrainConfig *, const Layout *, MachineRates, Arena *, UnitCosts *);
+// In the arena. threads: of the backend that measures; 0: one per core. False where the model's config is wrong, or
+// what measures is not there.
+bool unit_costs_model(const TrainConfig *, const Layout *, MachineRates, Arena *, UnitCosts *, Error *);
 bool unit_costs_measure(const TrainConfig *, const Layout *, int threads, Arena *, UnitCosts *, Error *);
 UnitTime unit_time(const UnitCosts *, int unit, int piece);

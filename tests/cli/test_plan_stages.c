@@ -101,6 +101,7 @@ static void what_does_not_fit_is_refused_with_what_would(void **state) {
     assert_refuses(2, "at most 24 stages would do", folder, PLAN, "--stages", "25");
     assert_refuses(2, "wants microbatches in groups of 4", folder, PLAN, "--stages", "4", "--schedule", "interleaved");
     assert_refuses(2, "the best has", folder, PLAN, "--stages", "2", "--memory", "0.0001");
+    assert_refuses(2, "no parameter is called", folder, PLAN, "--stages", "2", "model.freeze=[eye]");
     assert_refuses(2, "zb-h2", folder, PLAN, "--stages", "2", "--schedule", "zbh2");
     assert_refuses(2, "--memory '-1'", folder, PLAN, "--stages", "2", "--memory", "-1");
     assert_refuses(2, "CONFIG is missing", folder, "plan", "stages", "--stages", "2");

@@ -38,7 +38,7 @@ static Case make(const char *const *settings, int ranks) {
     Error error = {0};
     tiny_config(&shared, settings, memory, &c.config);
     assert_done(layout_resolve(&c.config, ranks, &c.layout, &error), &error);
-    unit_costs_model(&c.config, &c.layout, rates, memory, &c.costs);
+    assert_done(unit_costs_model(&c.config, &c.layout, rates, memory, &c.costs, &error), &error);
     return c;
 }
 
@@ -86,7 +86,7 @@ static void products_add_up_to_those_of_the_whole_model(void **state) {
     Error error = {0};
     tiny_config(&shared, NULL, memory, &config);
     assert_done(layout_resolve(&config, 1, &layout, &error), &error);
-    unit_costs_model(&config, &layout, (MachineRates){1, 1e30}, memory, &costs);
+    assert_done(unit_costs_model(&config, &layout, (MachineRates){1, 1e30}, memory, &costs, &error), &error);
     UnitTime sum = sum_of(&costs);
     double flop = joint_flop(&config.model, &costs.batches[0]), modelled = sum.forward + sum.input + sum.weight;
     assert_true(sum.features == 0); // of one piece
