@@ -94,11 +94,9 @@ static bool find_program(const char *name, char out[PATH_MAX]) {
     return false;
 }
 
-// Not bound to cores: each rank has several threads, and what they may share is the run's to say. Where ranks are more
-// than cores, waiting must not keep a core from those who work.
+// Not bound to cores: each rank has several threads, and what they may share is the run's to say.
 static int mpirun_flags(const Launch *l, const char **out) {
-    static const char *const always[] = {"--quiet", "--bind-to",           "none", "--oversubscribe",
-                                         "--mca",   "mpi_yield_when_idle", "1"};
+    static const char *const always[] = {"--quiet", "--bind-to", "none", "--oversubscribe"};
     static const char *const one_machine[] = {"--mca", "btl", "self,vader"};
     // mpirun and its daemons notice in half a minute, not in some, that a machine is out of reach.
     static const char *const more[] = {"--mca", "oob_tcp_keepalive_time",   "10",

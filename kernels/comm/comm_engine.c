@@ -221,17 +221,35 @@ static void *communicate(void *argument) {
 
 // ---- the caller's side ----
 
+// Posts messages that were started and not seen yet, in their order, unless somebody is about to: on a machine whose
+// cores all compute it takes milliseconds until the communication thread gets one.
+static void post_messages(Engine *e) {
+    if (pthread_mutex_trylock(&e->drive) != 0) return;
+    take_inbox(e);
+    for (CommRequest *c = e->active; c; c = c->next)
+        if (!c->in_turn && c->at_round < 0) advance(e, c);
+    pthread_mutex_unlock(&e->drive);
+}
+
+static void wake_engine(Engine *e) { // under the lock
+    e->events++;
+    pthread_cond_broadcast(&e->news);
+    pthread_cond_signal(&e->work);
+}
+
 void engine_start(Engine *e, CommRequest *c, bool wake) {
+    bool message = !c->in_turn;
     pthread_mutex_lock(&e->lock);
     c->number = c->in_turn ? ++c->comm->collectives : ++c->comm->messages;
     append(&e->inbox_end, c);
     e->unfinished++;
     c->comm->unfinished++;
-    if (wake) {
-        e->events++;
-        pthread_cond_broadcast(&e->news);
-        pthread_cond_signal(&e->work);
-    }
+    if (wake && !message) wake_engine(e);
+    pthread_mutex_unlock(&e->lock);
+    if (!wake || !message) return;
+    post_messages(e);
+    pthread_mutex_lock(&e->lock);
+    wake_engine(e);
     pthread_mutex_unlock(&e->lock);
 }
 

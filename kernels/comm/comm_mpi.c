@@ -104,6 +104,10 @@ static Mpi *mpi_new(Log *log, int *size) {
 
 Comm *comm_mpi_new(int expected, Log *log, Error *error) {
     int provided = MPI_THREAD_SINGLE, size = 0;
+    // The engine decides when a thread that finds nothing new sleeps. Open MPI, where there are more processes than
+    // cores, gives the core away in every look that finds nothing, while the engine's lock is held: on cores that all
+    // compute that is a time slice, and a message takes that long to be posted.
+    setenv("OMPI_MCA_mpi_yield_when_idle", "0", 1);
     if (MPI_Init_thread(NULL, NULL, MPI_THREAD_SERIALIZED, &provided) != MPI_SUCCESS)
         return error_set(error, ERROR_FAILED, "MPI_Init_thread failed"), NULL;
     if (provided < MPI_THREAD_SERIALIZED) {
