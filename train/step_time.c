@@ -189,6 +189,23 @@ static void count_trained(const StepWork *w, double *trained) { // (units) on a 
     }
 }
 
+static int part_of(const StepWork *w, UnitKind kind) {
+    for (int part = 0; part < w->parts; part++)
+        for (int u = w->out->plan.first[part]; u < w->out->plan.first[part + 1]; u++)
+            if (w->costs->list[u].kind == kind) return part;
+    return -1;
+}
+
+// Where the output words are in another part than the embedded ones, the head trains a copy of them.
+static void add_copy(const StepWork *w, double *trained) {
+    const TextConfig *text = &w->config->model.text;
+    int head = part_of(w, UNIT_TEXT_HEAD);
+    if (!text->tied || head == part_of(w, UNIT_TEXT_EMBED)) return;
+    for (int u = 0; u < w->costs->units; u++)
+        if (w->costs->list[u].kind == UNIT_TEXT_HEAD && trained[u] > 0)
+            trained[u] += (double)(text->vocabulary * text->width) / tensor_ranks(w);
+}
+
 // Messages go out of a part in both directions, forward but from the last, back but from the first; and ahead of them
 // with the features.
 static double load_stage(const StepWork *w, int stage, const double *trained) {
@@ -213,6 +230,7 @@ static void load_stages(const StepWork *w) {
     StepTime *out = w->out;
     double *trained = arena_array(w->arena, double, w->costs->units);
     count_trained(w, trained);
+    add_copy(w, trained);
     for (int i = 0; i < w->layout->size[MESH_PIPELINE]; i++) {
         out->sent = fmax(out->sent, load_stage(w, i, trained));
         out->exchange = fmax(out->exchange, out->loads[i].gradients + out->loads[i].update);
