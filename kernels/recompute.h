@@ -3,8 +3,8 @@
  *
  * Forward, the function runs and everything but its output goes back to the pool. Backward, it runs again, now recorded,
  * and its nodes run backwards at once; what no gradient reads (the last matrix product of a block) is not computed
- * again. With INPUT_GRADIENTS alone the replayed nodes and their memory stay for the WEIGHT_GRADIENTS that follow. The
- * numbers are those of a plain call, bit for bit: a function must be one of its closure and input alone. */
+ * again. With INPUT_GRADIENTS alone the replayed nodes stay for the WEIGHT_GRADIENTS that follow, with what those read.
+ * The numbers are those of a plain call, bit for bit: a function must be one of its closure and input alone. */
 #pragma once
 #include "kernels/tape.h"
 
