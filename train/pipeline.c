@@ -430,5 +430,8 @@ const char *pipeline_not_finite(const Pipeline *p) { return p->not_finite[0] ? p
 PipelineMemory pipeline_memory(const Pipeline *p) {
     int held = 0;
     for (const Flight *f = p->flights; f; f = f->next) held++;
-    return (PipelineMemory){(double)tape_memory_peak(p->memory), lane_buffers_bytes(p->buffers), held};
+    return (PipelineMemory){.tapes = (double)tape_memory_peak(p->memory),
+                            .messages = lane_buffers_bytes(p->buffers),
+                            .held = held,
+                            .allocations = tape_memory_system_allocations(p->memory)};
 }

@@ -49,5 +49,6 @@ const char *pipeline_not_finite(const Pipeline *);
 typedef struct PipelineMemory {
     double tapes, messages; // bytes, the most at once: of activations and their gradients; of messages, both ways
     int held;               // microbatches in a chunk, the most at once between forward and weight gradient
+    int64_t allocations;    // of memory for tapes, ever: none in a step of the same shapes as one before
 } PipelineMemory;
 PipelineMemory pipeline_memory(const Pipeline *);

@@ -342,6 +342,8 @@ static bool run_step(Stage *s, int step) {
     bool ok = step_run(&setup, &batch, &loss, &error);
     double norm = ok && s->gradients ? gradients_norm(s->gradients) : 1;
     if (ok) note(s, step, &loss, norm);
+    if (s->pipeline && step == 0 && s->mesh.place[MESH_DATA] == 0 && s->mesh.place[MESH_TENSOR] == 0)
+        s->world->out->allocations[s->mesh.place[MESH_PIPELINE]] = pipeline_memory(s->pipeline).allocations;
     if (!ok) note_failure(s, &error);
     if (ok && s->optimizer) optimizer_step(s->optimizer, step + 1, norm);
     arena_rewind(s->memory, mark);

@@ -37,6 +37,7 @@ typedef struct StagedOutcome {
     char not_finite[512];
     PipelineMemory memory[MOST_PARTS]; // of the stages of the first data place, and what their table says
     StagePeak peaks[MOST_PARTS];
+    int64_t allocations[MOST_PARTS]; // that each made in the first step
 } StagedOutcome;
 
 JointConfig staged_config(void); // four objectives, dropout, tied words; two layers of each kind

@@ -30,6 +30,21 @@ static void a_stage_holds_as_many_microbatches_as_its_table_says(void **state) {
     }
 }
 
+static void a_step_like_the_one_before_allocates_nothing(void **state) {
+    (void)state;
+    for (int kind = 0; kind < PIPELINES; kind++) {
+        Staged how = usual_run();
+        how.stages = 2, how.kind = (PipelineKind)kind, how.chunks = chunks_of(how.kind);
+        StagedOutcome *o = staged_run(&how);
+        assert_false(o->failed);
+        for (int i = 0; i < how.stages; i++) {
+            assert_true(o->allocations[i] > 0);
+            assert_int_equal(o->memory[i].allocations, o->allocations[i]);
+        }
+        staged_free(o);
+    }
+}
+
 static void holding_fewer_microbatches_takes_less_memory(void **state) {
     (void)state;
     Staged how = usual_run();
@@ -89,6 +104,7 @@ static void a_number_that_is_not_finite_is_found_where_it_came_up(void **state) 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_stage_holds_as_many_microbatches_as_its_table_says),
+        cmocka_unit_test(a_step_like_the_one_before_allocates_nothing),
         cmocka_unit_test(holding_fewer_microbatches_takes_less_memory),
         cmocka_unit_test(a_stage_that_fails_keeps_nobody_waiting_and_names_what_is_wrong),
         cmocka_unit_test(a_failure_is_known_on_all_data_ranks),

@@ -1,5 +1,6 @@
 /* A step on the stages of a pipeline: the losses, the norm and the parameters of one process, bit for bit, whatever the
  * schedule, the split of the model and what the microbatches hold. */
+#include "base/philox.h"
 #include "tests/train/staged.h"
 #include <stdio.h>
 #include <string.h>
@@ -204,6 +205,53 @@ static void beside_tensor_ranks_stages_change_nothing(void **state) {
     }
 }
 
+// ---- anything ----
+
+static int drawn(uint64_t number, int what, int below) {
+    Rng rng = rng_for(number, PURPOSE_TEST, (uint64_t)what);
+    return (int)rng_below(&rng, (uint64_t)below);
+}
+
+// Ascending first units of the parts, drawn.
+static void draw_split(Staged *how, uint64_t number) {
+    int parts = how->stages * how->chunks, count = joint_units(&how->config, NULL);
+    for (int p = 1; p < parts; p++) { // leaving a unit for each part before and behind
+        int least = how->units[p - 1] + 1, room = count - (parts - p) - least + 1;
+        how->units[p] = least + drawn(number, 100 + p, room < 6 ? room : 6);
+    }
+    how->units[parts] = count;
+}
+
+static Staged draw_run(uint64_t number) {
+    Staged how = usual_run();
+    how.kind = (PipelineKind)drawn(number, 0, PIPELINES);
+    how.stages = 1 << (1 + drawn(number, 1, 2));
+    how.chunks = chunks_of(how.kind) + (how.kind == PIPELINE_INTERLEAVED ? drawn(number, 2, 2) : 0);
+    how.data = 1 + drawn(number, 3, 2);
+    how.zero = drawn(number, 4, 2);
+    how.pieces = 8 * (1 + drawn(number, 5, 2));
+    how.compute = drawn(number, 6, 3) ? F32 : BF16;
+    how.rows =
+        (StagedBatch){drawn(number, 7, 20), drawn(number, 8, 20), drawn(number, 9, 20), 1 + drawn(number, 10, 9)};
+    how.config.recompute = (Recompute)drawn(number, 11, 3);
+    how.config.contrastive = (ContrastiveKind)drawn(number, 12, 2);
+    how.config.text.tied = drawn(number, 13, 2);
+    how.config.text.layers = 3 + drawn(number, 14, 4);
+    draw_split(&how, number);
+    return how;
+}
+
+static void whatever_is_chosen_the_step_is_that_of_one_process(void **state) {
+    (void)state;
+    char what[128];
+    for (uint64_t number = 0; number < 40; number++) {
+        Staged how = draw_run(number);
+        snprintf(what, sizeof what, "draw %d: %s, %d stages x %d chunks, data %d", (int)number,
+                 pipeline_names[how.kind], how.stages, how.chunks, how.data);
+        check_same(&how, what);
+    }
+}
+
 // ---- without learning ----
 
 static void losses_alone_are_those_of_one_process(void **state) {
@@ -228,6 +276,7 @@ int main(void) {
         cmocka_unit_test(frozen_parts_cost_no_gradients_and_change_nothing),
         cmocka_unit_test(data_ranks_and_shards_change_nothing),
         cmocka_unit_test(beside_tensor_ranks_stages_change_nothing),
+        cmocka_unit_test(whatever_is_chosen_the_step_is_that_of_one_process),
         cmocka_unit_test(losses_alone_are_those_of_one_process),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
