@@ -17,8 +17,11 @@ typedef struct Arguments {
     bool json, help;
 } Arguments;
 
-typedef struct Beside { // the same of a run and of its simulation
-    double measured, simulated;
+enum { MEASURED, SIMULATED, AVERAGED, KINDS }; // of the run; simulated with each row's time; with those of its part
+static const char *const kind_names[KINDS] = {"measured", "simulated", "averaged"};
+
+typedef struct Beside { // the same figure of all kinds
+    double of[KINDS];
 } Beside;
 
 typedef struct StepFigures {
@@ -45,7 +48,8 @@ static void usage(FILE *out) {
           "  --svg FILE             draw the step in the middle and its simulation, on one scale\n"
           "  --json                 print everything as JSON, step by step\n\n"
           "Prints the time of a step's rows and how much of it each stage waits, as measured and as the same table\n"
-          "takes in the simulator with the measured time of every row. Gradient norm and update are no rows.\n",
+          "takes in the simulator: with the measured time of every row, and with that of the rows of its part on\n"
+          "average. Gradient norm and update are no rows.\n",
           out);
 }
 
@@ -101,14 +105,14 @@ static bool parse(Arguments *a, int argc, char **argv, Error *error) {
 // ---- figures ----
 
 static StepFigures figures_of(const TracedStep *step, StageTime *stages, Arena *arena) {
+    const Timeline *const lines[KINDS] = {&step->measured, &step->simulated, &step->averaged};
     int count = step->measured.table->shape.stages;
     StepFigures f = {.stages = arena_array(arena, Beside, count)};
-    PipelineTime time = timeline_measure(&step->measured, stages);
-    f.time.measured = time.total, f.bubble.measured = time.bubble;
-    for (int i = 0; i < count; i++) f.stages[i].measured = stages[i].bubble;
-    time = timeline_measure(&step->simulated, stages);
-    f.time.simulated = time.total, f.bubble.simulated = time.bubble;
-    for (int i = 0; i < count; i++) f.stages[i].simulated = stages[i].bubble;
+    for (int k = 0; k < KINDS; k++) {
+        PipelineTime time = timeline_measure(lines[k], stages);
+        f.time.of[k] = time.total, f.bubble.of[k] = time.bubble;
+        for (int i = 0; i < count; i++) f.stages[i].of[k] = stages[i].bubble;
+    }
     return f;
 }
 
@@ -121,13 +125,11 @@ static void take_medians(Figures *f, Arena *arena) {
     int count = f->trace->count, stages = f->trace->table.shape.stages;
     double *values = arena_array(arena, double, count);
     f->median.stages = arena_array(arena, Beside, stages);
-    for (int which = 0; which < 2 + stages; which++) {
-        Beside *out = figure(&f->median, which);
-        for (int i = 0; i < count; i++) values[i] = figure(&f->steps[i], which)->measured;
-        out->measured = schedule_trace_median(values, count);
-        for (int i = 0; i < count; i++) values[i] = figure(&f->steps[i], which)->simulated;
-        out->simulated = schedule_trace_median(values, count);
-    }
+    for (int which = 0; which < 2 + stages; which++)
+        for (int k = 0; k < KINDS; k++) {
+            for (int i = 0; i < count; i++) values[i] = figure(&f->steps[i], which)->of[k];
+            figure(&f->median, which)->of[k] = schedule_trace_median(values, count);
+        }
     for (int i = 0; i < count; i++) values[i] = f->trace->steps[i].send;
     f->send = schedule_trace_median(values, count);
     for (int i = 0; i < count; i++) values[i] = f->trace->steps[i].features;
@@ -142,20 +144,24 @@ static Figures work_out(const ScheduleTrace *t, Arena *arena) {
         f.early = fmax(f.early, t->steps[i].early);
     }
     take_medians(&f, arena);
-    double want = f.median.time.measured;
+    double want = f.median.time.of[MEASURED];
     for (int i = 1; i < t->count; i++)
-        if (fabs(f.steps[i].time.measured - want) < fabs(f.steps[f.middle].time.measured - want)) f.middle = i;
+        if (fabs(f.steps[i].time.of[MEASURED] - want) < fabs(f.steps[f.middle].time.of[MEASURED] - want)) f.middle = i;
     return f;
 }
 
 // ---- what comes out ----
 
 static void print_row(const char *name, const Beside *b, double scale, const char *unit) {
-    printf("%-22s %10.4g%-2s %10.4g%-2s", name, scale * b->measured, unit, scale * b->simulated, unit);
-    if (b->simulated > 0)
-        printf(" %8.3f x\n", b->measured / b->simulated);
-    else
-        printf(" %10s\n", "");
+    printf("%-18s %10.4g%-2s", name, scale * b->of[MEASURED], unit);
+    for (int k = SIMULATED; k < KINDS; k++) {
+        printf(" %10.4g%-2s", scale * b->of[k], unit);
+        if (b->of[k] > 0)
+            printf(" %6.3f x", b->of[MEASURED] / b->of[k]);
+        else
+            printf(" %8s", "");
+    }
+    printf("\n");
 }
 
 static void print_text(const Arguments *a, const Figures *f) {
@@ -170,7 +176,7 @@ static void print_text(const Arguments *a, const Figures *f) {
            "), medians; simulated with each row's time as measured, and %.3g ms to "
            "send\n\n",
            t->count, t->count > 1 ? "s" : "", t->steps[0].number, t->steps[t->count - 1].number, 1e3 * f->send);
-    printf("%-22s %12s %12s %10s\n", "", "measured", "simulated", "apart");
+    printf("%-18s %12s %12s %8s %12s %8s\n", "", "measured", "simulated", "apart", "by part", "apart");
     print_row("time of the rows", &f->median.time, 1e3, "ms");
     print_row("bubble", &f->median.bubble, 100, " %");
     for (int i = 0; i < s->stages; i++) {
@@ -185,13 +191,17 @@ static void print_text(const Arguments *a, const Figures *f) {
                1e3 * f->early);
 }
 
+static json_t *json_of_figure(const Beside *b) {
+    json_t *figure = json_object();
+    for (int k = 0; k < KINDS; k++) json_object_set_new(figure, kind_names[k], json_real(b->of[k]));
+    return figure;
+}
+
 static json_t *json_of(const StepFigures *f, int stages) {
     json_t *of_stages = json_array();
-    for (int i = 0; i < stages; i++)
-        json_array_append_new(
-            of_stages, json_pack("{sf sf}", "measured", f->stages[i].measured, "simulated", f->stages[i].simulated));
-    return json_pack("{s{sf sf} s{sf sf} so}", "time", "measured", f->time.measured, "simulated", f->time.simulated,
-                     "bubble", "measured", f->bubble.measured, "simulated", f->bubble.simulated, "stages", of_stages);
+    for (int i = 0; i < stages; i++) json_array_append_new(of_stages, json_of_figure(&f->stages[i]));
+    return json_pack("{so so so}", "time", json_of_figure(&f->time), "bubble", json_of_figure(&f->bubble), "stages",
+                     of_stages);
 }
 
 static void print_json(const Figures *f) {
@@ -222,9 +232,9 @@ static bool draw(const Arguments *a, const Figures *f, Error *error) {
     char titles[2][160];
     Buffer svg = {0};
     snprintf(titles[0], sizeof titles[0], "%s, step %" PRId64 " as it ran: %.4g s, bubble %.1f %%", kind, step->number,
-             own->time.measured, 100 * own->bubble.measured);
+             own->time.of[MEASURED], 100 * own->bubble.of[MEASURED]);
     snprintf(titles[1], sizeof titles[1], "simulated with the same rows' times: %.4g s, bubble %.1f %%",
-             own->time.simulated, 100 * own->bubble.simulated);
+             own->time.of[SIMULATED], 100 * own->bubble.of[SIMULATED]);
     TimelinePanel panels[] = {{titles[0], &step->measured, NULL}, {titles[1], &step->simulated, NULL}};
     bool ok = timeline_svg(&svg, panels, 2, error) && file_write(a->svg, svg.data, svg.size, error);
     buffer_free(&svg);

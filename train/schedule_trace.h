@@ -24,6 +24,7 @@ typedef struct TraceChoice {
 typedef struct TracedStep {
     int64_t number;
     Timeline measured, simulated; // seconds; the simulation takes each row's time as measured, and `send`
+    Timeline averaged;            // a simulation whose rows take what those of their part take on average
     double send;                  // from the end of a row to the start of one that waited for it; the median
     double features;              // of a pass before the rows: slices "features 3.0" of the pairs; 0: none
     double early;                 // the most by which a row begins before what it reads is done: clocks that differ

@@ -253,17 +253,33 @@ static bool take_rows(const Reading *r, TracedStep *step, int stage, bool *cut, 
 
 // ---- beside the simulation ----
 
-typedef struct Costs { // of a step as measured
-    double *forward, *input, *weight, *gaps;
-    double *done[2]; // (parts, microbatches): end of the forward, of the input gradient
+typedef struct Costs {                       // of a step as measured
+    double *forward, *input, *weight, *gaps; // (parts, microbatches) but for the gaps
+    double *mean[3];                         // (parts) of forward, input, weight
+    double *done[2];                         // (parts, microbatches): end of the forward, of the input gradient
     int gap_count;
 } Costs;
 
 static Costs costs_new(const PipelineShape *s, Arena *arena) {
-    int64_t cells = (int64_t)s->stages * s->chunks * s->microbatches;
-    return (Costs){arena_array(arena, double, cells), arena_array(arena, double, cells),
-                   arena_array(arena, double, cells), arena_array(arena, double, 2 * cells),
+    int parts = s->stages * s->chunks;
+    int64_t cells = (int64_t)parts * s->microbatches;
+    return (Costs){arena_array(arena, double, cells),
+                   arena_array(arena, double, cells),
+                   arena_array(arena, double, cells),
+                   arena_array(arena, double, 2 * cells),
+                   .mean = {arena_array(arena, double, parts), arena_array(arena, double, parts),
+                            arena_array(arena, double, parts)},
                    .done = {arena_array(arena, double, cells), arena_array(arena, double, cells)}};
+}
+
+static void take_means(const PipelineShape *s, Costs *c) {
+    const double *const costs[3] = {c->forward, c->input, c->weight};
+    for (int k = 0; k < 3; k++)
+        for (int part = 0; part < s->stages * s->chunks; part++) {
+            c->mean[k][part] = 0;
+            for (int i = 0; i < s->microbatches; i++)
+                c->mean[k][part] += costs[k][(int64_t)part * s->microbatches + i] / s->microbatches;
+        }
 }
 
 static void take_costs(const Timeline *line, Costs *c) {
@@ -316,6 +332,9 @@ static void simulate(const Reading *r, TracedStep *step, Costs *c) {
     step->send = schedule_trace_median(c->gaps, c->gap_count);
     PipelineCosts costs = {c->forward, c->input, c->weight, .send = step->send, .each = true};
     step->simulated = timeline_simulate(&r->out->table, &costs, r->arena);
+    take_means(&r->shape, c);
+    costs = (PipelineCosts){c->mean[0], c->mean[1], c->mean[2], .send = step->send};
+    step->averaged = timeline_simulate(&r->out->table, &costs, r->arena);
 }
 
 // ---- all of it ----

@@ -51,13 +51,15 @@ static void a_run_stands_beside_its_simulation(void **state) {
     (void)state;
     char *folder = drawn_run();
     assert_prints("1f1b, 2 stages, 1 microbatch", folder, TRACED);
-    assert_prints("time of the rows              700ms        700ms    1.000 x", folder, TRACED, "--step", "2");
+    assert_prints("time of the rows          700ms        700ms  1.000 x        700ms  1.000 x", folder, TRACED,
+                  "--step", "2");
     json_t *all = command_json(0, folder, WORDS(TRACED, "--json")), *median = json_object_get(all, "median");
     json_t *time = json_object_get(median, "time"), *bubble = json_object_get(median, "bubble");
     assert_int_equal(json_array_size(json_object_get(all, "steps")), STEPS);
     assert_int_equal(json_array_size(json_object_get(median, "stages")), STAGES);
     assert_true(fabs(json_get_number(time, "measured", NAN) - 0.7) < 1e-6);
     assert_true(fabs(json_get_number(time, "simulated", NAN) - 0.7) < 1e-6);
+    assert_true(fabs(json_get_number(time, "averaged", NAN) - 0.7) < 1e-6);
     assert_true(fabs(json_get_number(bubble, "measured", NAN) - (1 - 0.6 / 1.4)) < 1e-6);
     assert_true(fabs(json_get_number(all, "send", NAN) - 0.05) < 1e-6);
     json_decref(all);

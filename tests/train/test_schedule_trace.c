@@ -171,6 +171,20 @@ static void time_between_rows_shows_in_the_measured_line_alone(void **state) {
     assert_true(fabs(measured.work - simulated.work) < 1e-7);
 }
 
+static void rows_of_a_part_share_its_time_where_it_is_averaged(void **state) {
+    const Folder *f = *state;
+    draw_run(f, &usual);
+    const TracedStep *step = &read_run(f, (TraceChoice){0})->steps[0];
+    StageTime measured[3], averaged[3];
+    timeline_measure(&step->measured, measured);
+    timeline_measure(&step->averaged, averaged);
+    for (int i = 0; i < 3; i++) {
+        const Span *rows = step->averaged.spans[i];
+        assert_true(fabs(measured[i].busy - averaged[i].busy) < 1e-7);
+        assert_true(fabs((rows[0].end - rows[0].begin) - 0.75 * cost(i, 0, 2)) < 1e-8); // odd ones have half to do
+    }
+}
+
 static void one_place_of_data_and_tensor_ranks_is_taken(void **state) {
     const Folder *f = *state;
     MadeUp m = usual;
@@ -283,6 +297,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         WITH_FOLDER(rows_as_they_were_simulated_are_measured_and_simulated_alike),
         WITH_FOLDER(time_between_rows_shows_in_the_measured_line_alone),
+        WITH_FOLDER(rows_of_a_part_share_its_time_where_it_is_averaged),
         WITH_FOLDER(one_place_of_data_and_tensor_ranks_is_taken),
         WITH_FOLDER(a_pass_for_features_is_told_apart_from_the_rows),
         WITH_FOLDER(a_trace_without_a_stage_or_with_other_rows_is_refused),
