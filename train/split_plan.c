@@ -6,7 +6,7 @@
 #include "kernels/nn/parameters.h"
 #include "train/rehearsal.h"
 #include <math.h>
-#include <stdlib.h>
+#include <string.h>
 
 static const double GIB = 0x1p30;
 
@@ -278,6 +278,72 @@ static UnitCost *scaled(const UnitCosts *c, double share, Arena *arena) {
     return costs;
 }
 
+// Time of the costliest part.
+static double costliest_part(const SplitPlan *plan) {
+    double most = 0;
+    for (int part = 0; part < part_count(&plan->table); part++) {
+        double sum = 0;
+        for (int u = plan->first[part]; u < plan->first[part + 1]; u++) {
+            const UnitCost *m = &plan->costs.mean[u];
+            sum += m->forward + m->input + m->weight;
+        }
+        most = fmax(most, sum);
+    }
+    return most;
+}
+
+// The least that the costliest part can take.
+static bool least_part(Planner *p, const SplitProblem *problem, double *least, Error *error) {
+    SplitProblem each = *problem;
+    each.shape = (PipelineShape){PIPELINE_GPIPE, part_count(&p->plan->table), each.shape.microbatches, 1};
+    each.live = NULL;
+    each.memory = 0;
+    if (!split_units(&each, p->plan->first, error)) return false;
+    *least = costliest_part(p->plan);
+    return true;
+}
+
+// The step of plan->first, in seconds.
+static double simulated(Planner *p) {
+    ArenaMark mark = arena_mark(p->arena);
+    p->plan->stages = arena_array(p->arena, StagePlan, p->plan->table.shape.stages);
+    p->first_piece = costliest_rank(p);
+    simulate(p);
+    arena_rewind(p->arena, mark);
+    return p->plan->total;
+}
+
+// Several parts on a stage take turns: where they are unequal, the stages wait for one another even if each has as much
+// to do. So the busiest stage is made shortest under several limits for the costliest part, and what the simulator
+// finds fastest is taken.
+static bool split_in_turns(Planner *p, SplitProblem *problem, Error *error) {
+    enum { LIMITS = 8 };
+    SplitPlan *plan = p->plan;
+    int parts = part_count(&plan->table), *best = arena_array(p->arena, int, parts + 1);
+    double fastest = INFINITY, least, most;
+    Error none;
+    if (!least_part(p, problem, &least, error) || !split_units(problem, plan->first, error)) return false;
+    most = costliest_part(plan);
+    for (int i = LIMITS; i >= 0; i--) {
+        problem->part = i < LIMITS ? least * pow(most / least, (double)i / LIMITS) * (1 + 1e-6) : 0;
+        if (i < LIMITS && (most <= 0 || !split_units(problem, plan->first, &none))) continue;
+        double total = simulated(p);
+        if (total >= fastest) continue;
+        fastest = total;
+        memcpy(best, plan->first, sizeof(int) * (size_t)(parts + 1));
+    }
+    problem->part = 0;
+    memcpy(plan->first, best, sizeof(int) * (size_t)(parts + 1));
+    return true;
+}
+
+static bool find_split(Planner *p, SplitProblem *problem, Error *error) {
+    bool ok =
+        problem->shape.chunks > 1 ? split_in_turns(p, problem, error) : split_units(problem, p->plan->first, error);
+    if (ok) fill_in(p);
+    return ok;
+}
+
 static bool split_within(Planner *p, SplitProblem *problem, double memory, Error *error) {
     enum { TRIES = 4 };
     SplitPlan *plan = p->plan;
@@ -285,8 +351,7 @@ static bool split_within(Planner *p, SplitProblem *problem, double memory, Error
     for (int i = 0; i < TRIES && fullest(plan) > memory; i++, margin *= 1.05) {
         problem->memory = memory;
         problem->costs = scaled(&plan->costs, margin * share_held(plan, problem->live), p->arena);
-        if (!split_units(problem, plan->first, error)) return false;
-        fill_in(p);
+        if (!find_split(p, problem, error)) return false;
     }
     if (fullest(plan) <= memory) return true;
     return error_set(
@@ -309,8 +374,7 @@ bool split_plan_find(const TrainConfig *config, const Layout *layout, const Spli
                             .costs = plan->costs.mean,
                             .live = count_live(&plan->table, arena)};
     plan->first = arena_array(arena, int, part_count(&plan->table) + 1);
-    if (!split_units(&problem, plan->first, error)) return false;
-    fill_in(&p);
+    if (!find_split(&p, &problem, error)) return false;
     return o->memory <= 0 || split_within(&p, &problem, o->memory, error);
 }
 

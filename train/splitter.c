@@ -32,6 +32,7 @@ typedef struct Chain { // the units that one chunk of all stages shares out
 typedef struct Splitter {
     const SplitProblem *problem;
     Arena *arena;
+    double unit;                             // whole numbers of a unit of time
     double *time, *parameters, *activations; // (units + 1) of all units before
     double **work;                           // [k] (units) largest of 2^k units from here on
     // The window at work:
@@ -60,8 +61,8 @@ static double time_unit(const SplitProblem *p) {
 
 static void read_costs(Splitter *s) {
     const SplitProblem *p = s->problem;
-    double unit = time_unit(p);
     int levels = 1;
+    s->unit = time_unit(p);
     while (1 << levels <= p->units) levels++;
     s->time = arena_array(s->arena, double, p->units + 1);
     s->parameters = arena_array(s->arena, double, p->units + 1);
@@ -70,7 +71,7 @@ static void read_costs(Splitter *s) {
     for (int k = 0; k < levels; k++) s->work[k] = arena_array(s->arena, double, p->units);
     for (int u = 0; u < p->units; u++) {
         const UnitCost *c = &p->costs[u];
-        s->time[u + 1] = s->time[u] + nearbyint((c->forward + c->input + c->weight) * unit);
+        s->time[u + 1] = s->time[u] + nearbyint((c->forward + c->input + c->weight) * s->unit);
         s->parameters[u + 1] = s->parameters[u] + ceil(c->parameters);
         s->activations[u + 1] = s->activations[u] + ceil(c->activations);
         s->work[0][u] = ceil(c->work);
@@ -288,20 +289,28 @@ static void take_cut(Splitter *s, const Window *w, const Limits *limits, int *fi
     }
 }
 
-// Cuts the window as well as can be. Where nothing fits into memory: so that the fullest stage has least.
-static void cut(Splitter *s, const Window *w, int *first) {
+static Limits limits_of(const Splitter *s) {
     const SplitProblem *p = s->problem;
+    double all = s->time[p->units];
+    return (Limits){all, p->part > 0 ? floor(p->part * s->unit) : all, p->memory > 0 ? p->memory : INFINITY};
+}
+
+static bool keeps(const Limits *needs, const Limits *limits) {
+    return needs->memory <= limits->memory && needs->part <= limits->part;
+}
+
+// Cuts the window as well as can be. Where nothing keeps the limits: so that the fullest stage has least.
+static void cut(Splitter *s, const Window *w, int *first) {
     ArenaMark mark = arena_mark(s->arena);
-    Limits now = needs_of(s, first),
-           limits = {s->time[p->units], s->time[p->units], p->memory > 0 ? p->memory : INFINITY};
+    Limits now = needs_of(s, first), limits = limits_of(s);
     open_window(s, w, first);
-    if (now.memory <= limits.memory) limits.time = now.time;
-    if (now.memory <= limits.memory || possible_anywhere(s, w, &limits)) {
+    if (keeps(&now, &limits)) limits.time = now.time;
+    if (keeps(&now, &limits) || possible_anywhere(s, w, &limits)) {
         lower(s, w, &limits, &limits.time);
-        limits.part = limits.time;
+        limits.part = fmin(limits.part, limits.time);
         lower(s, w, &limits, &limits.part);
     } else {
-        limits.memory = now.memory;
+        limits = (Limits){limits.time, limits.time, now.memory};
         lower(s, w, &limits, &limits.memory);
     }
     take_cut(s, w, &limits, first);
@@ -316,7 +325,7 @@ static bool begin(const SplitProblem *p, int *first, Error *error) {
     SplitProblem each = *p;
     each.shape = (PipelineShape){PIPELINE_GPIPE, parts, p->shape.microbatches, 1};
     each.live = NULL;
-    each.memory = 0;
+    each.memory = each.part = 0;
     return split_units(&each, first, error);
 }
 
@@ -387,9 +396,11 @@ bool split_units(const SplitProblem *p, int *first, Error *error) {
         cut_all(&s, first);
     else if (begin(p, first, error))
         improve(&s, first);
-    double need = needs_of(&s, first).memory;
+    Limits needs = needs_of(&s, first), limits = limits_of(&s);
     arena_free(s.arena);
-    return p->memory <= 0 || need <= p->memory || nothing_fits(p, need, error);
+    if (keeps(&needs, &limits)) return true;
+    if (needs.memory > limits.memory) return nothing_fits(p, needs.memory, error);
+    return error_set(error, ERROR_USAGE, "no split into %d parts keeps each of them within %g", parts, p->part);
 }
 
 // ---- without costs ----

@@ -18,6 +18,7 @@ typedef struct SplitProblem {
     const UnitCost *costs; // (units)
     const int *live;       // (stages, chunks): microbatches that a part holds at once (schedule_check.h); NULL: 1
     double memory;         // bytes of a stage; 0: no limit
+    double part;           // time of a part; 0: no limit
 } SplitProblem;
 
 // Up to so many units two chunks a stage are split exactly; beyond, and with more chunks, the work is bounded.
@@ -32,7 +33,7 @@ enum { EXACT_UNITS = 256 };
 // costliest part is least and cuts two chunks (beyond EXACT_UNITS, one) anew as long as that makes it better: no worse
 // than the beginning where that fits into memory, and no two neighbouring chunks could be cut better alone.
 //
-// False where there are too few units, or nothing (found) fits, with what would.
+// False where there are too few units, or nothing (found) keeps the limits, with what would.
 bool split_units(const SplitProblem *, int *first, Error *);
 // The same number of blocks in each part, as far as it goes: what is done without costs. What begins a stack (patches,
 // embeddings) goes with the block behind it, all else with the one before. Fewer blocks than parts: the same number of

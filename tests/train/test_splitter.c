@@ -100,6 +100,7 @@ static bool brute_force(const SplitProblem *p, int *best, double *need) {
         double memory = result_of(p, first).memory;
         *need = fmin(*need, memory);
         if (p->memory > 0 && !(memory <= p->memory)) continue;
+        if (p->part > 0 && !(result_of(p, first).part <= p->part)) continue;
         if (found && !better(p, first, best)) continue;
         found = true;
         memcpy(best, first, sizeof first);
@@ -117,9 +118,8 @@ static void compare(const SplitProblem *p, int *refused) {
         assert_memory_equal(first, best, sizeof(int) * (size_t)(parts + 1));
         return;
     }
-    // what it found is what needs least
     assert_int_equal(error.kind, ERROR_USAGE);
-    assert_true(result_of(p, first).memory == need);
+    assert_true(result_of(p, first).memory == need); // what it found is what needs least
     ++*refused;
 }
 
@@ -133,8 +133,11 @@ static void compare_many(PipelineKind kind, int chunks, int cases, uint64_t stre
         compare(&c.problem, &refused);
         c.problem.memory = 20 + below(&rng, 20 + 200 / stages);
         compare(&c.problem, &refused);
+        c.problem.part = 1 + below(&rng, 40);
+        if (i % 2) c.problem.memory = 0;
+        compare(&c.problem, &refused);
     }
-    assert_in_range(refused, cases / 20, cases);
+    assert_in_range(refused, cases / 20, 2 * cases); // of three for each case
 }
 
 static void split_of_one_chunk_a_stage_is_the_best_of_all(void **state) {
