@@ -2,6 +2,7 @@
  * contrastive learning batch size under memory limited setup"): features without a tape, the loss over all of them,
  * then each piece again with the gradients of its features played back. */
 #include "train/step.h"
+#include "kernels/cpu/cpu.h"
 #include "train/microbatch.h"
 #include <stdlib.h>
 #include <string.h>
@@ -111,7 +112,11 @@ static void pair_gradients(Step *s) {
     tape_set_recording(t, recording);
     parameters_meet(joint_parameters(setup->joint));
     ring.memory = arena_new((size_t)pair_ring_bytes(s->batch->contrastive.rows, all, setup->pieces, ring.width));
+    // The features are in the host's memory, where a GPU's kernels do not reach.
+    Backend *host = strcmp(ring.backend->name, "cuda") ? NULL : cpu_backend_new(0, NULL, NULL);
+    if (host) ring.backend = host;
     pair_ring(&ring, s->images, s->texts, loss, recording ? s->scale_gradients : NULL, s->bias_gradients);
+    backend_free(host);
     arena_free(ring.memory);
     for (int i = 0; i < own; i++) s->pieces[setup->first + i].mean[OBJECTIVE_CONTRASTIVE] = loss[i] / (double)all;
 }

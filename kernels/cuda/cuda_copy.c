@@ -2,6 +2,7 @@
  * caller may reuse its memory at once and nothing waits for the device unless the ring is full. */
 #include "base/error.h"
 #include "kernels/cuda/cuda_state.h"
+#include <cuda_runtime_api.h>
 #include <stdlib.h>
 #include <string.h>
 

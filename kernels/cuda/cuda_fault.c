@@ -1,6 +1,7 @@
 /* Errors of the device. They surface some time after the call that caused them, and then stay: the first is kept with
  * what was started last, and whoever knows the operator (the tape) asks for it. */
 #include "kernels/cuda/cuda_state.h"
+#include <cuda_runtime_api.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -22,8 +23,8 @@ void cuda_fail(const CudaState *s, const char *what, const char *reason) {
     abort();
 }
 
-void cuda_must(CudaState *s, cudaError_t status, const char *what) {
-    keep(s, status, what);
+void cuda_must(CudaState *s, int status, const char *what) {
+    keep(s, (cudaError_t)status, what);
     if (s->fault[0]) cuda_fail(s, what, s->fault);
 }
 

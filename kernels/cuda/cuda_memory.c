@@ -3,6 +3,7 @@
 #include "base/error.h"
 #include "kernels/cuda/cuda_state.h"
 #include <cuda.h>
+#include <cuda_runtime_api.h>
 #include <stdlib.h>
 
 enum { FIRST_SCRATCH = 32 << 20, SCRATCH_ALIGNMENT = 256 }; // bytes

@@ -1,6 +1,7 @@
 /* The module itself: what it exports, and how a backend on a GPU is opened and closed. */
 #include "base/error.h"
 #include "kernels/cuda/cuda_state.h"
+#include <cuda_runtime_api.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -78,6 +79,8 @@ static Backend *open_backend(const CudaOptions *options, Log *log, Error *error)
     cuda_memory_install(b);
     cuda_copy_install(b);
     cuda_products_install(b);
+    cuda_calls_install(b);
+    cuda_cross_entropy_install(b);
     cuda_attention_install(b);
     log_info(log, "GPU %d: %s, %s, %d multiprocessors, %.1f GiB%s", s->gpu.device, s->gpu.name, s->architecture,
              s->multiprocessors, (double)s->gpu.memory / 0x1p30, s->synchronous ? "; waiting behind every kernel" : "");

@@ -6,6 +6,7 @@
 #include "kernels/cuda/host/product_layout.h"
 #include "kernels/cuda/host/shape_cache.h"
 #include <cublasLt.h>
+#include <cuda_runtime_api.h>
 #include <stdio.h>
 #include <stdlib.h>
 

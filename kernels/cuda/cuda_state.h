@@ -1,11 +1,10 @@
 /* What the files of the CUDA backend share: its state, memory, the stream everything is ordered on, and what becomes of
- * an error of the device. */
+ * an error of the device. Files that call CUDA's runtime include its header themselves. */
 #pragma once
 #include "kernels/cuda.h"
 #include "kernels/cuda/host/gpu_facts.h"
 #include "kernels/cuda/host/regions.h"
 #include "kernels/cuda/kernels.h"
-#include <cuda_runtime_api.h>
 
 typedef struct CudaMemory CudaMemory;     // cuda_memory.c
 typedef struct CudaStaging CudaStaging;   // cuda_copy.c
@@ -15,7 +14,7 @@ typedef struct CudaState {
     GpuFacts gpu;
     char architecture[16]; // "sm_90"
     int multiprocessors;
-    cudaStream_t stream;
+    CudaStream stream;
     bool synchronous; // wait behind every call
     Log *log;         // borrowed, may be NULL
     char fault[256];  // the first error of the device; "" for none
@@ -24,15 +23,15 @@ typedef struct CudaState {
     CudaProducts *products;
 } CudaState;
 
-static inline CudaState *cuda_state(const Backend *b) { return b->state; }
+static inline CudaState *cuda_state(const Backend *b) { return (CudaState *)b->state; }
 
 // ---- faults (cuda_fault.c) ----
 
 // Behind every call that starts work: keeps the first error, with the name of what was started.
 void cuda_after(CudaState *, const char *what);
 // Ends the process with what happened and where: what the device did wrong leaves nothing to go on with.
-_Noreturn void cuda_fail(const CudaState *, const char *what, const char *reason);
-void cuda_must(CudaState *, cudaError_t, const char *what); // cuda_fail where it is an error, or one was kept
+__attribute__((noreturn)) void cuda_fail(const CudaState *, const char *what, const char *reason);
+void cuda_must(CudaState *, int status, const char *what); // a cudaError_t: cuda_fail where it is one, or one was kept
 const char *cuda_fault(Backend *);                          // Backend.fault
 
 // ---- memory (cuda_memory.c) ----
