@@ -1,9 +1,12 @@
 /* The contrastive losses on one tile of products z = a b^T, as in kernels/cpu/simd/contrastive.c: a block for each row,
- * and for the sums of columns a block for 32 of them, whose warps take rows in turn. M rows, N columns of the tile. */
+ * and for the sums of columns a block for 8 of them (32 bytes of a row, what memory moves at least), whose threads take
+ * rows in turn. A tile of 1024 x 1024 stays in the second-level cache from the product that makes it to those that take
+ * its gradient. M rows, N columns of the tile. */
 #include "kernels/cuda/softmax.h"
 
-enum { THREADS = 128, COLUMN_WARPS = 16, ELEMENT_THREADS = 256 };
-static constexpr double LOG_100 = 4.6051701859880914; // the clamp of CLIP's scale
+enum { THREADS = 128, ELEMENT_THREADS = 256 };
+enum { COLUMNS = 8, COLUMN_THREADS = 1024, DEPTH = COLUMN_THREADS / COLUMNS, ROUNDS = 4 }; // depth: rows at a time
+static constexpr double LOG_100 = 4.6051701859880914;                                      // the clamp of CLIP's scale
 
 // The column of the tile with which row r forms a pair, or -1.
 static __device__ __forceinline__ int64_t partner(const PairTile &t, int64_t r) {
@@ -37,25 +40,37 @@ static __global__ void __launch_bounds__(THREADS)
     if (pair >= 0) own[r] = scale * z[pair];
 }
 
-static __global__ void __launch_bounds__(COLUMN_WARPS *WARP)
+// Over the lanes of a warp that are a multiple of `apart` from each other, all of which must be here; the lower one's
+// first, so that all get the same bits.
+static __device__ __forceinline__ Exponentials warp_joined(Exponentials e, int apart) {
+    for (int by = WARP / 2; by >= apart; by /= 2) {
+        Exponentials other = {__shfl_xor_sync(ALL_LANES, e.most, by), __shfl_xor_sync(ALL_LANES, e.sum, by)};
+        e = lane_of_thread() & by ? joined(other, e) : joined(e, other);
+    }
+    return e;
+}
+
+// Threads COLUMNS apart take the same column; what the 32 warps have found of it becomes the lanes of one warp.
+static __global__ void __launch_bounds__(COLUMN_THREADS)
     clip_columns_kernel(PairSums columns, PairTile t, const float *log_scale) {
-    SHARED(float, most, COLUMN_WARPS *WARP);
-    SHARED(float, sum, COLUMN_WARPS *WARP);
-    const int lane = lane_of_thread(), warp = warp_of_thread();
-    const int64_t c = static_cast<int64_t>(blockIdx.x) * WARP + lane;
+    SHARED(Exponentials, found, WARP * COLUMNS);
+    const int lane = lane_of_thread(), warp = warp_of_thread(), thread = static_cast<int>(threadIdx.x);
+    const int64_t first = static_cast<int64_t>(blockIdx.x) * COLUMNS, c = first + thread % COLUMNS;
     const float scale = clip_scale(log_scale[0]);
     Exponentials e = no_exponentials();
-    if (c < t.columns) {
-#pragma unroll 4
-        for (int64_t r = warp; r < t.rows; r += COLUMN_WARPS)
-            take_in<float>(&e, Floats<1>{{t.z[r * t.stride + c] * scale}});
+    for (int64_t row = thread / COLUMNS; row < t.rows && c < t.columns; row += DEPTH * ROUNDS) {
+        Floats<ROUNDS> s;
+#pragma unroll
+        for (int k = 0; k < ROUNDS; k++)
+            s.at[k] = row + k * DEPTH < t.rows ? t.z[(row + k * DEPTH) * t.stride + c] * scale : -INFINITY;
+        take_in<float>(&e, s);
     }
-    most[warp * WARP + lane] = e.most;
-    sum[warp * WARP + lane] = e.sum;
+    e = warp_joined(e, COLUMNS);
+    if (lane < COLUMNS) found[warp * COLUMNS + lane] = e;
     __syncthreads();
-    if (warp > 0 || c >= t.columns) return;
-    for (int w = 1; w < COLUMN_WARPS; w++) e = joined(e, Exponentials{most[w * WARP + lane], sum[w * WARP + lane]});
-    add_sums(columns, c, t.add_columns, e);
+    if (warp >= COLUMNS) return;
+    e = warp_joined(found[lane * COLUMNS + warp], 1);
+    if (lane == 0 && first + warp < t.columns) add_sums(columns, first + warp, t.add_columns, e);
 }
 
 void cuda_clip_sums(const CudaQueue *q, PairSums rows, PairSums columns, float *own, const PairTile *t,
@@ -63,8 +78,8 @@ void cuda_clip_sums(const CudaQueue *q, PairSums rows, PairSums columns, float *
     if (t->rows <= 0 || t->columns <= 0) return;
     launch<clip_rows_kernel>(dim3(static_cast<unsigned>(t->rows)), dim3(THREADS), 0, q->stream, rows, own, *t,
                              log_scale);
-    launch<clip_columns_kernel>(dim3(static_cast<unsigned>(divide_up<int64_t>(t->columns, WARP))),
-                                dim3(COLUMN_WARPS * WARP), 0, q->stream, columns, *t, log_scale);
+    launch<clip_columns_kernel>(dim3(static_cast<unsigned>(divide_up<int64_t>(t->columns, COLUMNS))),
+                                dim3(COLUMN_THREADS), 0, q->stream, columns, *t, log_scale);
 }
 
 static dim3 blocks_over(int64_t n) { return dim3(static_cast<unsigned>(divide_up<int64_t>(n, ELEMENT_THREADS))); }

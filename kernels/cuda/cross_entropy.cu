@@ -1,8 +1,9 @@
 /* Cross-entropy on a chunk of rows of logits: one pass over each row for its logsumexp, one that turns the logits into
- * their gradient where they lie. The matrix products around are the caller's. */
+ * their gradient where they lie. A thread has several loads under way before it looks at the first of them. The matrix
+ * products around are the caller's. */
 #include "kernels/cuda/softmax.h"
 
-enum { THREADS = 512, ELEMENT_THREADS = 256 };
+enum { THREADS = 256, ROUNDS = 4, ELEMENT_THREADS = 256 }; // rounds: packs of a thread under way
 
 struct Chunk {
     const int32_t *targets;                    // (rows)
@@ -15,11 +16,28 @@ static __device__ __forceinline__ int32_t target_of(const Chunk &c, int64_t row)
     return target;
 }
 
+// Loads this thread's packs of row[first, end), each THREADS packs behind the one before. The last of a row may go on
+// into its padding.
+template <class T, int N>
+static __device__ __forceinline__ void load_rounds(Pack<T, N> *packs, const T *row, int64_t first, int64_t end) {
+#pragma unroll
+    for (int k = 0; k < ROUNDS; k++)
+        if (first + k * (THREADS * N) < end) packs[k] = load_pack<N>(row + first + k * (THREADS * N));
+}
+
+// Numbers from the `count`th on become `other`.
+template <int N> static __device__ __forceinline__ void cut(Floats<N> *z, int64_t count, float other) {
+    if (count >= N) return;
+#pragma unroll
+    for (int i = 0; i < N; i++) z->at[i] = i < count ? z->at[i] : other;
+}
+
+// T 16 bytes at a time where N is a pack: rows then begin at multiples of it, and padding fills the last one up.
 template <class T, int N>
 static __global__ void __launch_bounds__(THREADS)
     loss_rows_kernel(float *lse, float *picked, const T *logits, Chunk c) {
     SHARED(float, memory, 2 * THREADS / WARP);
-    const int64_t row = blockIdx.x, thread = threadIdx.x, whole = c.columns - c.columns % N;
+    const int64_t row = blockIdx.x, thread = threadIdx.x;
     const int32_t target = target_of(c, row);
     if (target < 0) { // all threads
         if (thread == 0) lse[row] = picked[row] = 0;
@@ -27,9 +45,18 @@ static __global__ void __launch_bounds__(THREADS)
     }
     const T *from = logits + row * c.stride;
     Exponentials e = no_exponentials();
-#pragma unroll 4
-    for (int64_t i = thread * N; i < whole; i += THREADS * N) take_in<T>(&e, load<N>(from + i));
-    if (whole + thread < c.columns) take_in<T>(&e, load<1>(from + whole + thread));
+    for (int64_t first = thread * N; first < c.columns; first += THREADS * N * ROUNDS) {
+        Pack<T, N> packs[ROUNDS];
+        load_rounds(packs, from, first, c.columns);
+#pragma unroll
+        for (int k = 0; k < ROUNDS; k++) {
+            const int64_t left = c.columns - first - k * (THREADS * N);
+            if (left <= 0) continue;
+            Floats<N> z = unpack(packs[k]);
+            cut(&z, left, -INFINITY);
+            take_in<T>(&e, z);
+        }
+    }
     e = block_joined<THREADS>(e, memory);
     if (thread > 0) return;
     const int64_t own = target - c.first;
@@ -56,36 +83,40 @@ struct Slopes {
     const float *d_loss, *lse, *weight; // (rows); weight NULL: ones
 };
 
-// factor (exp(z - lse) - [it is the target]) at columns [i, i + N)
+// factor (exp(z - lse) - [it is the target]) of N logits, of which `left` words are left and the target is the `own`th.
 template <class T, int N>
-static __device__ __forceinline__ void differentiate(T *row, int64_t i, int64_t own, int64_t columns, float factor,
-                                                     float lse) {
-    Floats<N> z = load<N>(row + i);
+static __device__ __forceinline__ Floats<N> differentiated(const Pack<T, N> &logits, int64_t left, int64_t own,
+                                                           float factor, float lse) {
+    Floats<N> z = unpack(logits);
 #pragma unroll
-    for (int k = 0; k < N; k++) {
-        float p = exp_of<T>(z.at[k] - lse) - (i + k == own ? 1.0f : 0.0f);
-        z.at[k] = i + k < columns ? factor * p : 0.0f; // padding may hold anything
+    for (int i = 0; i < N; i++) z.at[i] = factor * exp_of<T>(z.at[i] - lse);
+    if (own >= 0 && own < N) {
+#pragma unroll
+        for (int i = 0; i < N; i++) z.at[i] -= i == own ? factor : 0.0f;
     }
-    store<N>(row + i, z);
+    cut(&z, left, 0.0f); // padding may hold anything
+    return z;
 }
 
 template <class T, int N>
 static __global__ void __launch_bounds__(THREADS) loss_gradient_kernel(T *logits, Slopes s, Chunk c) {
-    const int64_t row = blockIdx.x, whole = c.stride - c.stride % N, rest = whole + static_cast<int>(threadIdx.x);
+    const int64_t row = blockIdx.x;
     const int32_t target = target_of(c, row);
-    T *z = logits + row * c.stride;
-    if (target < 0) {
-        for (int64_t i = static_cast<int64_t>(threadIdx.x) * N; i < whole; i += THREADS * N)
-            store<N>(z + i, Floats<N>{});
-        if (rest < c.stride) store<1>(z + rest, Floats<1>{});
-        return;
-    }
+    const int64_t columns = target < 0 ? 0 : c.columns; // what follows becomes zeros, unread
     const float factor = s.d_loss[row] * (s.weight ? s.weight[row] : 1.0f), lse = s.lse[row];
-    const int64_t own = target - c.first;
-#pragma unroll 4
-    for (int64_t i = static_cast<int64_t>(threadIdx.x) * N; i < whole; i += THREADS * N)
-        differentiate<T, N>(z, i, own, c.columns, factor, lse);
-    if (rest < c.stride) differentiate<T, 1>(z, rest, own, c.columns, factor, lse);
+    T *z = logits + row * c.stride;
+    for (int64_t first = static_cast<int64_t>(threadIdx.x) * N; first < c.stride; first += THREADS * N * ROUNDS) {
+        Pack<T, N> packs[ROUNDS];
+        load_rounds(packs, z, first, columns);
+#pragma unroll
+        for (int k = 0; k < ROUNDS; k++) {
+            const int64_t i = first + k * (THREADS * N);
+            if (i >= c.stride) continue;
+            Floats<N> d = {};
+            if (i < columns) d = differentiated<T, N>(packs[k], columns - i, target - c.first - i, factor, lse);
+            store<N>(z + i, d);
+        }
+    }
 }
 
 void cuda_cross_entropy_gradient(const CudaQueue *q, void *logits, Dtype t, int64_t stride, const float *d_loss,

@@ -57,6 +57,47 @@ static void cross_entropies(const Case &c) {
 }
 static void cross_entropy_of_chunks_agrees(void **) { for_cases("cross-entropy", cross_entropies); }
 
+// Of no words held there is no sum; -Inf has no part in one; what is not a number is not lost.
+static void odd_logits(const Case &c) {
+    Array targets = Array(I32, 1).set(3), lse(F32, 1), picked = Array(F32, 1), logits = Array(c.t, 304, c.shift).set(1);
+    auto logsumexp = [&](const Vocabulary &v) {
+        cuda_cross_entropy_rows(QUEUE, lse.f32(), picked.f32(), logits, c.t, 304, targets.i32(), 1, v);
+        return lse.at(0);
+    };
+    assert_true(logsumexp({4, 0, 300}) == -INFINITY && picked.at(0) == 0);
+    for (double bad : {static_cast<double>(NAN), static_cast<double>(INFINITY)}) {
+        logits.put(299, bad);
+        assert_true(std::isnan(logsumexp({0, 300, 300})));
+        assert_true(std::fabs(logsumexp({0, 299, 300}) - (1 + std::log(299.0))) < 1e-5);
+    }
+    logits.put(299, -INFINITY);
+    assert_true(std::fabs(logsumexp({0, 300, 300}) - (1 + std::log(299.0))) < 1e-5);
+    for (int64_t i = 8; i < 300; i++) logits.put(i, -INFINITY); // most threads have nothing else
+    assert_true(std::fabs(logsumexp({0, 300, 300}) - (1 + std::log(8.0))) < 1e-5);
+}
+static void logits_that_are_not_finite_do_what_they_must(void **) { for_cases("not finite", odd_logits); }
+
+// The same numbers in bf16 and as f32's: the pass rounds nothing but its own result.
+static void roundings(const Case &c) {
+    const int64_t rows = 3, words = 2500, stride = 2504;
+    const Vocabulary v = {7, words, 3000};
+    Array z = Array(c.t, rows * stride, c.shift).normal(c.rng, 3), exact(F32, rows * stride);
+    for (int64_t i = 0; i < z.count(); i++) exact.put(i, z.at(i));
+    Array targets = Array(I32, rows).set(2000), d_loss = Array(F32, rows).normal(c.rng);
+    Array lse(F32, rows), picked(F32, rows), want_lse(lse), want_picked(picked);
+    cuda_cross_entropy_rows(QUEUE, lse.f32(), picked.f32(), z, c.t, stride, targets.i32(), rows, v);
+    cuda_cross_entropy_rows(QUEUE, want_lse.f32(), want_picked.f32(), exact, F32, stride, targets.i32(), rows, v);
+    expect_near(lse, want_lse, 1e-6, 1e-6, c.name);
+    expect_bits(picked, want_picked, c.name);
+    cuda_cross_entropy_gradient(QUEUE, z, c.t, stride, d_loss.f32(), lse.f32(), targets.i32(), nullptr, rows, v);
+    cuda_cross_entropy_gradient(QUEUE, exact, F32, stride, d_loss.f32(), lse.f32(), targets.i32(), nullptr, rows, v);
+    for (int64_t i = 0; i < z.count(); i++) {
+        Array rounded = Array(c.t, 1).set(exact.at(i));
+        assert_true(z.at(i) == rounded.at(0));
+    }
+}
+static void gradients_are_rounded_once(void **) { for_cases("rounded", roundings); }
+
 static void combinations(const Case &c) {
     if (c.t != F32) return;
     for (int ranks = 1; ranks < 4; ranks++) {
@@ -161,7 +202,7 @@ static void tiles(const Case &c) {
         int64_t rows, columns, offset, first, end;
     };
     for (Sides k : {Sides{1, 1, 0, 0, 1}, Sides{9, 9, 0, 0, 9}, Sides{40, 70, 5, 10, 30}, Sides{33, 200, -4, 0, 29},
-                    Sides{7, 5, 100, 0, 5}}) {
+                    Sides{7, 5, 100, 0, 5}, Sides{600, 9, -300, 0, 9}}) {
         int64_t stride = (k.columns + 15) / 16 * 16;
         Array z = Array(F32, k.rows * stride).normal(c.rng);
         Tile s = {{nullptr, k.rows, k.columns, stride, k.offset, k.first, k.end, c.add, c.shift > 0}, c.name, c.rng};
@@ -175,6 +216,8 @@ static void contrastive_tiles_agree(void **) { for_cases("contrastive", tiles); 
 int main() {
     const CMUnitTest tests[] = {
         cmocka_unit_test(cross_entropy_of_chunks_agrees),
+        cmocka_unit_test(logits_that_are_not_finite_do_what_they_must),
+        cmocka_unit_test(gradients_are_rounded_once),
         cmocka_unit_test(parts_of_ranks_combine_alike),
         cmocka_unit_test(contrastive_tiles_agree),
     };
