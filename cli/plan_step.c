@@ -153,7 +153,7 @@ static bool plan(const Arguments *a, Arena *arena, Error *error) {
     Layout layout;
     StepTime time;
     Buffer text = {0};
-    if (!train_config_read(&config, a->config, a->settings, a->n_settings, arena, error) ||
+    if (!train_config_read_planned(&config, a->config, a->settings, a->n_settings, arena, error) ||
         !layout_resolve(&config, (int)a->ranks, &layout, error) ||
         !step_time(&config, &layout, &a->cluster, arena, &time, error) || (a->svg && !draw(a, &time, error)))
         return false;

@@ -1,19 +1,10 @@
 #!/usr/bin/env bash
 # Every figure and drawing of docs/scaling.md: tools/scaling.sh [PROGRAM [FOLDER]] prints the tables and draws into FOLDER
-# (docs). Plans ask for datasets and a tokenizer, of which they read nothing that matters here: small ones are made up.
+# (docs).
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 program=$(realpath "${1:-$root/build/bifocal}")
 out=$(realpath "${2:-$root/docs}")
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work"
-{
-    "$program" data synth --out raw --samples 400 --seed 1
-    "$program" data build raw/train/captions.jsonl --image-field image --text-field caption --out data/pairs
-    "$program" data build raw/text.txt --documents lines --out data/text
-    "$program" tokenizer train data/pairs data/text --text-field caption --vocab-size 500 --out data/words.model
-} >log 2>&1 || { cat log >&2; exit 1; }
 
 memory=72e9 # of 80e9: the rest is the driver's, the network's, and what plans do not know
 
