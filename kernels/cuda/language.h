@@ -117,6 +117,10 @@ __device__ __forceinline__ uint32_t divide(uint32_t n, Divider d) {
     return static_cast<uint32_t>((static_cast<uint64_t>(__umulhi(n, d.factor)) + n) >> d.shift);
 }
 
+__device__ __forceinline__ int64_t quotient(int64_t n, Divider d) { // of any n >= 0
+    return n < INT32_MAX ? divide(static_cast<uint32_t>(n), d) : n / d.divisor;
+}
+
 // ---- warps and blocks ----
 
 __device__ __forceinline__ int lane_of_thread() { return static_cast<int>(threadIdx.x % WARP); }

@@ -69,7 +69,7 @@ struct Patches {
     const int32_t *keep; // (B, M) or NULL: all, in order
     int64_t height, width, kept;
     int patch;
-    Divider side; // P
+    Divider side, of_picture; // P, M
 };
 
 // Element of the images where number `e` of patch `number` of picture `b` lies.
@@ -88,7 +88,7 @@ static __global__ void __launch_bounds__(ROW_THREADS)
     uint32_t at = blockIdx.x * ROW_THREADS + threadIdx.x;
     if (at >= packs) return;
     RowPack p = row_pack<N>(at, first, per_patch); // row: (b, m)
-    const int64_t b = p.row / j.kept;
+    const int64_t b = quotient(p.row, j.of_picture);
     const int32_t number = j.keep ? j.keep[p.row] : static_cast<int32_t>(p.row - b * j.kept);
     T *to = y + p.row * (static_cast<int64_t>(per_patch.divisor) * N) + p.column;
     const T *from = images + pixel_of(j, b, number, static_cast<uint32_t>(p.column));
@@ -118,7 +118,7 @@ static __global__ void __launch_bounds__(ADD_THREADS)
 }
 
 static Patches patches_of(const int32_t *keep, int64_t height, int64_t width, int patch, int64_t kept) {
-    return Patches{keep, height, width, kept, patch, divider(patch)};
+    return Patches{keep, height, width, kept, patch, divider(patch), divider(larger<int64_t>(kept, 1))};
 }
 
 // Whether N numbers of a patch's line lie at multiples of N in both arrays.

@@ -3,48 +3,51 @@
 
 enum { THREADS = 256, SPAN = 16384 }; // SPAN: elements a block sums
 
-// The sum of this thread's share of x[first, end), of numbers or of their squares.
-template <int N, bool SQUARES, class T>
-static __device__ __forceinline__ double share_of(const T *x, int64_t first, int64_t end) {
+// The sum of this thread's share of x[first, end).
+template <int N, class T> static __device__ __forceinline__ double share_of(const T *x, int64_t first, int64_t end) {
     double sum = 0;
     int64_t whole = end - (end - first) % N;
-#pragma unroll 2
+#pragma unroll 4
     for (int64_t i = first + static_cast<int64_t>(threadIdx.x) * N; i < whole; i += THREADS * N) {
         Floats<N> v = load<N>(x + i);
 #pragma unroll
-        for (int k = 0; k < N; k++)
-            sum += static_cast<double>(v.at[k]) * (SQUARES ? static_cast<double>(v.at[k]) : 1.0);
+        for (int k = 0; k < N; k++) sum += static_cast<double>(v.at[k]);
     }
     int64_t rest = whole + static_cast<int>(threadIdx.x);
-    if (rest < end) {
-        double v = static_cast<double>(to_float(x[rest]));
-        sum += SQUARES ? v * v : v;
-    }
-    return sum;
+    return rest < end ? sum + static_cast<double>(to_float(x[rest])) : sum;
 }
 
+// A warp takes a block of numbers: they are short.
 template <int N>
-static __global__ void __launch_bounds__(THREADS) block_squares_kernel(double *out, const float *x, int64_t block) {
-    SHARED(double, memory, THREADS / WARP);
-    int64_t first = static_cast<int64_t>(blockIdx.x) * block;
-    double sum = block_sum<THREADS>(share_of<N, true>(x, first, first + block), memory);
-    if (threadIdx.x == 0) out[blockIdx.x] = sum;
+static __global__ void __launch_bounds__(THREADS)
+    block_squares_kernel(double *out, const float *x, int64_t blocks, int64_t block) {
+    const int64_t at = static_cast<int64_t>(blockIdx.x) * (THREADS / WARP) + warp_of_thread(), end = (at + 1) * block;
+    if (at >= blocks) return; // the whole warp
+    double sum = 0;
+#pragma unroll 8
+    for (int64_t i = at * block + lane_of_thread() * N; i < end; i += WARP * N) {
+        Floats<N> v = load<N>(x + i);
+#pragma unroll
+        for (int k = 0; k < N; k++) sum += static_cast<double>(v.at[k]) * static_cast<double>(v.at[k]);
+    }
+    sum = warp_sum(sum);
+    if (lane_of_thread() == 0) out[at] = sum;
 }
 
 void cuda_block_squares(const CudaQueue *q, double *out, const float *x, int64_t blocks, int64_t block) {
     if (blocks <= 0) return;
-    dim3 grid(static_cast<unsigned>(blocks));
+    dim3 grid(static_cast<unsigned>(divide_up<int64_t>(blocks, THREADS / WARP)));
     if (block % 4 == 0 && packs_at(x, 4))
-        launch<block_squares_kernel<4>>(grid, dim3(THREADS), 0, q->stream, out, x, block);
+        launch<block_squares_kernel<4>>(grid, dim3(THREADS), 0, q->stream, out, x, blocks, block);
     else
-        launch<block_squares_kernel<1>>(grid, dim3(THREADS), 0, q->stream, out, x, block);
+        launch<block_squares_kernel<1>>(grid, dim3(THREADS), 0, q->stream, out, x, blocks, block);
 }
 
 template <int N, class T>
 static __global__ void __launch_bounds__(THREADS) span_sum_kernel(double *partial, const T *x, int64_t n) {
     SHARED(double, memory, THREADS / WARP);
     int64_t first = static_cast<int64_t>(blockIdx.x) * SPAN;
-    double sum = block_sum<THREADS>(share_of<N, false>(x, first, smaller<int64_t>(first + SPAN, n)), memory);
+    double sum = block_sum<THREADS>(share_of<N>(x, first, smaller<int64_t>(first + SPAN, n)), memory);
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 

@@ -1,16 +1,21 @@
-/* Rotary positions (Su et al. 2021) in the halves layout. A block takes a few rows: it finds the frequencies, then the
- * sines and cosines of its rows, once for all heads; angles are reduced in f64, so that large positions lose nothing.
- * Then its threads turn pairs, N of them at a time. */
+/* Rotary positions (Su et al. 2021) in the halves layout. The frequencies come with the launch. A block
+ * takes a few rows: it finds their sines and cosines, once for all heads; angles are reduced in f64, so that large
+ * positions lose nothing. Then its threads turn pairs, N of them at a time. */
 #include "kernels/cuda/language.h"
 
-enum { THREADS = 256, ROWS = 8 };
+enum { THREADS = 256, ROWS = 8, TABLE = 128 };
 
 struct Rope {
     int64_t rows, width;
     int heads, head_size;
     double base;
     bool inverse, add;
+    double frequency[TABLE]; // (D / 2), in quarter turns; of wider heads the device finds them itself
 };
+
+static __host__ __device__ __forceinline__ double frequency_of(double base, int d, int head_size) {
+    return pow(base, -2.0 * d / head_size) * 0.63661977236758134308; // 2 / pi
+}
 
 template <int N, class T>
 static __device__ __forceinline__ void turn(T *y, const T *x, int half, const float *sine, const float *cosine,
@@ -25,21 +30,19 @@ static __device__ __forceinline__ void turn(T *y, const T *x, int half, const fl
     write<N>(y + half, q, add);
 }
 
-// Shared: frequency (D / 2) f64, sine and cosine (ROWS, D / 2).
+// Shared: sine and cosine (ROWS, D / 2).
 template <class T, int N>
 static __global__ void __launch_bounds__(THREADS)
     rope_kernel(T *y, const T *x, const int32_t *positions, Rope r, Divider packs) {
-    SHARED_DYNAMIC(double, frequency);
+    SHARED_DYNAMIC(float, sine);
     const int half = r.head_size / 2, thread = static_cast<int>(threadIdx.x);
-    float *sine = reinterpret_cast<float *>(frequency + half), *cosine = sine + ROWS * half;
+    float *cosine = sine + ROWS * half;
     int64_t first = static_cast<int64_t>(blockIdx.x) * ROWS;
     const int rows = static_cast<int>(smaller<int64_t>(ROWS, r.rows - first));
-    for (int d = thread; d < half; d += THREADS)
-        frequency[d] = pow(r.base, -2.0 * d / r.head_size) * 0.63661977236758134308; // 2 / pi: in quarter turns
-    __syncthreads();
     for (int i = thread; i < rows * half; i += THREADS) {
-        double turns = (r.inverse ? -1.0 : 1.0) * positions[first + i / half] * frequency[i % half],
-               whole = rint(turns);
+        const int row = i / half, d = i - row * half;
+        const double frequency = half <= TABLE ? r.frequency[d] : frequency_of(r.base, d, r.head_size);
+        double turns = (r.inverse ? -1.0 : 1.0) * positions[first + row] * frequency, whole = rint(turns);
         float angle = static_cast<float>((turns - whole) * 1.57079632679489661923), s = sinf(angle), c = cosf(angle);
         int quarter = static_cast<int>(static_cast<int64_t>(whole) & 3);
         float turned_s = quarter & 1 ? c : s, turned_c = quarter & 1 ? s : c;
@@ -69,7 +72,7 @@ static __global__ void __launch_bounds__(THREADS)
 template <class T, int N>
 static void run(const CudaQueue *q, T *y, const T *x, const int32_t *positions, const Rope &r) {
     int half = r.head_size / 2;
-    size_t shared = static_cast<size_t>(half) * (sizeof(double) + 2 * ROWS * sizeof(float));
+    size_t shared = static_cast<size_t>(half) * 2 * ROWS * sizeof(float);
     launch<rope_kernel<T, N>>(dim3(static_cast<unsigned>(divide_up<int64_t>(r.rows, ROWS))), dim3(THREADS), shared,
                               q->stream, y, x, positions, r, divider(larger(half / N, 1)));
 }
@@ -77,7 +80,8 @@ static void run(const CudaQueue *q, T *y, const T *x, const int32_t *positions, 
 void cuda_rope(const CudaQueue *q, void *y, const void *x, const int32_t *positions, int64_t rows, int64_t width,
                int heads, int head_size, double base, bool inverse, Dtype t, bool add) {
     if (rows <= 0) return;
-    Rope r = {rows, width, heads, head_size, base, inverse, add};
+    Rope r = {rows, width, heads, head_size, base, inverse, add, {}};
+    for (int d = 0; d < smaller<int>(head_size / 2, TABLE); d++) r.frequency[d] = frequency_of(base, d, head_size);
     with_type(t, [&](auto zero) {
         typedef decltype(zero) T;
         T *to = static_cast<T *>(y);

@@ -20,14 +20,15 @@ template <class From> struct Gathered { // y[m] = x[rows[m]]
 
 template <class From> struct Copied { // runs of `count` rows
     const From *x;
-    int64_t width, out_stride, out_first, in_stride, in_first, count;
+    int64_t width, out_stride, out_first, in_stride, in_first;
+    Divider count;
     __device__ __forceinline__ const From *from(int64_t r) const {
-        int64_t batch = r / count;
-        return x + (batch * in_stride + in_first + (r - batch * count)) * width;
+        int64_t batch = quotient(r, count);
+        return x + (batch * in_stride + in_first + (r - batch * count.divisor)) * width;
     }
     __device__ __forceinline__ int64_t to(int64_t r) const {
-        int64_t batch = r / count;
-        return batch * out_stride + out_first + (r - batch * count);
+        int64_t batch = quotient(r, count);
+        return batch * out_stride + out_first + (r - batch * count.divisor);
     }
 };
 
@@ -105,12 +106,13 @@ void cuda_embedding_forward(const CudaQueue *q, void *y, const int32_t *ids, con
 void cuda_copy_rows(const CudaQueue *q, void *out, Dtype to, int64_t out_stride, int64_t out_first, const void *in,
                     Dtype from, int64_t in_stride, int64_t in_first, int64_t batch, int64_t count, int64_t width,
                     bool add) {
+    if (count <= 0) return;
     with_type(to, [&](auto y) {
         with_type(from, [&](auto x) {
             typedef decltype(y) To;
             typedef decltype(x) From;
             const From *source = static_cast<const From *>(in), *none = nullptr;
-            Copied<From> copied = {source, width, out_stride, out_first, in_stride, in_first, count};
+            Copied<From> copied = {source, width, out_stride, out_first, in_stride, in_first, divider(count)};
             move_rows(q, static_cast<To *>(out), source, none, copied, batch * count, width, add);
         });
     });

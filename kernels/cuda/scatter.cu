@@ -5,7 +5,7 @@
 #include "kernels/cuda/language.h"
 #include "kernels/cuda/row_sort.h"
 
-enum { CHUNK = 16, MOST_WARPS = 8, JOIN_WARPS = 8, ZERO_THREADS = 256 };
+enum { CHUNK = 16, ROUND = 4, MOST_WARPS = 8, JOIN_WARPS = 8, ZERO_THREADS = 256 };
 
 template <class To, class From> struct Scatter {
     To *y;                        // (count, C)
@@ -24,22 +24,29 @@ static __global__ void __launch_bounds__(MOST_WARPS *WARP) chunk_kernel(Scatter<
     if (column >= s.width) return;
     Floats<N> sum = {};
     int64_t begin = first; // of the run
-    for (int64_t i = first; i < end; i++) {
-        const int32_t key = s.keys[i];
-        if (key >= s.count) return; // negative rows, at the end of all
-        Floats<N> v = load<N>(s.x + s.places[i] * s.width + column);
+    for (int64_t i = first; i < end; i += ROUND) {
+        Floats<N> v[ROUND]; // loaded together, added up one by one
 #pragma unroll
-        for (int k = 0; k < N; k++) sum.at[k] += v.at[k];
-        const bool last = i + 1 == s.m || s.keys[i + 1] != key;
-        if (!last && i + 1 < end) continue;
-        if (begin == first && first > 0 && s.keys[first - 1] == key)
-            store<N>(s.head + chunk * s.width + column, sum);
-        else if (!last)
-            store<N>(s.tail + chunk * s.width + column, sum);
-        else
-            write<N>(s.y + key * s.width + column, sum, s.add);
-        sum = Floats<N>{};
-        begin = i + 1;
+        for (int k = 0; k < ROUND; k++)
+            if (i + k < end && s.keys[i + k] < s.count) v[k] = load<N>(s.x + s.places[i + k] * s.width + column);
+#pragma unroll
+        for (int k = 0; k < ROUND; k++) {
+            const int64_t at = i + k;
+            if (at >= end || s.keys[at] >= s.count) return; // negative rows are at the end of all
+            const int32_t key = s.keys[at];
+            const bool last = at + 1 == s.m || s.keys[at + 1] != key;
+#pragma unroll
+            for (int c = 0; c < N; c++) sum.at[c] += v[k].at[c];
+            if (!last && at + 1 < end) continue;
+            if (begin == first && first > 0 && s.keys[first - 1] == key)
+                store<N>(s.head + chunk * s.width + column, sum);
+            else if (!last)
+                store<N>(s.tail + chunk * s.width + column, sum);
+            else
+                write<N>(s.y + key * s.width + column, sum, s.add);
+            sum = Floats<N>{};
+            begin = at + 1;
+        }
     }
 }
 

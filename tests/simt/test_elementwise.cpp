@@ -139,8 +139,8 @@ static void ropes(const Case &c) {
         int64_t rows, width;
         int heads, head_size;
     };
-    for (Shape s :
-         {Shape{1, 2, 1, 2}, Shape{9, 96, 3, 16}, Shape{20, 64, 1, 64}, Shape{5, 30, 5, 6}, Shape{17, 401, 2, 128}}) {
+    for (Shape s : {Shape{1, 2, 1, 2}, Shape{9, 96, 3, 16}, Shape{20, 64, 1, 64}, Shape{5, 30, 5, 6},
+                    Shape{17, 401, 2, 128}, Shape{2, 272, 1, 264}}) {
         Array x = Array(c.t, s.rows * s.width, c.shift).normal(c.rng),
               y = Array(c.t, s.rows * s.width, c.shift).normal(c.rng);
         Array want(y), positions = Array(I32, s.rows).integers(c.rng, 0, 100000);

@@ -63,7 +63,7 @@ static void copies_have_the_same_bits(void **) { for_cases("copy rows", copies);
 
 static void scatters(const Case &c) {
     const Shape shapes[] = {{1, 1, 1},    {16, 8, 3},      {17, 40, 1},     {100, 12, 7}, {333, 5, 50},
-                            {64, 300, 2}, {2500, 3, 3000}, {400, 8, 70000}, {4200, 2, 40}};
+                            {64, 300, 2}, {2500, 3, 3000}, {400, 1, 70000}, {4200, 2, 40}};
     for (Shape s : shapes) {
         Array x = Array(c.t, s.m * s.width, c.shift).normal(c.rng), rows = Array(I32, s.m).integers(c.rng, -1, s.count);
         for (int64_t i = 0; i < s.m; i++) // one number that many share

@@ -24,15 +24,15 @@ struct Cell { // of one byte
 struct Region { // allocated memory or a shared array
     char *base;
     size_t bytes;
-    const char *shared;   // name of a shared array; NULL: global memory
-    uint32_t block_first; // the last block that registered it
-    std::unique_ptr<Cell[]> cells;
+    const char *shared;                            // name of a shared array; NULL: global memory
+    uint32_t block_first;                          // the last block that registered it
+    std::unique_ptr<Cell, void (*)(void *)> cells; // one for each byte; zeros cost nothing until they are touched
 };
 
 static std::vector<Region> regions;
 static Region *last_hit;
 static uint64_t accesses;
-static Region dynamic_region = {nullptr, 0, "dynamic", 0, nullptr};
+static Region dynamic_region = {nullptr, 0, "dynamic", 0, {nullptr, free}};
 
 uint64_t simt_accesses() { return accesses; }
 
@@ -40,7 +40,9 @@ uint64_t simt_accesses() { return accesses; }
 
 static void region_add(char *base, size_t bytes, const char *shared) {
     last_hit = nullptr;
-    regions.push_back({base, bytes, shared, 0, std::unique_ptr<Cell[]>(new Cell[bytes]())});
+    Cell *cells = static_cast<Cell *>(calloc(bytes + 1, sizeof(Cell)));
+    if (!cells) abort();
+    regions.push_back({base, bytes, shared, 0, {cells, free}});
 }
 
 void *simt_allocate(size_t bytes) {
@@ -187,7 +189,7 @@ void memory_access(const void *address, size_t bytes, AccessKind kind) {
     if (!r || at + bytes > r->base + r->bytes) out_of_bounds(at, bytes, kind);
     size_t first = static_cast<size_t>(at - r->base);
     for (size_t byte = first; byte < first + bytes; byte++) {
-        Cell *c = &r->cells[byte];
+        Cell *c = r->cells.get() + byte;
         if (r->shared && kind != ACCESS_WRITE && c->write_epoch < position.block_first)
             simt_fault("shared array %s: reads byte %zu of %zu, which no thread of the block has written yet",
                        r->shared, byte, r->bytes);
