@@ -187,7 +187,9 @@ static void print_text(const Arguments *a, const Figures *f) {
         printf("\nbefore them, not in these figures: features of all pairs, %.4g ms\n", 1e3 * f->features);
     if (t->cut) printf("\n%d steps left aside: the trace has not all of their slices\n", t->cut);
     if (f->early > clocks_apart)
-        printf("\nrows begin up to %.3g ms before what they read is done: so far are the machines' clocks apart\n",
+        printf("\nrows begin up to %.3g ms before what they read is done: machines' clocks are apart, or sums of "
+               "gradients "
+               "take so long, which wait until a row's message has gone\n",
                1e3 * f->early);
 }
 
