@@ -73,7 +73,7 @@ void tape_seed(Tape *, Tensor *out, const void *gradient);
 // gradients of arrivals, small outputs and what came from tape_tensor; after both, these.
 void tape_backward_seeded(Tape *, Halves);
 bool tape_has_gradient(const Tensor *arrival);
-void tape_read_gradient(Tape *, Tensor *arrival, void *host); // once: its memory goes back
+void tape_read_gradient(Tape *, Tensor *arrival, void *host); // once: its memory goes back; NULL: that alone
 
 // A tensor in the step's memory, not zeroed; held until the reset.
 Tensor *tape_tensor(Tape *, Dtype, int rank, const int64_t *shape);

@@ -253,6 +253,6 @@ bool tape_has_gradient(const Tensor *arrival) { return arrival->grad && arrival-
 
 void tape_read_gradient(Tape *t, Tensor *arrival, void *host) {
     check(tape_has_gradient(arrival));
-    t->backend->download(t->backend, host, arrival->grad, tensor_bytes(arrival));
+    if (host) t->backend->download(t->backend, host, arrival->grad, tensor_bytes(arrival));
     tape_give_gradient(t, arrival);
 }

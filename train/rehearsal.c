@@ -53,10 +53,11 @@ void rehearsal_open(Rehearsal *r, Backend *backend, Joint *joint, const Batch *b
         if (bytes > most) most = bytes;
         if (batches[i].contrastive.rows > pairs) pairs = batches[i].contrastive.rows;
     }
+    if (backend->dry) most = sizeof(float); // nobody reads what arrives
     float *values = arena_allocate(r->arena, most + sizeof(float));
     for (size_t i = 0; i * sizeof(float) < most; i++) values[i] = ORDINARY; // in bf16 two ordinary numbers as well
     r->arriving = values;
-    r->features = arena_array(r->arena, float, pairs *joint_config(joint)->embedding + 1);
+    r->features = arena_array(r->arena, float, (int64_t)pairs *joint_config(joint)->embedding + 1);
 }
 
 void rehearsal_close(Rehearsal *r) {
@@ -116,8 +117,7 @@ void rehearse_backward(UnitRun *run, Halves halves) {
     check(!tape_error(run->tape));
 }
 
-void rehearse_leave(Rehearsal *r, UnitRun *run) {
+void rehearse_leave(UnitRun *run) {
     for (int s = 0; s < JOINT_STREAMS; s++)
-        if (run->in.of[s] && tape_has_gradient(run->in.of[s]))
-            tape_read_gradient(run->tape, run->in.of[s], r->arriving);
+        if (run->in.of[s] && tape_has_gradient(run->in.of[s])) tape_read_gradient(run->tape, run->in.of[s], NULL);
 }

@@ -9,7 +9,7 @@ typedef struct Rehearsal {
     TapeMemory *memory; // of the tapes of all runs
     int units;          // of the model
     Arena *arena;
-    void *arriving;        // stands for whatever comes from other units, and takes what goes to them
+    const void *arriving;  // stands for whatever comes from other units
     const float *features; // zeros: gradients of features
 } Rehearsal;
 
@@ -40,4 +40,4 @@ void rehearse_arrive(Rehearsal *, UnitRun *);
 void rehearse_forward(Rehearsal *, UnitRun *);
 void rehearse_seed(Rehearsal *, UnitRun *);
 void rehearse_backward(UnitRun *, Halves);
-void rehearse_leave(Rehearsal *, UnitRun *); // after the gradients of activations
+void rehearse_leave(UnitRun *); // after the gradients of activations

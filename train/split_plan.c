@@ -172,7 +172,7 @@ static void run_backward(Replay *r, Work work, Flight *f) {
     bool input = work != WORK_WEIGHT_GRADIENT;
     if (input) rehearse_seed(&r->rehearsal, &f->run);
     rehearse_backward(&f->run, halves[work]);
-    if (input) rehearse_leave(&r->rehearsal, &f->run);
+    if (input) rehearse_leave(&f->run);
     if (work == WORK_INPUT_GRADIENT) return;
     tape_reset(f->run.tape);
     f->under_way = false;

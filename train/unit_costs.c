@@ -131,7 +131,7 @@ static UnitTime run_halves(Rehearsal *r, UnitRun *run, const Costing *k, Clock c
     at[2] = clock(k->backend);
     rehearse_backward(run, INPUT_GRADIENTS);
     at[3] = clock(k->backend);
-    rehearse_leave(r, run);
+    rehearse_leave(run);
     at[4] = clock(k->backend);
     rehearse_backward(run, WEIGHT_GRADIENTS);
     at[5] = clock(k->backend);
