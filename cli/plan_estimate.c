@@ -81,11 +81,11 @@ static bool parse(Arguments *a, int argc, char **argv, Error *error) {
         if (!take(a, c, error)) return false;
     if (a->help) return true;
     if (optind < argc) return error_set(error, ERROR_USAGE, "no argument is expected: '%s'", argv[optind]);
-    if (!a->parameters && (!a->text.layers || !a->text.width))
+    if (a->parameters <= 0 && (a->text.layers <= 0 || a->text.width <= 0))
         return error_set(error, ERROR_USAGE, "give --layers and --width, or --parameters");
-    if (a->batch && !a->text.layers)
+    if (a->batch > 0 && a->text.layers <= 0)
         return error_set(error, ERROR_USAGE, "--batch needs the shape: give --layers and --width");
-    if ((a->tokens || a->batch || a->peak) && !a->flops)
+    if ((a->tokens > 0 || a->batch > 0 || a->peak > 0) && a->flops <= 0)
         return error_set(error, ERROR_USAGE, "times need --flops: what a device sustains, 140e12");
     return true;
 }
@@ -95,7 +95,7 @@ static void print_iteration(const Arguments *a) {
     double model = estimate_model_flop(&a->text, a->batch);
     printf("%-28s %.4g model, %.4g on the hardware\n", "FLOP of an iteration", model, hardware);
     printf("%-28s %.4g s\n", "time of an iteration", hardware / (a->gpus * a->flops));
-    if (a->peak)
+    if (a->peak > 0)
         printf("%-28s %.1f %% of the peak for the model (MFU), %.1f %% on the hardware (HFU)\n", "of the peak",
                100 * a->flops / a->peak * model / hardware, 100 * a->flops / a->peak);
 }
@@ -104,8 +104,8 @@ static void print_training(const Arguments *a, double parameters) {
     double seconds = estimate_seconds(parameters, a->tokens, (Recompute)a->recompute, a->gpus, a->flops);
     double hours = seconds / 3600 * a->gpus;
     printf("%-28s %.1f days, %.4g device hours\n", "time of the training", seconds / 86400, hours);
-    if (a->price) printf("%-28s %.4g\n", "price", hours * a->price);
-    if (a->watts) printf("%-28s %.4g kWh\n", "energy", hours * a->watts / 1000);
+    if (a->price > 0) printf("%-28s %.4g\n", "price", hours * a->price);
+    if (a->watts > 0) printf("%-28s %.4g kWh\n", "energy", hours * a->watts / 1000);
 }
 
 static void print_states(const Arguments *a, double parameters) {
@@ -113,7 +113,7 @@ static void print_states(const Arguments *a, double parameters) {
     double devices = bytes / a->memory, whole = (double)(long long)devices;
     printf("%-28s %.4g GB on devices, %.0f of %.4g GB hold them\n", "weights, gradients, moments", bytes / 1e9,
            whole < devices ? whole + 1 : whole, a->memory / 1e9);
-    for (int stage = 0; a->data && stage < 4; stage++)
+    for (int stage = 0; a->data > 0 && stage < 4; stage++)
         printf("  ZeRO %d over %-16.0f %.4g bytes a parameter, %.4g GB; sends %g x\n", stage, a->data,
                estimate_zero_bytes(stage, a->data), estimate_zero_bytes(stage, a->data) * parameters / 1e9,
                estimate_zero_traffic(stage));
@@ -130,10 +130,10 @@ int plan_estimate_main(int argc, char **argv) {
         usage(stdout);
         return 0;
     }
-    double parameters = a.parameters ? a.parameters : estimate_parameters(&a.text);
+    double parameters = a.parameters > 0 ? a.parameters : estimate_parameters(&a.text);
     printf("%-28s %.4g\n", "parameters", parameters);
-    if (a.batch) print_iteration(&a);
-    if (a.tokens) print_training(&a, parameters);
+    if (a.batch > 0) print_iteration(&a);
+    if (a.tokens > 0) print_training(&a, parameters);
     print_states(&a, parameters);
     return 0;
 }
