@@ -208,13 +208,22 @@ static StreamShape shape_of(const Joint *j, const Batch *b, const JointHolds *h,
     check_failed("a stream", __FILE__, __LINE__);
 }
 
+unsigned joint_stream_shapes(const Joint *j, const Batch *b, const JointPass *pass, int unit,
+                             StreamShape out[JOINT_STREAMS]) {
+    JointHolds h = joint_holds(&j->config, b, pass, NULL);
+    unsigned present = joint_present(j, &h, unit);
+    UnitKind next = unit < j->unit_count ? j->units[unit].kind : UNIT_KINDS;
+    for (int s = 0; s < JOINT_STREAMS; s++)
+        out[s] = present & BIT(s) ? shape_of(j, b, &h, (JointStream)s, next) : (StreamShape){0};
+    return present;
+}
+
 bool joint_stream_shape(const Joint *j, const Batch *b, const JointPass *pass, JointStream stream, int unit,
                         StreamShape *out) {
-    JointHolds h = joint_holds(&j->config, b, pass, NULL);
-    *out = (StreamShape){0};
-    if (!(joint_present(j, &h, unit) & BIT(stream))) return false;
-    *out = shape_of(j, b, &h, stream, unit < j->unit_count ? j->units[unit].kind : UNIT_KINDS);
-    return true;
+    StreamShape all[JOINT_STREAMS];
+    unsigned present = joint_stream_shapes(j, b, pass, unit, all);
+    *out = all[stream];
+    return present & BIT(stream);
 }
 
 // ---- recomputation ----

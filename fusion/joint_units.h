@@ -62,9 +62,11 @@ typedef struct StreamShape {
     Dtype dtype;
     int64_t shape[MAX_RANK];
 } StreamShape;
-// What a stream is between unit - 1 and unit in a pass over this batch on this rank; false: absent. A rank may have 0 of
-// shared rows.
+// What a stream is between unit - 1 and unit in a pass over this batch on this rank; false: absent. A rank may have 0
+// of shared rows.
 bool joint_stream_shape(const Joint *, const Batch *, const JointPass *, JointStream, int unit, StreamShape *);
+// The same of all at once: bits of those that are present.
+unsigned joint_stream_shapes(const Joint *, const Batch *, const JointPass *, int unit, StreamShape[JOINT_STREAMS]);
 
 // Units [first, end): takes the streams that come in and leaves those that go out, all others NULL; the losses of the
 // objectives whose heads lie there are added to loss->mean and loss->total (NULL to begin with), loss->count is that of

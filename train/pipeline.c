@@ -26,7 +26,6 @@ typedef struct Flight {
 // A part of the model on this stage. Lanes are NULL at the ends of the model.
 typedef struct Chunk {
     int part, first, end;                          // units
-    unsigned in_streams, out_streams;              // over the boundaries in front and behind
     Lane *in, *out, *gradients_in, *gradients_out; // streams from before, to behind; gradients from behind, to before
     MessageLayout *arriving;                       // (microbatches) what comes from before
     Flight **flights;                              // (microbatches); NULL: not under way
@@ -82,15 +81,13 @@ static void join(Pipeline *p, int part) {
     }
 }
 
-static void open_chunk(Pipeline *p, int number, const JointUnit *units, int count) {
+static void open_chunk(Pipeline *p, int number) {
     int part = pipeline_part(&p->shape, p->stage, number), first = p->setup.units[part], end = p->setup.units[part + 1];
     size_t microbatches = (size_t)p->shape.microbatches;
     Chunk *c = &p->chunks[number];
     *c = (Chunk){.part = part,
                  .first = first,
                  .end = end,
-                 .in_streams = joint_boundary(units, count, first),
-                 .out_streams = joint_boundary(units, count, end),
                  .arriving = calloc(microbatches, sizeof *c->arriving),
                  .flights = calloc(microbatches, sizeof(Flight *))};
     check(c->arriving && c->flights && first < end);
@@ -99,11 +96,9 @@ static void open_chunk(Pipeline *p, int number, const JointUnit *units, int coun
 Pipeline *pipeline_new(const PipelineSetup *setup) {
     Pipeline *p = calloc(1, sizeof *p);
     const PipelineShape *shape = &setup->table->shape;
-    const JointConfig *config = joint_config(setup->joint);
-    int parts = shape->stages * shape->chunks, count = joint_units(config, NULL);
-    JointUnit *units = calloc((size_t)count, sizeof *units);
-    check(p && units && comm_size(setup->group) == shape->stages && setup->units[parts] == count);
-    joint_units(config, units);
+    int parts = shape->stages * shape->chunks;
+    check(p && comm_size(setup->group) == shape->stages);
+    check(setup->units[parts] == joint_units(joint_config(setup->joint), NULL));
     *p = (Pipeline){.setup = *setup,
                     .shape = *shape,
                     .stage = comm_rank(setup->group),
@@ -112,9 +107,8 @@ Pipeline *pipeline_new(const PipelineSetup *setup) {
                     .lanes = calloc((size_t)(2 * parts), sizeof(Lane *)),
                     .chunks = calloc((size_t)shape->chunks, sizeof *p->chunks)};
     check(p->lanes && p->chunks);
-    for (int i = 0; i < shape->chunks; i++) open_chunk(p, i, units, count);
+    for (int i = 0; i < shape->chunks; i++) open_chunk(p, i);
     for (int part = 1; part < parts; part++) join(p, part);
-    free(units);
     return p;
 }
 
@@ -189,9 +183,9 @@ static JointPass pass_of(const Pass *r, int microbatch) {
 
 // ---- messages ----
 
-static MessageLayout layout_at(const Pass *r, int microbatch, unsigned streams, int unit) {
+static MessageLayout layout_at(const Pass *r, int microbatch, int unit) {
     JointPass pass = pass_of(r, microbatch);
-    return message_layout(r->pipeline->setup.joint, &r->microbatches[microbatch].batch, &pass, streams, unit);
+    return message_layout(r->pipeline->setup.joint, &r->microbatches[microbatch].batch, &pass, unit);
 }
 
 static MessageHeader header_of(const Pass *r, int microbatch, int boundary, bool gradients) {
@@ -237,28 +231,14 @@ static void arrive(Pass *r, const Chunk *c, Flight *f, int microbatch, void *mes
                                        message_at(message, l, s), h->wanted >> s & 1);
 }
 
-// What is to go is what the part behind was told to expect.
 static bool check_leaving(Pass *r, const Chunk *c, const Flight *f, int microbatch, const MessageLayout *l) {
-    char shape[96];
-    for (int s = 0; s < JOINT_STREAMS; s++) {
-        const Tensor *x = c->out_streams >> s & 1 ? f->out.of[s] : NULL;
-        bool due = l->streams >> s & 1;
-        if (due == (x != NULL) && (!due || stream_shape_is(&l->shapes[s], x))) continue;
-        StreamShape made = {0};
-        if (x) made = (StreamShape){x->rank, x->dtype, {x->shape[0], x->shape[1], x->shape[2], x->shape[3]}};
-        char text[96];
-        return error_set(r->error, ERROR_FAILED,
-                         "stage %d: microbatch %d, boundary in front of part %d: stream \"%s\" is %s where %s was said "
-                         "to come",
-                         r->pipeline->stage, microbatch, c->part + 1, joint_stream_names[s],
-                         x ? stream_shape_text(&made, shape) : "absent",
-                         due ? stream_shape_text(&l->shapes[s], text) : "nothing");
-    }
-    return true;
+    return message_check_leaving(l, &f->out, r->error) ||
+           error_prefix(r->error, "stage %d: microbatch %d, boundary in front of part %d", r->pipeline->stage,
+                        microbatch, c->part + 1);
 }
 
 static void leave_streams(Pass *r, Chunk *c, Flight *f, int microbatch) {
-    MessageLayout l = layout_at(r, microbatch, c->out_streams, c->end);
+    MessageLayout l = layout_at(r, microbatch, c->end);
     MessageHeader what = header_of(r, microbatch, c->part + 1, false);
     void *message = lane_message(c->out, l.bytes);
     bool ok = !failed(r, f) && check_leaving(r, c, f, microbatch, &l);
@@ -385,7 +365,7 @@ static void run_gradients(Pass *r, const Slot *row, Chunk *c) {
 static void expect(Pass *r, Chunk *c) {
     const Pipeline *p = r->pipeline;
     for (int m = 0; c->in && m < p->shape.microbatches; m++) {
-        c->arriving[m] = layout_at(r, m, c->in_streams, c->first);
+        c->arriving[m] = layout_at(r, m, c->first);
         lane_expect(c->in, c->arriving[m].bytes);
     }
 }

@@ -20,15 +20,10 @@ static void append(MessageLayout *l, int stream, const StreamShape *shape) {
     l->bytes += align(shape_bytes(shape));
 }
 
-MessageLayout message_layout(const Joint *joint, const Batch *batch, const JointPass *pass, unsigned streams,
-                             int unit) {
-    MessageLayout l = {.bytes = align(sizeof(MessageHeader))};
-    for (int s = 0; s < JOINT_STREAMS; s++) {
-        StreamShape shape = {0};
-        if (streams >> s & 1 && joint_stream_shape(joint, batch, pass, (JointStream)s, unit, &shape))
-            append(&l, s, &shape);
-    }
-    return l;
+MessageLayout message_layout(const Joint *joint, const Batch *batch, const JointPass *pass, int unit) {
+    MessageLayout l = {0};
+    l.streams = joint_stream_shapes(joint, batch, pass, unit, l.shapes);
+    return message_layout_of(&l, l.streams);
 }
 
 MessageLayout message_layout_of(const MessageLayout *all, unsigned streams) {
@@ -47,14 +42,21 @@ MessageHeader *message_begin(void *message, const MessageLayout *layout, const M
     return h;
 }
 
-const char *stream_shape_text(const StreamShape *s, char text[96]) {
+typedef struct ShapeText {
+    char text[96];
+} ShapeText;
+
+// "f32 (2, 8, 16)"
+static ShapeText text_of(int rank, Dtype dtype, const int64_t *shape) {
     static const char *const types[] = {"f32", "bf16", "i32", "u8"};
-    int n = snprintf(text, 96, "%s (", (unsigned)s->dtype < 4 ? types[s->dtype] : "?");
-    for (int i = 0; i < s->rank && i < MAX_RANK; i++)
-        n += snprintf(text + n, (size_t)(96 - n), "%s%lld", i ? ", " : "", (long long)s->shape[i]);
-    snprintf(text + n, (size_t)(96 - n), ")");
-    return text;
+    ShapeText t;
+    size_t n = (size_t)snprintf(t.text, sizeof t.text, "%s (", (unsigned)dtype < 4 ? types[dtype] : "?");
+    for (int i = 0; i < rank && i < MAX_RANK; i++)
+        n += (size_t)snprintf(t.text + n, sizeof t.text - n, "%s%lld", i ? ", " : "", (long long)shape[i]);
+    snprintf(t.text + n, sizeof t.text - n, ")");
+    return t;
 }
+#define STREAM_TEXT(s) (text_of((s)->rank, (s)->dtype, (s)->shape).text) // lives as long as the call it stands in
 
 static bool same_shape(const StreamShape *a, int rank, Dtype dtype, const int64_t *shape) {
     if (a->rank != rank || a->dtype != dtype) return false;
@@ -63,20 +65,17 @@ static bool same_shape(const StreamShape *a, int rank, Dtype dtype, const int64_
     return true;
 }
 
-bool stream_shape_is(const StreamShape *s, const Tensor *t) { return same_shape(s, t->rank, t->dtype, t->shape); }
-
 static bool check_stream(const MessageHeader *h, const MessageLayout *l, int s, Error *error) {
     const char *what = h->gradients ? "gradient of stream" : "stream", *name = joint_stream_names[s];
     const StreamShape *came = &h->shapes[s], *wanted = &l->shapes[s];
     bool here = h->streams >> s & 1, due = l->streams >> s & 1;
-    char a[96], b[96];
     if (here && !due)
         return error_set(error, ERROR_FAILED, "%s \"%s\" came, which this batch does not have", what, name);
     if (due && !here && !h->gradients)
-        return error_set(error, ERROR_FAILED, "%s \"%s\", %s, did not come", what, name, stream_shape_text(wanted, b));
+        return error_set(error, ERROR_FAILED, "%s \"%s\", %s, did not come", what, name, STREAM_TEXT(wanted));
     if (here && !same_shape(wanted, came->rank, came->dtype, came->shape))
         return error_set(error, ERROR_FAILED, "%s \"%s\" came as %s where this batch has %s", what, name,
-                         stream_shape_text(came, a), stream_shape_text(wanted, b));
+                         STREAM_TEXT(came), STREAM_TEXT(wanted));
     return true;
 }
 
@@ -95,4 +94,16 @@ bool message_check(const void *message, const MessageLayout *layout, const Messa
     for (int s = 0; ok && s < JOINT_STREAMS; s++) ok = check_stream(h, layout, s, error);
     return ok ||
            error_prefix(error, "microbatch %d, boundary in front of part %d", expected->microbatch, expected->boundary);
+}
+
+bool message_check_leaving(const MessageLayout *l, const JointStreams *streams, Error *error) {
+    for (int s = 0; s < JOINT_STREAMS; s++) {
+        const Tensor *x = streams->of[s];
+        const StreamShape *due = l->streams >> s & 1 ? &l->shapes[s] : NULL;
+        if (!x && !due) continue;
+        if (x && due && same_shape(due, x->rank, x->dtype, x->shape)) continue;
+        return error_set(error, ERROR_FAILED, "stream \"%s\" is %s where %s was to leave", joint_stream_names[s],
+                         x ? STREAM_TEXT(x) : "absent", due ? STREAM_TEXT(due) : "nothing");
+    }
+    return true;
 }

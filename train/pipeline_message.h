@@ -1,6 +1,6 @@
 /* What crosses a boundary between two parts of a pipeline: one message a microbatch and direction. A header says what
  * it is; the elements of its streams, or of their gradients, follow in one piece of host memory. Both sides know from
- * their batch how large it is (joint_stream_shape), so that it is received before anybody looks into it; then the
+ * their batch how large it is (joint_stream_shapes), so that it is received before anybody looks into it; then the
  * header is held against what was expected. */
 #pragma once
 #include "fusion/joint_units.h"
@@ -13,8 +13,8 @@ typedef struct MessageLayout {
     size_t bytes;             // of all
 } MessageLayout;
 
-// What of `streams` a microbatch brings over the boundary in front of `unit`.
-MessageLayout message_layout(const Joint *, const Batch *, const JointPass *, unsigned streams, int unit);
+// What a microbatch brings over the boundary in front of `unit`.
+MessageLayout message_layout(const Joint *, const Batch *, const JointPass *, int unit);
 MessageLayout message_layout_of(const MessageLayout *, unsigned streams); // of some of its streams alone
 
 typedef struct MessageHeader {
@@ -36,6 +36,5 @@ MessageHeader *message_begin(void *message, const MessageLayout *layout, const M
 // Whether a message is the one that is expected, with all streams of the layout (of gradients: with some of them).
 // The error names microbatch, boundary and stream, with both shapes.
 bool message_check(const void *message, const MessageLayout *layout, const MessageHeader *expected, Error *);
-// "f32 (2, 8, 16)", in `text`.
-const char *stream_shape_text(const StreamShape *, char text[96]);
-bool stream_shape_is(const StreamShape *, const Tensor *);
+// Whether what is to go is what the other side expects: for each stream a tensor of its shape, and no others.
+bool message_check_leaving(const MessageLayout *, const JointStreams *, Error *);

@@ -96,6 +96,26 @@ static void a_gradient_may_be_missing_where_nothing_was_formed(void **state) {
     assert_done(message_check(c.message, &c.layout, &c.what, &error), &error);
 }
 
+static void what_leaves_must_be_what_is_expected(void **state) {
+    (void)state;
+    Error error = {0};
+    Case c = whole(false);
+    Tensor lm = {.rank = 3, .dtype = F32, .shape = {2, 3, 4}}, trunk = {.rank = 2, .dtype = BF16, .shape = {5, 8}};
+    JointStreams streams = {0};
+    streams.of[STREAM_LM] = &lm, streams.of[STREAM_TRUNK] = &trunk;
+    assert_done(message_check_leaving(&c.layout, &streams, &error), &error);
+    trunk.shape[1] = 9;
+    assert_false(message_check_leaving(&c.layout, &streams, &error));
+    assert_message_has(&error, "is bf16 (5, 9) where bf16 (5, 8) was to leave");
+    streams.of[STREAM_TRUNK] = NULL;
+    assert_false(message_check_leaving(&c.layout, &streams, &error));
+    assert_message_has(&error, "is absent where bf16 (5, 8) was to leave");
+    trunk.shape[1] = 8;
+    streams.of[STREAM_TRUNK] = streams.of[STREAM_MAE] = &trunk;
+    assert_false(message_check_leaving(&c.layout, &streams, &error));
+    assert_message_has(&error, "is bf16 (5, 8) where nothing was to leave");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(streams_stand_one_behind_the_other),
@@ -103,6 +123,7 @@ int main(void) {
         cmocka_unit_test(another_message_is_named),
         cmocka_unit_test(another_shape_is_named_with_the_one_expected),
         cmocka_unit_test(a_stream_may_neither_be_missing_nor_too_many),
+        cmocka_unit_test(what_leaves_must_be_what_is_expected),
         cmocka_unit_test(a_gradient_may_be_missing_where_nothing_was_formed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
