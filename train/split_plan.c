@@ -2,9 +2,7 @@
  * sums over units. So where memory is limited these sums are first set right by what a split without a limit holds, and
  * what is found is run dry again. */
 #include "train/split_plan.h"
-#include "kernels/dry.h"
-#include "kernels/nn/parameters.h"
-#include "train/rehearsal.h"
+#include "train/stage_replay.h"
 #include <math.h>
 #include <string.h>
 
@@ -132,106 +130,24 @@ static void count_parameters(Planner *p) {
     }
 }
 
-// A microbatch on its way through a chunk, and its tape for the next one.
-typedef struct Flight {
-    UnitRun run;
-    bool under_way;
-} Flight;
-
-typedef struct Replay {
-    const Planner *planner;
-    Rehearsal rehearsal;
-    Backend *backend;
-    Flight *flights; // (count)
-    int count;
-    int *flight; // (chunks, microbatches)
-} Replay;
-
-static int depart(Replay *r) {
-    int i = 0;
-    while (i < r->count && r->flights[i].under_way) i++;
-    if (i == r->count) r->flights[r->count++].run.tape = tape_new_in(r->rehearsal.memory, true);
-    r->flights[i].under_way = true;
-    return i;
-}
-
-static void run_forward(Replay *r, int part, int microbatch, Flight *f) {
-    const SplitPlan *plan = r->planner->plan;
-    const UnitCosts *c = &plan->costs;
-    int shape = c->shape[r->planner->first_piece + microbatch], first = plan->first[part];
-    f->run.first = first;
-    f->run.end = plan->first[part + 1];
-    f->run.batch = &c->batches[shape];
-    f->run.wanted = c->wanted[(int64_t)first * c->shapes + shape];
-    rehearse_arrive(&r->rehearsal, &f->run);
-    rehearse_forward(&r->rehearsal, &f->run);
-}
-
-static void run_backward(Replay *r, Work work, Flight *f) {
-    static const Halves halves[WORKS] = {0, INPUT_GRADIENTS, WEIGHT_GRADIENTS, ALL_GRADIENTS};
-    bool input = work != WORK_WEIGHT_GRADIENT;
-    if (input) rehearse_seed(&r->rehearsal, &f->run);
-    rehearse_backward(&f->run, halves[work]);
-    if (input) rehearse_leave(&f->run);
-    if (work == WORK_INPUT_GRADIENT) return;
-    tape_reset(f->run.tape);
-    f->under_way = false;
-}
-
-static void run_row(Replay *r, int stage, const Slot *row) {
-    const PipelineShape *s = &r->planner->plan->table.shape;
-    int *number = &r->flight[row->chunk * s->microbatches + row->microbatch];
-    if (row->work == WORK_FORWARD) {
-        *number = depart(r);
-        run_forward(r, pipeline_part(s, stage, row->chunk), row->microbatch, &r->flights[*number]);
-    } else {
-        run_backward(r, row->work, &r->flights[*number]);
-    }
-}
-
-// The most that the tapes of a stage hold at once.
-static double replay_stage(Replay *r, int stage) {
-    const PipelineTable *t = &r->planner->plan->table;
-    r->count = 0;
-    for (int k = 0; k < t->counts[stage]; k++) run_row(r, stage, &t->rows[stage][k]);
-    double peak = (double)tape_memory_peak(r->rehearsal.memory);
-    for (int i = 0; i < r->count; i++) tape_free(r->flights[i].run.tape);
-    rehearsal_renew(&r->rehearsal, r->backend);
-    return peak;
-}
-
-static void replay(Planner *p) {
-    SplitPlan *plan = p->plan;
-    const PipelineShape *s = &plan->table.shape;
-    int64_t cells = (int64_t)s->chunks * s->microbatches;
-    Error error = {0};
-    Replay r = {.planner = p,
-                .backend = dry_backend_new(),
-                .flights = arena_array(p->arena, Flight, cells),
-                .flight = arena_array(p->arena, int, cells)};
-    Joint *joint = rehearsal_model(r.backend, &p->config->model, p->config->precision ? BF16 : F32, &error);
-    check(joint); // the same as that of the costs
-    rehearsal_open(&r.rehearsal, r.backend, joint, plan->costs.batches, plan->costs.shapes);
-    for (int i = 0; i < s->stages; i++) plan->stages[i].tapes = plan->costs.held * replay_stage(&r, i);
-    rehearsal_close(&r.rehearsal);
-    joint_free(joint);
-    backend_free(r.backend);
-}
-
 // ---- the split ----
 
 static void fill_in(Planner *p) {
-    p->plan->stages = arena_array(p->arena, StagePlan, p->plan->table.shape.stages);
+    SplitPlan *plan = p->plan;
+    int stages = plan->table.shape.stages;
+    double *tapes = arena_array(p->arena, double, stages);
+    plan->stages = arena_array(p->arena, StagePlan, stages);
     p->first_piece = costliest_rank(p);
     simulate(p);
     count_parameters(p);
-    replay(p);
+    stage_replay(p->config, &plan->costs, &plan->table, plan->first, p->first_piece, tapes);
+    for (int i = 0; i < stages; i++) plan->stages[i].tapes = plan->costs.held * tapes[i];
 }
 
 // (stages, chunks) microbatches between forward and weight gradient, the most at once.
 static int *count_live(const PipelineTable *t, Arena *arena) {
-    int chunks = t->shape.chunks, *live = arena_array(arena, int, t->shape.stages *chunks);
-    int *now = arena_array(arena, int, t->shape.stages *chunks);
+    int chunks = t->shape.chunks, *live = arena_array(arena, int, t->shape.stages * chunks);
+    int *now = arena_array(arena, int, t->shape.stages * chunks);
     for (int i = 0; i < t->shape.stages; i++)
         for (int k = 0; k < t->counts[i]; k++) {
             const Slot *row = &t->rows[i][k];
