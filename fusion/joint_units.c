@@ -226,6 +226,19 @@ bool joint_stream_shape(const Joint *j, const Batch *b, const JointPass *pass, J
     return present & BIT(stream);
 }
 
+double joint_streams_bytes(const Joint *j, const Batch *b, const JointPass *pass, int unit, unsigned which) {
+    StreamShape shapes[JOINT_STREAMS];
+    unsigned present = which & joint_stream_shapes(j, b, pass, unit, shapes);
+    double sum = 0;
+    for (int s = 0; s < JOINT_STREAMS; s++) {
+        if (!(present & BIT(s))) continue;
+        double bytes = (double)dtype_size(shapes[s].dtype);
+        for (int d = 0; d < shapes[s].rank; d++) bytes *= (double)shapes[s].shape[d];
+        sum += bytes;
+    }
+    return sum;
+}
+
 // ---- recomputation ----
 
 static bool lies_under(const JointUnit *u, const char *prefix) {

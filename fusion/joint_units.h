@@ -67,6 +67,8 @@ typedef struct StreamShape {
 bool joint_stream_shape(const Joint *, const Batch *, const JointPass *, JointStream, int unit, StreamShape *);
 // The same of all at once: bits of those that are present.
 unsigned joint_stream_shapes(const Joint *, const Batch *, const JointPass *, int unit, StreamShape[JOINT_STREAMS]);
+// Bytes of those of the streams `which` (bits) that are present there.
+double joint_streams_bytes(const Joint *, const Batch *, const JointPass *, int unit, unsigned which);
 
 // Units [first, end): takes the streams that come in and leaves those that go out, all others NULL; the losses of the
 // objectives whose heads lie there are added to loss->mean and loss->total (NULL to begin with), loss->count is that of

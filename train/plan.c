@@ -4,6 +4,7 @@
 #include "train/memory.h"
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
 
 static double moved(double bytes, int ranks) { return bytes * (ranks - 1) / ranks; }
 
@@ -75,7 +76,20 @@ static void add_pairs(const TrainConfig *c, Plan *p) {
     p->features = 3 * moved(4 * (double)(all * width), data); // texts twice, their gradients once
 }
 
-bool plan_make(const TrainConfig *c, int ranks, Plan *p, Error *error) {
+// Of what was counted for the whole model, the part of a stage.
+static bool add_pipeline(const TrainConfig *c, Arena *memory, Plan *p, Error *error) {
+    int stages = p->layout.size[MESH_PIPELINE];
+    if (stages == 1) return true;
+    if (!pipeline_plan(c, &p->layout, memory, &p->pipeline, error)) return false;
+    p->model = p->pipeline.parameters;
+    p->activations = p->pipeline.tapes;
+    p->gradients *= p->pipeline.part_of_model;
+    p->parameters *= p->pipeline.part_of_model;
+    p->tensor /= stages;
+    return true;
+}
+
+bool plan_make(const TrainConfig *c, int ranks, Arena *arena, Plan *p, Error *error) {
     *p = (Plan){0};
     const int64_t *size = c->parallel.size;
     int64_t least = (size[MESH_DATA] ? size[MESH_DATA] : 1) * size[MESH_PIPELINE] * size[MESH_TENSOR];
@@ -87,7 +101,7 @@ bool plan_make(const TrainConfig *c, int ranks, Plan *p, Error *error) {
     add_parameters(c, p);
     add_tensor(c, p);
     add_pairs(c, p);
-    return true;
+    return add_pipeline(c, arena, p, error);
 }
 
 // ---- in words ----
@@ -102,9 +116,15 @@ static void write_memory(const TrainConfig *c, const Plan *p, Buffer *out) {
     char detail[128];
     snprintf(detail, sizeof detail, "ZeRO %d over %d, of %.2f M weights in all", (int)c->parallel.zero,
              p->layout.size[MESH_DATA], joint_weights(&c->model) / 1e6);
-    buffer_text(out, "memory of a rank, at least\n");
-    write_bytes(out, "weights, gradients, moments", p->model, detail);
-    write_bytes(out, "activations of a piece", p->activations, "");
+    if (p->layout.size[MESH_PIPELINE] > 1) {
+        buffer_printf(out, "memory of a rank of stage %d, the fullest\n", p->pipeline.fullest);
+        write_bytes(out, "weights, gradients, moments", p->model, detail);
+        write_bytes(out, "activations, the most at once", p->activations, "");
+    } else {
+        buffer_text(out, "memory of a rank, at least\n");
+        write_bytes(out, "weights, gradients, moments", p->model, detail);
+        write_bytes(out, "activations of a piece", p->activations, "");
+    }
     if (p->pairs > 0) write_bytes(out, "contrastive loss over all pairs", p->pairs, "features and work space");
     write_bytes(out, "together", p->model + p->activations + p->pairs, "");
     buffer_printf(out, "  this machine has %.1f GiB free\n", memory_available(1) / 0x1p30);
@@ -122,6 +142,13 @@ static void write_rows(const Plan *p, Buffer *out) {
     }
 }
 
+static void write_pipeline(const TrainConfig *c, const Plan *p, Buffer *out) {
+    if (p->layout.size[MESH_PIPELINE] == 1) return;
+    stages_describe(&p->pipeline.stages, out);
+    buffer_printf(out, "\n  stages wait %.1f %% of a step, by modelled costs%s\n", 100 * p->pipeline.bubble,
+                  strcmp(c->parallel.split, "measured") ? "" : "; a run measures them and may split elsewhere");
+}
+
 static void write_communication(const Plan *p, Buffer *out) {
     const struct {
         const char *what;
@@ -129,10 +156,13 @@ static void write_communication(const Plan *p, Buffer *out) {
     } parts[] = {{"gradients, over data", p->gradients},
                  {"parameters, over data", p->parameters},
                  {"activations, over tensor", p->tensor},
+                 {"activations, to the next stage", p->pipeline.forward},
+                 {"gradients, to the stage before", p->pipeline.back},
+                 {"gradients of words, to their copy", p->pipeline.words},
                  {"features of pairs, over data", p->features}};
     if (p->layout.ranks == 1) return;
     buffer_text(out, "sent by a rank in a step, about\n");
-    for (int i = 0; i < 4; i++)
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
         if (parts[i].bytes > 0) write_bytes(out, parts[i].what, parts[i].bytes, "");
 }
 
@@ -141,6 +171,7 @@ void plan_write(const TrainConfig *c, const Plan *p, Buffer *out) {
     buffer_text(out, "\n");
     mesh_describe(p->layout.size, NULL, out);
     buffer_text(out, "\n");
+    write_pipeline(c, p, out);
     write_memory(c, p, out);
     write_rows(p, out);
     write_communication(p, out);

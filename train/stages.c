@@ -1,7 +1,6 @@
 /* See stages.h. */
 #include "train/stages.h"
 #include "train/agree.h"
-#include "train/split_plan.h"
 #include <string.h>
 
 static int unit_named(const Stages *s, const char *name, size_t length) {
@@ -52,8 +51,8 @@ static bool check_fits(const SplitPlan *plan, double memory_limit, const char *h
         const StagePlan *s = &plan->stages[i];
         if (s->parameters + s->tapes <= memory_limit) continue;
         return error_set(error, ERROR_USAGE,
-                         "parallel.split %s: stage %d needs %.2f GiB (%.2f for parameters, gradients and moments, %.2f "
-                         "for activations), %.2f GiB are there for it; parallel.split: cost looks for one that fits, "
+                         "parallel.split %s: stage %d needs %.3g GiB (%.3g for parameters, gradients and moments, %.3g "
+                         "for activations), %.3g GiB are there for it; parallel.split: cost looks for one that fits, "
                          "more stages, more (smaller) microbatches or train.recompute: full take less",
                          how, i, (s->parameters + s->tapes) / GIB, s->parameters / GIB, s->tapes / GIB,
                          memory_limit / GIB);
@@ -61,10 +60,20 @@ static bool check_fits(const SplitPlan *plan, double memory_limit, const char *h
     return true;
 }
 
-static bool split(const TrainConfig *c, const Layout *l, double memory_limit, Stages *s, Arena *memory, Error *error) {
+static bool begin(const TrainConfig *c, const Layout *l, Arena *memory, Stages *s, Error *error) {
+    *s = (Stages){.count = joint_units(&c->model, NULL), .parts = l->pipeline.stages * l->pipeline.chunks};
+    s->units = arena_array(memory, JointUnit, s->count);
+    s->first = arena_array(memory, int, s->parts + 1);
+    s->tapes = arena_array(memory, double, l->pipeline.stages);
+    joint_units(&c->model, s->units);
+    return pipeline_make(&l->pipeline, memory, &s->table, error);
+}
+
+static bool split(const TrainConfig *c, const Layout *l, double memory_limit, Stages *s, Arena *memory, SplitPlan *plan,
+                  Error *error) {
     const char *how = c->parallel.split;
     bool measured = !strcmp(how, "measured"), found = measured || !strcmp(how, "cost");
-    SplitPlan best, plan;
+    SplitPlan best;
     SplitOptions options = {.shape = l->pipeline,
                             .measured = measured,
                             .threads = (int)c->threads,
@@ -74,26 +83,26 @@ static bool split(const TrainConfig *c, const Layout *l, double memory_limit, St
         split_evenly(s->units, s->count, s->parts, s->first);
     else if (!found && !read_split(s, how, memory, error))
         return false;
-    if (!split_plan_find(c, l, &options, memory, &best, error)) return false;
+    if (!split_plan_find(c, l, &options, memory, found ? plan : &best, error)) return false;
     if (found)
-        memcpy(s->first, best.first, sizeof *s->first * (size_t)(s->parts + 1));
+        memcpy(s->first, plan->first, sizeof *s->first * (size_t)(s->parts + 1));
     else
-        split_plan_at(c, l, &best, s->first, memory, &plan);
-    const SplitPlan *taken = found ? &best : &plan;
-    for (int i = 0; i < l->pipeline.stages; i++) s->tapes[i] = taken->stages[i].tapes;
-    return found || check_fits(&plan, memory_limit, how, error);
+        split_plan_at(c, l, &best, s->first, memory, plan);
+    for (int i = 0; i < l->pipeline.stages; i++) s->tapes[i] = plan->stages[i].tapes;
+    return found || check_fits(plan, memory_limit, how, error);
+}
+
+bool stages_plan(const TrainConfig *c, const Layout *l, double memory_limit, Arena *memory, Stages *s, SplitPlan *plan,
+                 Error *error) {
+    return begin(c, l, memory, s, error) && split(c, l, memory_limit, s, memory, plan, error);
 }
 
 bool stages_resolve(const TrainConfig *c, const Layout *l, double memory_limit, Comm *world, Arena *memory, Stages *s,
                     Error *error) {
-    *s = (Stages){.count = joint_units(&c->model, NULL), .parts = l->pipeline.stages * l->pipeline.chunks};
-    s->units = arena_array(memory, JointUnit, s->count);
-    s->first = arena_array(memory, int, s->parts + 1);
-    s->tapes = arena_array(memory, double, l->pipeline.stages);
-    joint_units(&c->model, s->units);
+    SplitPlan plan;
     Arena *work = arena_new(1 << 16);
-    bool ok = pipeline_make(&l->pipeline, memory, &s->table, error);
-    if (ok && comm_rank(world) == 0) ok = split(c, l, memory_limit, s, work, error);
+    bool ok = begin(c, l, memory, s, error);
+    if (ok && comm_rank(world) == 0) ok = split(c, l, memory_limit, s, work, &plan, error);
     arena_free(work);
     if (!agree_with_first(world, ok, error)) return false;
     comm_broadcast(world, s->first, (int64_t)sizeof *s->first * (s->parts + 1), 0, "split of the model");

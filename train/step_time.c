@@ -41,15 +41,7 @@ static bool is_block(UnitKind kind) {
 static double stream_bytes(const StepWork *w, int unit, int piece, unsigned which) {
     const Batch *batch = &w->costs->batches[w->costs->shape[piece]];
     JointPass pass = {.training = true};
-    double sum = 0;
-    for (int s = 0; s < JOINT_STREAMS; s++) {
-        StreamShape shape;
-        if (!(which >> s & 1) || !joint_stream_shape(w->joint, batch, &pass, (JointStream)s, unit, &shape)) continue;
-        double elements = 1;
-        for (int d = 0; d < shape.rank; d++) elements *= (double)shape.shape[d];
-        sum += elements * (double)dtype_size(shape.dtype);
-    }
-    return sum;
+    return joint_streams_bytes(w->joint, batch, &pass, unit, which);
 }
 
 // ---- what ranks tell one another ----

@@ -26,6 +26,7 @@ static void a_plan_tells_the_layout_and_refuses_what_does_not_fit(void **state) 
     assert_prints("4 processes: data 2 x tensor 2, ZeRO 1", project, "plan", "config.yaml", "parallel.tensor=2",
                   "parallel.zero=1", "--ranks", "4");
     assert_prints("weights, gradients, moments", project, "plan", "config.yaml");
+    assert_prints("memory of a rank of stage", project, "plan", "config.yaml", "parallel.pipeline=2");
     assert_prints("usage: bifocal plan", project, "plan", "--help");
     assert_refuses(2, "parallel.tensor to one of 1", project, "plan", "config.yaml", "parallel.tensor=2", "--ranks",
                    "3");

@@ -4,6 +4,19 @@
 #include <math.h>
 #include <string.h>
 
+static Arena *arena;
+
+static int open_arena(void **state) {
+    (void)state;
+    arena = arena_new(1 << 16);
+    return 0;
+}
+static int close_arena(void **state) {
+    (void)state;
+    arena_free(arena);
+    return 0;
+}
+
 static TrainConfig config(SourceConfig sources[2]) {
     TrainConfig c = {.microbatches = 8, .lm_length = 64, .caption_length = 64, .contrastive_length = 32};
     for (int a = 0; a < MESH_AXES; a++) c.parallel.size[a] = a != MESH_DATA;
@@ -21,7 +34,7 @@ static TrainConfig config(SourceConfig sources[2]) {
 static Plan plan_of(const TrainConfig *c, int ranks) {
     Plan p;
     Error error = {0};
-    assert_done(plan_make(c, ranks, &p, &error), &error);
+    assert_done(plan_make(c, ranks, arena, &p, &error), &error);
     return p;
 }
 
@@ -82,13 +95,67 @@ static void a_plan_that_does_not_fit_is_refused_and_one_that_does_is_told(void *
     Error error = {0};
     Buffer text = {0};
     c.parallel.size[MESH_TENSOR] = 2;
-    assert_false(plan_make(&c, 3, &p, &error));
+    assert_false(plan_make(&c, 3, arena, &p, &error));
     assert_message_has(&error, "parallel.tensor");
     p = plan_of(&c, 64);
     plan_write(&c, &p, &text);
     assert_non_null(strstr(text.data, "64 processes: data 32 x tensor 2"));
     assert_non_null(strstr(text.data, "8 data ranks get no sample of any step"));
     buffer_free(&text);
+}
+
+// Text alone: rows of the step's tokens go over each boundary, and as many gradients come back.
+static TrainConfig text_pipeline(SourceConfig sources[2], int stages) {
+    TrainConfig c = config(sources);
+    c.model.weight[OBJECTIVE_CONTRASTIVE] = 0;
+    c.model.has_vision = false;
+    c.model.text.tied = true;
+    c.data.count = 1;
+    c.parallel.size[MESH_PIPELINE] = stages;
+    c.parallel.schedule = PIPELINE_1F1B;
+    c.parallel.split = "cost";
+    return c;
+}
+
+static void a_pipeline_is_told_by_its_stages_and_what_goes_between_them(void **state) {
+    (void)state;
+    SourceConfig sources[2];
+    TrainConfig c = text_pipeline(sources, 3), one = text_pipeline(sources, 1);
+    double stream = 16 * 64 * 128 * sizeof(float), words = 1024 * 128 * sizeof(float);
+    Plan p = plan_of(&c, 3), alone = plan_of(&one, 1);
+    assert_near(p.pipeline.forward, stream);
+    assert_near(p.pipeline.back, stream);
+    assert_near(p.pipeline.words, words);
+    assert_true(p.pipeline.bubble > 0 && p.pipeline.bubble < 1);
+    assert_true(p.model > alone.model / 3 && p.model < alone.model);
+    assert_true(p.activations > 0 && alone.pipeline.forward == 0);
+    p = plan_of(&c, 6); // two data ranks: each sends its half of the rows, and without ZeRO all words
+    assert_near(p.pipeline.forward, stream / 2);
+    assert_near(p.pipeline.words, words);
+    c.parallel.zero = 1;
+    assert_near(plan_of(&c, 6).pipeline.words, words / 2);
+    Buffer text = {0};
+    plan_write(&c, &p, &text);
+    assert_non_null(strstr(text.data, "stage 0: text.embed"));
+    assert_non_null(strstr(text.data, "activations, to the next stage"));
+    buffer_free(&text);
+}
+
+static void a_pipeline_that_does_not_fit_is_refused(void **state) {
+    (void)state;
+    SourceConfig sources[2];
+    TrainConfig c = text_pipeline(sources, 2);
+    Plan p;
+    Error error = {0};
+    c.parallel.stage_memory = 1 << 20;
+    assert_false(plan_make(&c, 2, arena, &p, &error));
+    assert_message_has(&error, "fits into");
+    c.parallel.split = "text.blocks.9";
+    assert_false(plan_make(&c, 2, arena, &p, &error));
+    assert_message_has(&error, "no unit 'text.blocks.9'");
+    c.parallel.split = "measured"; // modelled: nothing is measured
+    c.parallel.stage_memory = 0;
+    assert_done(plan_make(&c, 2, arena, &p, &error), &error);
 }
 
 int main(void) {
@@ -98,6 +165,8 @@ int main(void) {
         cmocka_unit_test(one_process_tells_nobody_anything),
         cmocka_unit_test(what_is_sent_follows_from_the_stage),
         cmocka_unit_test(a_plan_that_does_not_fit_is_refused_and_one_that_does_is_told),
+        cmocka_unit_test(a_pipeline_is_told_by_its_stages_and_what_goes_between_them),
+        cmocka_unit_test(a_pipeline_that_does_not_fit_is_refused),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, open_arena, close_arena);
 }
