@@ -6,10 +6,10 @@
 #include "kernels/cuda/kernels.h"
 
 enum {
-    CHUNK = 512 << 20,
-    ROWS_UNIT = 128,
-    PADDING = 128
-}; // bytes of logits; rows of a chunk, words of a row: multiples
+    CHUNK = 512 << 20, // bytes of logits at most
+    ROWS_UNIT = 128,   // rows of a chunk: a multiple
+    PADDING = 128,     // words of a row: a multiple
+};
 
 typedef struct Projection {
     Backend *backend;
@@ -24,7 +24,7 @@ static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static Projection projection(Backend *b, const void *x, const void *w, int64_t n, int64_t width, int64_t words,
                              Dtype t) {
     Projection p = {.backend = b, .x = x, .w = w, .n = n, .width = width, .words = words, .t = t};
-    p.stride = (words + PADDING - 1) / PADDING * PADDING;
+    p.stride = words > 0 ? (words + PADDING - 1) / PADDING * PADDING : PADDING; // a rank may hold none
     int64_t rows = CHUNK / (p.stride * (int64_t)dtype_size(t)) / ROWS_UNIT * ROWS_UNIT;
     p.chunk = least(n, rows > ROWS_UNIT ? rows : ROWS_UNIT);
     p.logits = cuda_scratch(cuda_state(b), (size_t)(p.chunk * p.stride) * dtype_size(t));
