@@ -37,3 +37,21 @@ template <class T> __device__ __forceinline__ float normal_distribution(float x,
     *density = 0.398942280f * e;
     return x > 0.0f ? 1.0f - tail : tail;
 }
+
+struct Turn {
+    float sine, cosine;
+};
+// Of an angle already reduced to |r| <= pi/4, turned on by `quarter` quarter turns; as on the CPU.
+__device__ __forceinline__ Turn turn_of(float r, int quarter) {
+    float s = r * r;
+    float p = 2.718237177e-06f * s - 1.983932712e-04f;
+    p = p * s + 8.333329362e-03f;
+    p = p * s - 1.666666664e-01f;
+    float sine = (p * s) * r + r;
+    float q = -2.720954253e-07f * s + 2.479951169e-05f;
+    q = q * s - 1.388888372e-03f;
+    q = q * s + 4.166666662e-02f;
+    float cosine = (q * s - 0.5f) * s + 1.0f;
+    float a = quarter & 1 ? cosine : sine, b = quarter & 1 ? sine : cosine;
+    return Turn{quarter & 2 ? -a : a, (quarter + 1) & 2 ? -b : b};
+}

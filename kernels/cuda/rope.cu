@@ -1,7 +1,7 @@
 /* Rotary positions (Su et al. 2021) in the halves layout. The frequencies come with the launch. A block
  * takes a few rows: it finds their sines and cosines, once for all heads; angles are reduced in f64, so that large
  * positions lose nothing. Then its threads turn pairs, N of them at a time. */
-#include "kernels/cuda/language.h"
+#include "kernels/cuda/functions.h"
 
 enum { THREADS = 256, ROWS = 8, TABLE = 128 };
 
@@ -18,8 +18,8 @@ static __host__ __device__ __forceinline__ double frequency_of(double base, int 
 }
 
 template <int N, class T>
-static __device__ __forceinline__ void turn(T *y, const T *x, int half, const float *sine, const float *cosine,
-                                            bool add) {
+static __device__ __forceinline__ void turn_pairs(T *y, const T *x, int half, const float *sine, const float *cosine,
+                                                  bool add) {
     Floats<N> a = load<N>(x), b = load<N>(x + half), p, q;
 #pragma unroll
     for (int i = 0; i < N; i++) {
@@ -43,11 +43,10 @@ static __global__ void __launch_bounds__(THREADS)
         const int row = i / half, d = i - row * half;
         const double frequency = half <= TABLE ? r.frequency[d] : frequency_of(r.base, d, r.head_size);
         double turns = (r.inverse ? -1.0 : 1.0) * positions[first + row] * frequency, whole = rint(turns);
-        float angle = static_cast<float>((turns - whole) * 1.57079632679489661923), s = sinf(angle), c = cosf(angle);
-        int quarter = static_cast<int>(static_cast<int64_t>(whole) & 3);
-        float turned_s = quarter & 1 ? c : s, turned_c = quarter & 1 ? s : c;
-        sine[i] = quarter & 2 ? -turned_s : turned_s;
-        cosine[i] = (quarter + 1) & 2 ? -turned_c : turned_c;
+        Turn turn = turn_of(static_cast<float>((turns - whole) * 1.57079632679489661923),
+                            static_cast<int>(static_cast<int64_t>(whole) & 3));
+        sine[i] = turn.sine;
+        cosine[i] = turn.cosine;
     }
     __syncthreads();
     const uint32_t per_row = static_cast<uint32_t>(r.heads) * packs.divisor; // packs of a head's half
@@ -55,8 +54,8 @@ static __global__ void __launch_bounds__(THREADS)
         uint32_t head = divide(i, packs), d = (i - head * packs.divisor) * N; // head: counted over rows
         uint32_t row = head / static_cast<uint32_t>(r.heads), at = head - row * static_cast<uint32_t>(r.heads);
         int64_t where = (first + row) * r.width + static_cast<int64_t>(at) * r.head_size + d;
-        turn<N>(y + where, x + where, half, sine + row * static_cast<uint32_t>(half) + d,
-                cosine + row * static_cast<uint32_t>(half) + d, r.add);
+        turn_pairs<N>(y + where, x + where, half, sine + row * static_cast<uint32_t>(half) + d,
+                      cosine + row * static_cast<uint32_t>(half) + d, r.add);
     }
     // What does not turn is passed on.
     const int turning = r.heads * r.head_size, passing = static_cast<int>(r.width) - turning;
