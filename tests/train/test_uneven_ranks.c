@@ -177,15 +177,17 @@ static void more_ranks_than_rows_of_text_alone_work(void **state) {
 
 static void validation_is_shared_out_with_the_same_result(void **state) {
     (void)state;
-    static const char *const stages[] = {"parallel.zero=0", "parallel.zero=1", "parallel.zero=3"};
+    static const char *const stages[] = {"parallel.zero=0", "parallel.zero=1", "parallel.zero=3",
+                                         "parallel.pipeline=2"};
+    static const int ranks[] = {1, 2, 4, 4};
     char pictures[512], text[512], name[32];
     snprintf(pictures, sizeof pictures, "data.0.validation=%s/train", shared.folder);
     snprintf(text, sizeof text, "data.2.validation=%s/text", shared.folder);
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) {
         const char *const settings[] = {pictures,    text,      "validation.every=3",   "train.reproducible=layout",
                                         "threads=1", stages[i], "train.microbatches=4", NULL};
         snprintf(name, sizeof name, "validated-%d", i);
-        train(name, 1 << i, settings, false);
+        train(name, ranks[i], settings, false);
         assert_same_records(&shared, "validated-0", name);
     }
     json_t *records = tiny_records(&shared, "validated-0");
