@@ -9,6 +9,7 @@
 #include <string.h>
 
 static const double ROUNDED = 2e-9; // seconds: the file has nanoseconds
+static const double LONGEST = 1e12; // seconds: beyond are no times
 
 typedef struct Drawn { // a row, or a step
     Slot row;
@@ -62,8 +63,7 @@ static bool same_shape(const PipelineShape *a, const PipelineShape *b) {
 
 // The first rank's note says what all must say.
 static bool begin_stages(Reading *r, const PipelineShape *s, Error *error) {
-    if (!pipeline_shape_valid(s, error) || !pipeline_make(s, r->arena, &r->out->table, error))
-        return error_prefix(error, "%s", r->path);
+    if (!pipeline_shape_valid(s, error)) return error_prefix(error, "%s", r->path);
     r->shape = *s;
     r->stages = arena_array(r->arena, StageTrace, s->stages);
     for (int i = 0; i < s->stages; i++) r->stages[i].rank = -1;
@@ -74,7 +74,7 @@ static bool take_note(Reading *r, const json_t *note, int64_t rank, Error *error
     PipelineShape s = {0};
     ScheduleTrace *out = r->out;
     int stage, data, tensor, data_ranks, tensor_ranks;
-    bool ok = read_count(note, "stages", MOST_STAGES, &s.stages) &&
+    bool ok = rank >= 0 && read_count(note, "stages", MOST_STAGES, &s.stages) &&
               read_count(note, "microbatches", MOST_MICROBATCHES, &s.microbatches) &&
               read_count(note, "chunks", MOST_CHUNKS, &s.chunks) && read_count(note, "stage", s.stages - 1, &stage) &&
               read_pair(note, "data", &data, &data_ranks) && read_pair(note, "tensor", &tensor, &tensor_ranks) &&
@@ -123,7 +123,8 @@ static bool take_slice(Reading *r, const TraceReader *in, const json_t *e, Error
     double begin = 1e-6 * json_get_number(e, "ts", NAN), lasts = 1e-6 * json_get_number(e, "dur", NAN);
     Drawn one = {.span = {begin, begin + lasts}};
     if (!track) return true;
-    if (!(isfinite(begin) && lasts >= 0 && isfinite(lasts))) return wrong(r, error, "a slice without its times");
+    if (!(fabs(begin) <= LONGEST && lasts >= 0 && lasts <= LONGEST))
+        return wrong(r, error, "a slice without its times");
     long long step;
     if (!strcmp(track, "stage") && schedule_trace_slot(name, &one.row)) keep(&stage->rows, one);
     if (!strcmp(track, "stage") && !strncmp(name, "features ", 9)) keep(&stage->features, one);
@@ -153,6 +154,21 @@ static int by_begin(const void *left, const void *right) {
     return (a->span.begin > b->span.begin) - (a->span.begin < b->span.begin);
 }
 
+// At least one step's rows, so that what follows takes memory by what is in the file, not by what it says.
+static bool check_stage(const Reading *r, int stage, Error *error) {
+    const StageTrace *s = &r->stages[stage];
+    int want = pipeline_rows(&r->shape, stage, NULL);
+    if (s->rank < 0)
+        return error_set(error, ERROR_FAILED, "%s: stage %d is not in it; it takes the files of all ranks as one",
+                         r->path, stage);
+    if (s->rows.count >= want) return true;
+    return error_set(error, ERROR_FAILED,
+                     "%s: stage %d has %" PRId64
+                     " rows in all, but a step of %s has %d; the run ended before its first "
+                     "step, or its trace is damaged",
+                     r->path, stage, s->rows.count, pipeline_names[r->shape.kind], want);
+}
+
 static void sort(DrawnList *list) {
     if (list->count) qsort(list->items, (size_t)list->count, sizeof *list->items, by_begin);
 }
@@ -171,14 +187,12 @@ static bool read_file(Reading *r, Error *error) {
                          r->path, c->data, c->tensor, r->out->data, r->out->tensor);
     for (int i = 0; i < r->shape.stages; i++) {
         StageTrace *s = &r->stages[i];
-        if (s->rank < 0)
-            return error_set(error, ERROR_FAILED, "%s: stage %d is not in it; it takes the files of all ranks as one",
-                             r->path, i);
+        if (!check_stage(r, i, error)) return false;
         sort(&s->rows);
         sort(&s->features);
         sort(&s->steps);
     }
-    return true;
+    return pipeline_make(&r->shape, r->arena, &r->out->table, error);
 }
 
 // ---- steps ----

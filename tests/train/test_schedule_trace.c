@@ -19,6 +19,7 @@ typedef struct MadeUp { // a run whose steps last a second each, from the hundre
     int leave_out;      // a rank whose file is missing; -1: none
     int swap;           // a stage two of whose rows are swapped in step 2; -1: none
     const char *note;   // what rank 0 notes; NULL: what is true
+    int claims;         // microbatches that all ranks note; 0: as many as there are
 } MadeUp;
 
 static const MadeUp usual = {.shape = {PIPELINE_1F1B, 3, 6, 1}, .data = 1, .tensor = 1, .leave_out = -1, .swap = -1};
@@ -87,12 +88,14 @@ static void draw_step(Trace *trace, const MadeUp *m, const PipelineTable *t, int
 static void draw_rank(const MadeUp *m, const PipelineTable *t, int rank, const char *path, Arena *arena) {
     Error error = {0};
     int size[MESH_AXES] = {m->data, m->shape.stages, 1, m->tensor}, place[MESH_AXES];
+    PipelineShape noted = m->shape;
+    if (m->claims) noted.microbatches = m->claims;
     Trace *trace = trace_new(rank);
     mesh_place(size, rank, place);
     if (!rank && m->note)
         trace_note(trace, "pipeline", m->note);
     else
-        schedule_trace_note(trace, &m->shape, size, place);
+        schedule_trace_note(trace, &noted, size, place);
     for (int step = 1; step <= STEPS; step++)
         draw_step(trace, m, t, place[MESH_PIPELINE], step, place[MESH_DATA], arena);
     assert_done(trace_write(trace, path, &error), &error);
@@ -260,6 +263,11 @@ static void damaged_notes_are_refused(void **state) {
              "[0, 1], \"tensor\": [0, 1]}";
     draw_run(f, &m);
     refuses(f, (TraceChoice){0}, ERROR_FAILED, "rank 1 noted another pipeline than the first rank");
+    m = usual;
+    m.claims = 4096;
+    draw_run(f, &m);
+    refuses(f, (TraceChoice){0}, ERROR_FAILED, "stage 0 has 36 rows in all, but a step of 1f1b has 8192");
+    m = usual;
     m.note = "{\"schedule\": \"1f1b\", \"stages\": 3, \"microbatches\": 6, \"chunks\": 1, \"stage\": 1, \"data\": "
              "[0, 1], \"tensor\": [0, 1]}";
     draw_run(f, &m);
