@@ -146,8 +146,8 @@ static void fill_in(Planner *p) {
 
 // (stages, chunks) microbatches between forward and weight gradient, the most at once.
 static int *count_live(const PipelineTable *t, Arena *arena) {
-    int chunks = t->shape.chunks, *live = arena_array(arena, int, t->shape.stages * chunks);
-    int *now = arena_array(arena, int, t->shape.stages * chunks);
+    int chunks = t->shape.chunks, *live = arena_array(arena, int, t->shape.stages *chunks);
+    int *now = arena_array(arena, int, t->shape.stages *chunks);
     for (int i = 0; i < t->shape.stages; i++)
         for (int k = 0; k < t->counts[i]; k++) {
             const Slot *row = &t->rows[i][k];
@@ -272,8 +272,8 @@ static bool split_within(Planner *p, SplitProblem *problem, double memory, Error
     if (fullest(plan) <= memory) return true;
     return error_set(
         error, ERROR_USAGE,
-        "no split into %d stages was found that fits into %.2f GiB each: the fullest stage of the last one "
-        "tried holds %.2f GiB",
+        "no split into %d stages was found that fits into %.3g GiB each: the fullest stage of the last one "
+        "tried holds %.3g GiB",
         problem->shape.stages, memory / GIB, fullest(plan) / GIB);
 }
 

@@ -378,7 +378,7 @@ static bool nothing_fits(const SplitProblem *p, double need, Error *error) {
     bool least = p->shape.kind == PIPELINE_1F1B || p->shape.kind == PIPELINE_ZB_H1;
     return error_set(
         error, ERROR_USAGE,
-        "no split into %d stages fits into %.2f GiB each: the best has %.2f GiB on its fullest stage; more "
+        "no split into %d stages fits into %.3g GiB each: the best has %.3g GiB on its fullest stage; more "
         "memory or stages, smaller microbatches, parallel.zero: 1, train.recompute: full%s would help",
         p->shape.stages, p->memory / GIB, need / GIB,
         least ? "" : " or a schedule that holds fewer microbatches (1f1b)");

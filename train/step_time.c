@@ -236,8 +236,8 @@ static void count_step(const StepWork *w) {
         w->out->flop += joint_flop(&w->config->model, b);
         w->out->tokens += (double)b->lm.rows * b->lm.length + (double)b->caption.rows * b->caption.length +
                           (double)b->contrastive.rows * b->contrastive.length;
-        w->out->images += (double)b->images;
     }
+    w->out->images = (double)w->costs->batches[0].all_images; // one that two pieces look at is read by both
 }
 
 // ---- all of it ----

@@ -194,7 +194,7 @@ static void long_models_are_split(void **state) {
     } shapes[] = {
         {PIPELINE_1F1B, 16, 1, MANY},      {PIPELINE_ZB_V, 8, 2, 100},          {PIPELINE_INTERLEAVED, 8, 2, 100},
         {PIPELINE_INTERLEAVED, 8, 4, 100}, {PIPELINE_ZB_V, 16, 2, EXACT_UNITS}, {PIPELINE_INTERLEAVED, 4, 2, 90},
-        {PIPELINE_ZB_V, 2, 2, 90},        {PIPELINE_INTERLEAVED, 4, 2, MANY},  {PIPELINE_INTERLEAVED, 16, 8, MANY}};
+        {PIPELINE_ZB_V, 2, 2, 90},         {PIPELINE_INTERLEAVED, 4, 2, MANY},  {PIPELINE_INTERLEAVED, 16, 8, MANY}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         Case c;
         int first[MANY + 1];
@@ -264,7 +264,7 @@ static void more_stages_than_units_are_refused_with_what_would_do(void **state) 
 
 static void what_does_not_fit_is_refused_with_what_it_needs(void **state) {
     (void)state;
-    refused(PIPELINE_GPIPE, 2, 1, 8, 1, "fits into 0.00 GiB each: the best has 0.00 GiB on its fullest stage");
+    refused(PIPELINE_GPIPE, 2, 1, 8, 1, "fits into 9.31e-10 GiB each: the best has");
     refused(PIPELINE_GPIPE, 2, 1, 8, 1, "1f1b");
 }
 

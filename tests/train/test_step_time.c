@@ -114,6 +114,12 @@ static void utilisation_counts_the_models_own_work(void **state) {
     assert_true(step_utilisation(&p->time, &p->layout, &cluster) < 0.5); // products reach half of the peak here
 }
 
+static void pictures_of_two_pieces_count_once(void **state) {
+    (void)state;
+    const char *const pieces[] = {"train.microbatches=1", "train.microbatches=3", "train.microbatches=8"};
+    for (int i = 0; i < 3; i++) near(PLANNED(&cluster, 1, pieces[i])->time.images, 5 + 3);
+}
+
 static void what_does_not_fit_is_refused(void **state) {
     (void)state;
     Planned p;
@@ -134,6 +140,7 @@ int main(void) {
         cmocka_unit_test(what_data_ranks_exchange_follows_the_network),
         cmocka_unit_test(tensor_ranks_share_parameters_and_pay_for_sums),
         cmocka_unit_test(utilisation_counts_the_models_own_work),
+        cmocka_unit_test(pictures_of_two_pieces_count_once),
         cmocka_unit_test(what_does_not_fit_is_refused),
     };
     return cmocka_run_group_tests(tests, open_shared, close_shared);
