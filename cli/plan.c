@@ -14,21 +14,22 @@ typedef struct Arguments {
 } Arguments;
 
 static void usage(FILE *out) {
-    fputs("usage: bifocal plan CONFIG [section.key=value]... [--ranks N]\n"
-          "       bifocal plan stages CONFIG [section.key=value]... --stages P [options]\n"
-          "       bifocal plan schedule --stages P --microbatches M --schedule S [options]\n"
-          "       bifocal plan step CONFIG [section.key=value]... --ranks N [options]\n"
-          "       bifocal plan estimate --layers L --width H [options]\n\n"
-          "  CONFIG              YAML file of a training run\n"
-          "  section.key=value   as for bifocal train\n"
-          "  --ranks N           processes; otherwise as many as parallel.* asks for\n\n"
-          "Prints the place of every process, the stages of a pipeline, what it takes in memory, its share of a step "
-          "and\n"
-          "what it sends to others; starts nothing. Exit status 2 where the sizes do not fit. `bifocal plan schedule "
-          "--help`: pipelines;\n"
-          "`bifocal plan step --help`: time of a step and memory of its stages on a cluster;\n"
-          "`bifocal plan estimate --help`: time and price of a large training by formulas.\n",
-          out);
+    fputs(
+        "usage: bifocal plan CONFIG [section.key=value]... [--ranks N]\n"
+        "       bifocal plan stages CONFIG [section.key=value]... --stages P [options]\n"
+        "       bifocal plan schedule --stages P --microbatches M --schedule S [options]\n"
+        "       bifocal plan step CONFIG [section.key=value]... --ranks N [options]\n"
+        "       bifocal plan estimate --layers L --width H [options]\n\n"
+        "  CONFIG              YAML file of a training run\n"
+        "  section.key=value   as for bifocal train\n"
+        "  --ranks N           processes; otherwise as many as parallel.* asks for\n\n"
+        "Prints the place of every process, the stages of a pipeline, what a process takes in memory, its share of a\n"
+        "step and what it sends to others; starts nothing. Exit status 2 where the sizes do not fit.\n"
+        "`bifocal plan stages --help`: what the units of a model cost, and how they are cut into stages;\n"
+        "`bifocal plan schedule --help`: pipelines;\n"
+        "`bifocal plan step --help`: time of a step and memory of its stages on a cluster;\n"
+        "`bifocal plan estimate --help`: time and price of a large training by formulas.\n",
+        out);
 }
 
 static int wrong(const char *what, const char *detail) {
