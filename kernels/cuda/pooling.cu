@@ -10,7 +10,7 @@ struct Mean {
 
 // 1 / the sum of a mask's row, 0 for an empty one. All threads of the block must be here.
 static __device__ __forceinline__ float share_of_row(const Mean &m, int64_t batch, float *memory) {
-    if (!m.mask) return 1.0f / static_cast<float>(m.rows);
+    if (!m.mask) return m.rows > 0 ? 1.0f / static_cast<float>(m.rows) : 0.0f;
     float total = 0;
     for (int64_t r = threadIdx.x; r < m.rows; r += MEAN_THREADS) total += m.mask[batch * m.rows + r];
     total = block_sum<MEAN_THREADS>(total, memory);

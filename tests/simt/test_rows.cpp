@@ -98,7 +98,7 @@ static void means(const Case &c) {
     struct Mean {
         int64_t batch, rows, width;
     };
-    for (Mean s : {Mean{1, 1, 1}, Mean{3, 5, 8}, Mean{2, 40, 37}, Mean{4, 17, 264}}) {
+    for (Mean s : {Mean{1, 1, 1}, Mean{3, 5, 8}, Mean{2, 40, 37}, Mean{4, 17, 264}, Mean{2, 0, 8}}) {
         Array x = Array(c.t, s.batch * s.rows * s.width, c.shift).normal(c.rng),
               mask = Array(F32, s.batch * s.rows).integers(c.rng, 0, 2);
         if (s.batch == 3)
