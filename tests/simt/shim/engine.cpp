@@ -80,6 +80,12 @@ static void describe(const char *text) {
     engine.fault = "kernel " + kernel_name() + ", " + where + ": " + text;
 }
 
+static void print_unless_caught() {
+    if (engine.catching) return;
+    fprintf(stderr, "simt: %s\n", engine.fault.c_str());
+    abort();
+}
+
 void simt_fault(const char *format, ...) {
     char text[1024];
     va_list arguments;
@@ -89,10 +95,7 @@ void simt_fault(const char *format, ...) {
     describe(text);
     bool inside = position.inside;
     position.inside = false;
-    if (!engine.catching) {
-        fprintf(stderr, "simt: %s\n", engine.fault.c_str());
-        abort();
-    }
+    print_unless_caught();
     if (inside) fiber_switch(nullptr, &engine.host);
     abort(); // faults of the host's side are not caught
 }
@@ -233,10 +236,7 @@ static bool try_group(int warp, int lane) {
         snprintf(rest, sizeof rest, "thread %s waits at %s:%d", simt_thread_name(other), o->file, o->line);
     snprintf(text, sizeof text, "%s:%d: %s that not all threads reach: %s", t->file, t->line, what, rest);
     describe(text);
-    if (!engine.catching) {
-        fprintf(stderr, "simt: %s\n", engine.fault.c_str());
-        abort();
-    }
+    print_unless_caught();
     throw 0; // to simt_launch, past the scheduler
 }
 
@@ -331,10 +331,7 @@ void simt_launch(const SimtCall &call) {
             g.y > 65535 || g.z > 65535 || call.shared > 232448) {
             engine.block = dim3(0, 0, 0);
             describe("a launch no device takes: grid, block or shared memory is empty or too large");
-            if (!engine.catching) {
-                fprintf(stderr, "simt: %s\n", engine.fault.c_str());
-                abort();
-            }
+            print_unless_caught();
             throw 0;
         }
         catch_signals();
