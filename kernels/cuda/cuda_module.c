@@ -50,6 +50,7 @@ static bool choose(CudaState *s, int device, Error *error) {
 static void destroy(Backend *b) {
     CudaState *s = cuda_state(b);
     if (s->stream) (void)cudaStreamSynchronize(s->stream);
+    cuda_attention_close(s);
     cuda_products_close(s);
     cuda_staging_close(s);
     cuda_memory_close(s);

@@ -9,6 +9,7 @@
 typedef struct CudaMemory CudaMemory;     // cuda_memory.c
 typedef struct CudaStaging CudaStaging;   // cuda_copy.c
 typedef struct CudaProducts CudaProducts; // cuda_products.c
+typedef struct CudaSdpa CudaSdpa;         // cuda_sdpa.c
 
 typedef struct CudaState {
     GpuFacts gpu;
@@ -21,6 +22,8 @@ typedef struct CudaState {
     CudaMemory *memory;
     CudaStaging *staging;
     CudaProducts *products;
+    CudaSdpa *sdpa;      // attention by cuDNN; NULL: by our own kernels
+    bool fast_attention; // cuDNN's backward pass too
 } CudaState;
 
 static inline CudaState *cuda_state(const Backend *b) { return (CudaState *)b->state; }
@@ -64,3 +67,4 @@ void cuda_products_install(Backend *);
 void cuda_calls_install(Backend *);
 void cuda_cross_entropy_install(Backend *);
 void cuda_attention_install(Backend *);
+void cuda_attention_close(CudaState *);
