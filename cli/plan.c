@@ -20,7 +20,7 @@ static void usage(FILE *out) {
         "       bifocal plan schedule --stages P --microbatches M --schedule S [options]\n"
         "       bifocal plan step CONFIG [section.key=value]... --ranks N [options]\n"
         "       bifocal plan estimate --layers L --width H [options]\n\n"
-        "  CONFIG              YAML file of a training run\n"
+        "  CONFIG              YAML file of a training run; its data need not be there\n"
         "  section.key=value   as for bifocal train\n"
         "  --ranks N           processes; otherwise as many as parallel.* asks for\n\n"
         "Prints the place of every process, the stages of a pipeline, what a process takes in memory, its share of a\n"
@@ -83,7 +83,7 @@ int plan_main(int argc, char **argv) {
     parse(&a, argc, argv);
     if (a.status >= 0) return a.status;
     Arena *memory = arena_new(1 << 16);
-    bool ok = train_config_read(&config, a.config, a.settings, a.n_settings, memory, &error) &&
+    bool ok = train_config_read_planned(&config, a.config, a.settings, a.n_settings, memory, &error) &&
               plan_make(&config, a.ranks, memory, &plan, &error);
     if (ok) {
         plan_write(&config, &plan, &text);

@@ -176,29 +176,35 @@ static StreamShape rows_shape(const Joint *j, int64_t batch, int64_t length, int
     return s;
 }
 
-static StreamShape mae_shape(const Joint *j, const Batch *b, UnitKind next) {
+unsigned joint_shared_streams(UnitKind next) {
+    unsigned text = BIT(STREAM_LM) | BIT(STREAM_CAPTION) | BIT(STREAM_PAIRS);
+    if (next <= UNIT_VISION_NORM) return text | BIT(STREAM_TRUNK) | BIT(STREAM_MAE);
+    return next > UNIT_MAE_EMBED ? text | BIT(STREAM_MAE) : text;
+}
+
+static StreamShape mae_shape(const Joint *j, const Batch *b, UnitKind next, bool inside) {
     const VitConfig *vit = &j->config.vision;
     if (next <= UNIT_MAE_EMBED)
-        return rows_shape(j, b->mae_images, mae_kept(&j->config.mae, vit) + vit->class_token, vit->width,
-                          next <= UNIT_VISION_NORM);
-    return rows_shape(j, b->mae_images, vit_tokens(vit), j->config.mae.decoder_width, true);
+        return rows_shape(j, b->mae_images, mae_kept(&j->config.mae, vit) + vit->class_token, vit->width, inside);
+    return rows_shape(j, b->mae_images, vit_tokens(vit), j->config.mae.decoder_width, inside);
 }
 
 static StreamShape shape_of(const Joint *j, const Batch *b, const JointHolds *h, JointStream stream, UnitKind next) {
     const JointConfig *c = &j->config;
+    bool inside = joint_shared_streams(next) & BIT(stream);
     switch (stream) {
     case STREAM_TRUNK:
-        return rows_shape(j, h->seen, vit_tokens(&c->vision), c->vision.width, next <= UNIT_VISION_NORM);
+        return rows_shape(j, h->seen, vit_tokens(&c->vision), c->vision.width, inside);
     case STREAM_MAE:
-        return mae_shape(j, b, next);
+        return mae_shape(j, b, next, inside);
     case STREAM_IMAGE_TOKENS:
-        return rows_shape(j, h->seen, joint_image_tokens(c), c->text.width, false);
+        return rows_shape(j, h->seen, joint_image_tokens(c), c->text.width, inside);
     case STREAM_LM:
-        return rows_shape(j, b->lm.rows, b->lm.length, c->text.width, true);
+        return rows_shape(j, b->lm.rows, b->lm.length, c->text.width, inside);
     case STREAM_CAPTION:
-        return rows_shape(j, b->caption.rows, b->caption.length, c->text.width, true);
+        return rows_shape(j, b->caption.rows, b->caption.length, c->text.width, inside);
     case STREAM_PAIRS:
-        return rows_shape(j, b->contrastive.rows, b->contrastive.length, c->text.width, true);
+        return rows_shape(j, b->contrastive.rows, b->contrastive.length, c->text.width, inside);
     case STREAM_IMAGE_FEATURES:
     case STREAM_TEXT_FEATURES:
         return (StreamShape){.rank = 2, .dtype = F32, .shape = {b->contrastive.rows, c->embedding}};

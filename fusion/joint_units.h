@@ -67,6 +67,9 @@ typedef struct StreamShape {
 bool joint_stream_shape(const Joint *, const Batch *, const JointPass *, JointStream, int unit, StreamShape *);
 // The same of all at once: bits of those that are present.
 unsigned joint_stream_shapes(const Joint *, const Batch *, const JointPass *, int unit, StreamShape[JOINT_STREAMS]);
+// Bits of those whose rows the tensor ranks share out (with sequence parallel) in front of a unit of this kind: inside
+// a stack.
+unsigned joint_shared_streams(UnitKind next);
 // Bytes of those of the streams `which` (bits) that are present there.
 double joint_streams_bytes(const Joint *, const Batch *, const JointPass *, int unit, unsigned which);
 

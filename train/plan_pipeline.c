@@ -9,13 +9,21 @@ typedef struct Counting {
     const Layout *layout;
     const Stages *stages;
     const UnitCosts *costs;
-    Joint *joint; // its parameters have no memory
+    Joint *joint;  // its parameters have no memory
+    bool sequence; // tensor ranks share out rows
 } Counting;
 
 static int stage_of(const Counting *k, int part) {
     int stage, chunk;
     pipeline_place(&k->stages->table.shape, part, &stage, &chunk);
     return stage;
+}
+
+// Of a rank, in front of the unit; the model itself knows of no tensor ranks.
+static double rank_bytes(const Counting *k, const Batch *batch, const JointPass *pass, int unit, unsigned which) {
+    unsigned shared = k->sequence ? which & joint_shared_streams(k->costs->list[unit].kind) : 0;
+    return joint_streams_bytes(k->joint, batch, pass, unit, which & ~shared) +
+           joint_streams_bytes(k->joint, batch, pass, unit, shared) / k->layout->size[MESH_TENSOR];
 }
 
 typedef struct Crossing { // bytes of a step over the boundary in front of a part
@@ -33,9 +41,9 @@ static Crossing crossing(const Counting *k, int part) {
     for (int piece = layout_first(k->layout, 0); piece < layout_first(k->layout, 1); piece++) {
         const Batch *batch = &c->batches[c->shape[piece]];
         unsigned wanted = c->wanted[(int64_t)unit * c->shapes + c->shape[piece]];
-        sum.forward += joint_streams_bytes(k->joint, batch, &training, unit, alive);
-        if (k->layout->pieces > 1) sum.forward += joint_streams_bytes(k->joint, batch, &features, unit, alive);
-        sum.back += joint_streams_bytes(k->joint, batch, &training, unit, wanted & alive);
+        sum.forward += rank_bytes(k, batch, &training, unit, alive);
+        if (k->layout->pieces > 1) sum.forward += rank_bytes(k, batch, &features, unit, alive);
+        sum.back += rank_bytes(k, batch, &training, unit, wanted & alive);
     }
     return sum;
 }
@@ -97,7 +105,8 @@ bool pipeline_plan(const TrainConfig *given, const Layout *l, Arena *memory, Pip
     if (!stages_plan(&c, l, limit, memory, &p->stages, &split, error)) return false;
     find_fullest(&split, p);
     Backend *dry = dry_backend_new();
-    Counting k = {l, &p->stages, &split.costs, rehearsal_model(dry, &c.model, c.precision ? BF16 : F32, error)};
+    Counting k = {l, &p->stages, &split.costs, rehearsal_model(dry, &c.model, c.precision ? BF16 : F32, error),
+                  c.parallel.sequence};
     if (k.joint) {
         count_sent(&k, memory, p);
         count_words(&k, &c, p);

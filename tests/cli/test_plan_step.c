@@ -55,6 +55,8 @@ static void the_large_configs_that_come_along_are_accepted(void **state) {
     assert_prints("683.61 M weights", project, "plan", SOURCE_FOLDER "/configs/joint_l.yaml", DATA, "--ranks", "64");
     assert_prints("9897.97 M weights", project, "plan", SOURCE_FOLDER "/configs/joint_10b.yaml", DATA,
                   "parallel.pipeline=8", "parallel.zero=1", "train.microbatches=512", "--ranks", "64");
+    assert_prints("gradients of words, to their copy", project, "plan", SOURCE_FOLDER "/configs/joint_b.yaml",
+                  "parallel.pipeline=4", "train.microbatches=16"); // its data are not here
 }
 
 int main(void) {

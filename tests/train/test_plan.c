@@ -134,6 +134,11 @@ static void a_pipeline_is_told_by_its_stages_and_what_goes_between_them(void **s
     assert_near(p.pipeline.words, words);
     c.parallel.zero = 1;
     assert_near(plan_of(&c, 6).pipeline.words, words / 2);
+    c = text_pipeline(sources, 3);
+    c.parallel.size[MESH_TENSOR] = 2;
+    assert_near(plan_of(&c, 6).pipeline.forward, stream);
+    c.parallel.sequence = true; // each tensor rank sends its rows
+    assert_near(plan_of(&c, 6).pipeline.forward, stream / 2);
     Buffer text = {0};
     plan_write(&c, &p, &text);
     assert_non_null(strstr(text.data, "stage 0: text.embed"));
