@@ -1,5 +1,6 @@
 /* How the program answers --help, and words, options and keys that it does not know. */
 #include "tests/cli/command.h"
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -59,6 +60,18 @@ static void unknown_words_get_a_suggestion(void **state) {
     assert_refuses(2, "did you mean 'encode'?", "/", "tokenizer", "encoed");
     assert_refuses(2, "did you mean 'loader'?", "/", "bench", "laoder");
     assert_refuses(2, "did you mean 'scene_caption'?", "/", "eval", "/nowhere", "--task", "scene_capton");
+}
+
+static void a_gpu_that_cannot_be_used_is_refused_with_the_reason(void **state) {
+    (void)state;
+    setenv("BIFOCAL_CUDA_MODULE", "/nowhere/libbifocal_cuda.so", 1);
+    static const char *const reason = "device: cuda: cannot open the CUDA module: /nowhere";
+    assert_refuses(2, reason, "/", "generate", "/nowhere", "--prompt", "a", "--device", "cuda");
+    assert_refuses(2, reason, "/", "eval", "/nowhere", "--task", "scene_caption", "--device", "cuda");
+    assert_refuses(2, reason, "/", "bench", "train", "--device", "cuda");
+    assert_refuses(2, reason, "/", "bench", "ops", "--device", "cuda");
+    assert_refuses(2, "--device", "/", "bench", "ops", "--device", "gpu");
+    unsetenv("BIFOCAL_CUDA_MODULE");
 }
 
 static void unknown_options_get_a_suggestion(void **state) {
@@ -131,6 +144,7 @@ int main(void) {
         cmocka_unit_test(every_command_has_help),
         cmocka_unit_test(every_key_of_a_config_is_listed),
         cmocka_unit_test(unknown_words_get_a_suggestion),
+        cmocka_unit_test(a_gpu_that_cannot_be_used_is_refused_with_the_reason),
         cmocka_unit_test(unknown_options_get_a_suggestion),
         cmocka_unit_test(wrong_values_are_refused_by_name),
         cmocka_unit_test(keys_of_a_config_are_checked_with_their_place),
