@@ -132,16 +132,44 @@ static void count_parameters(Planner *p) {
 
 // ---- the split ----
 
+// Whether a data rank before has microbatches of the same shapes.
+static bool like_another(const Planner *p, int first) {
+    const int *shape = p->plan->costs.shape;
+    int own = p->plan->table.shape.microbatches;
+    for (int before = 0; before < first; before += own)
+        if (!memcmp(&shape[before], &shape[first], sizeof *shape * (size_t)own)) return true;
+    return false;
+}
+
+static void hold_at_least(Planner *p, int first, double *tapes) {
+    SplitPlan *plan = p->plan;
+    stage_replay(p->config, &plan->costs, &plan->table, plan->first, first, tapes);
+    for (int i = 0; i < plan->table.shape.stages; i++)
+        plan->stages[i].tapes = fmax(plan->stages[i].tapes, plan->costs.held * tapes[i]);
+}
+
+// A stage is as full as on the data rank where it holds most, which need not be the costliest; that one and the first
+// few that differ stand for all.
+static void find_tapes(Planner *p) {
+    enum { MOST_REPLAYS = 8 };
+    const SplitPlan *plan = p->plan;
+    int own = plan->table.shape.microbatches, replays = 1;
+    double *tapes = arena_array(p->arena, double, plan->table.shape.stages);
+    hold_at_least(p, p->first_piece, tapes);
+    for (int first = 0; first + own <= plan->costs.pieces && replays < MOST_REPLAYS; first += own) {
+        if (first == p->first_piece || like_another(p, first)) continue;
+        hold_at_least(p, first, tapes);
+        replays++;
+    }
+}
+
 static void fill_in(Planner *p) {
     SplitPlan *plan = p->plan;
-    int stages = plan->table.shape.stages;
-    double *tapes = arena_array(p->arena, double, stages);
-    plan->stages = arena_array(p->arena, StagePlan, stages);
+    plan->stages = arena_array(p->arena, StagePlan, plan->table.shape.stages);
     p->first_piece = costliest_rank(p);
     simulate(p);
     count_parameters(p);
-    stage_replay(p->config, &plan->costs, &plan->table, plan->first, p->first_piece, tapes);
-    for (int i = 0; i < stages; i++) plan->stages[i].tapes = plan->costs.held * tapes[i];
+    find_tapes(p);
 }
 
 // (stages, chunks) microbatches between forward and weight gradient, the most at once.

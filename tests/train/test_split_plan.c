@@ -5,6 +5,7 @@
 #include "tests/support/ranks.h"
 #include "train/pipeline.h"
 #include "train/split_plan.h"
+#include "train/stage_replay.h"
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -235,6 +236,22 @@ static void stages_hold_to_the_byte_what_was_planned(void **state) {
         }
 }
 
+// Nine pieces of eight captions: data ranks have different ones.
+static void stages_are_planned_as_full_as_on_the_fullest_data_rank(void **state) {
+    (void)state;
+    const char *const settings[] = {"parallel.pipeline=2", "parallel.data=3", "train.microbatches=9", NULL};
+    Case c = make(settings, 6);
+    SplitPlan plan;
+    double most[2] = {0}, least[2] = {INFINITY, INFINITY}, tapes[2];
+    plan_of(&c, 0, &plan);
+    for (int data = 0; data < 3; data++) {
+        stage_replay(&c.config, &plan.costs, &plan.table, plan.first, 3 * data, tapes);
+        for (int i = 0; i < 2; i++) most[i] = fmax(most[i], tapes[i]), least[i] = fmin(least[i], tapes[i]);
+    }
+    assert_true(plan.stages[0].tapes == most[0] && plan.stages[1].tapes == most[1]);
+    assert_true(least[0] < most[0] || least[1] < most[1]);
+}
+
 static double fullest(const SplitPlan *p) {
     double most = 0;
     for (int i = 0; i < p->table.shape.stages; i++) most = fmax(most, p->stages[i].parameters + p->stages[i].tapes);
@@ -303,6 +320,7 @@ int main(void) {
         cmocka_unit_test(tied_words_count_twice_where_they_may_be_apart),
         cmocka_unit_test(what_is_measured_has_the_shape_of_what_is_modelled),
         cmocka_unit_test(stages_hold_to_the_byte_what_was_planned),
+        cmocka_unit_test(stages_are_planned_as_full_as_on_the_fullest_data_rank),
         cmocka_unit_test(a_limit_of_memory_is_kept_or_refused),
         cmocka_unit_test(the_split_is_no_slower_than_equal_numbers_of_blocks),
     };
