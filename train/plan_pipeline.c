@@ -105,7 +105,7 @@ bool pipeline_plan(const TrainConfig *given, const Layout *l, Arena *memory, Pip
     if (!stages_plan(&c, l, limit, memory, &p->stages, &split, error)) return false;
     find_fullest(&split, p);
     Backend *dry = dry_backend_new();
-    Counting k = {l, &p->stages, &split.costs, rehearsal_model(dry, &c.model, c.precision ? BF16 : F32, error),
+    Counting k = {l, &p->stages, &split.costs, rehearsal_model(dry, &c.model, NULL, c.precision ? BF16 : F32, error),
                   c.parallel.sequence};
     if (k.joint) {
         count_sent(&k, memory, p);

@@ -13,12 +13,19 @@ static size_t stream_bytes(const StreamShape *s) {
 }
 
 // As on a rank that holds none of it, which would record nothing; so each parameter says that it is here.
-Joint *rehearsal_model(Backend *dry, const JointConfig *config, Dtype compute, Error *error) {
+Parallel rehearsal_parallel(const TrainConfig *c) {
+    int tensor = (int)c->parallel.size[MESH_TENSOR];
+    return (Parallel){.tensor = tensor > 1 ? comm_dry_new(tensor) : NULL, .sequence = c->parallel.sequence};
+}
+
+void rehearsal_parallel_free(Parallel *p) { comm_free(p->tensor); }
+
+Joint *rehearsal_model(Backend *dry, const JointConfig *config, const Parallel *parallel, Dtype compute, Error *error) {
     check(dry->dry);
     int units = joint_units(config, NULL), *elsewhere = malloc(((size_t)units + 1) * sizeof *elsewhere);
     check(elsewhere);
     for (int u = 0; u < units; u++) elsewhere[u] = -1;
-    Joint *joint = joint_new_part(dry, config, NULL, elsewhere, compute, 1, error);
+    Joint *joint = joint_new_part(dry, config, parallel, elsewhere, compute, 1, error);
     free(elsewhere);
     if (!joint) return NULL;
     Parameters *parameters = joint_parameters(joint);

@@ -3,6 +3,7 @@
  * one what they take. */
 #pragma once
 #include "fusion/joint_units.h"
+#include "train/train_config.h"
 
 typedef struct Rehearsal {
     Joint *joint;       // borrowed; it holds the units that will run
@@ -13,9 +14,13 @@ typedef struct Rehearsal {
     const float *features; // zeros: gradients of features
 } Rehearsal;
 
-// A model for a backend that computes nothing, whose parameters have no memory, not even addresses of their own. NULL
-// where the config is wrong.
-Joint *rehearsal_model(Backend *dry, const JointConfig *, Dtype compute, Error *);
+// The groups that a rank of this run's tensor axis would have, dry: those of its last one, which has the most rows
+// where they do not divide.
+Parallel rehearsal_parallel(const TrainConfig *);
+void rehearsal_parallel_free(Parallel *);
+// A model for a backend that computes nothing, whose parameters have no memory, not even addresses of their own. The
+// groups of Parallel are dry ones (comm_dry_new), borrowed. NULL where the config is wrong.
+Joint *rehearsal_model(Backend *dry, const JointConfig *, const Parallel *, Dtype compute, Error *);
 // batches: (count), the largest streams of which are made room for.
 void rehearsal_open(Rehearsal *, Backend *, Joint *, const Batch *batches, int count);
 void rehearsal_close(Rehearsal *);

@@ -144,8 +144,7 @@ static bool like_another(const Planner *p, int first) {
 static void hold_at_least(Planner *p, int first, double *tapes) {
     SplitPlan *plan = p->plan;
     stage_replay(p->config, &plan->costs, &plan->table, plan->first, first, tapes);
-    for (int i = 0; i < plan->table.shape.stages; i++)
-        plan->stages[i].tapes = fmax(plan->stages[i].tapes, plan->costs.held * tapes[i]);
+    for (int i = 0; i < plan->table.shape.stages; i++) plan->stages[i].tapes = fmax(plan->stages[i].tapes, tapes[i]);
 }
 
 // A stage is as full as on the data rank where it holds most, which need not be the costliest; that one and the first

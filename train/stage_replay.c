@@ -83,12 +83,14 @@ void stage_replay(const TrainConfig *config, const UnitCosts *costs, const Pipel
                 .backend = dry_backend_new(),
                 .flights = arena_array(arena, Flight, cells),
                 .flight = arena_array(arena, int, cells)};
-    Joint *joint = rehearsal_model(r.backend, &config->model, config->precision ? BF16 : F32, &error);
+    Parallel parallel = rehearsal_parallel(config);
+    Joint *joint = rehearsal_model(r.backend, &config->model, &parallel, config->precision ? BF16 : F32, &error);
     check(joint); // the same as that of the costs
     rehearsal_open(&r.rehearsal, r.backend, joint, costs->batches, costs->shapes);
     for (int i = 0; i < table->shape.stages; i++) peaks[i] = run_stage(&r, i);
     rehearsal_close(&r.rehearsal);
     joint_free(joint);
+    rehearsal_parallel_free(&parallel);
     backend_free(r.backend);
     arena_free(arena);
 }

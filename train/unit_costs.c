@@ -232,20 +232,10 @@ static void average_times(Costing *k) {
     }
 }
 
-// Tensor ranks, which are not run here, share out times and parameters, and activations where rows are shared out too;
-// else about half of these are whole on each.
-static void share_out(UnitCosts *c, const TrainConfig *config, const Layout *l) {
+// Tensor ranks share out parameters, about evenly.
+static void share_parameters(UnitCosts *c, const Layout *l) {
     double share = 1.0 / l->size[MESH_TENSOR];
-    c->held = config->parallel.sequence ? share : (1 + share) / 2;
-    for (int i = 0; i < c->units * c->shapes; i++) {
-        UnitTime *t = &c->times[i];
-        *t = (UnitTime){share * t->forward, share * t->input, share * t->weight, share * t->features};
-    }
-    for (int u = 0; u < c->units; u++) {
-        c->mean[u].parameters *= share;
-        c->mean[u].activations *= c->held;
-        c->mean[u].work *= c->held;
-    }
+    for (int u = 0; u < c->units; u++) c->mean[u].parameters *= share;
     c->copy *= share;
 }
 
@@ -255,7 +245,8 @@ static bool model(Costing *k, const Layout *l, Error *error) {
     UnitCosts *c = k->costs;
     Rehearsal r;
     k->backend = dry_backend_new();
-    Joint *joint = rehearsal_model(k->backend, &k->config->model, k->config->precision ? BF16 : F32, error);
+    Parallel parallel = rehearsal_parallel(k->config);
+    Joint *joint = rehearsal_model(k->backend, &k->config->model, &parallel, k->config->precision ? BF16 : F32, error);
     if (joint) {
         count_parameters(k, joint);
         rehearsal_open(&r, k->backend, joint, c->batches, c->shapes);
@@ -265,6 +256,7 @@ static bool model(Costing *k, const Layout *l, Error *error) {
         weigh_parameters(k, l);
     }
     joint_free(joint);
+    rehearsal_parallel_free(&parallel);
     backend_free(k->backend);
     return joint != NULL;
 }
@@ -273,7 +265,7 @@ bool unit_costs_model(const TrainConfig *config, const Layout *l, MachineRates r
                       Error *error) {
     Costing k = begin(config, l, rates, arena, out);
     if (!model(&k, l, error)) return false;
-    share_out(out, config, l);
+    share_parameters(out, l);
     average_times(&k);
     return true;
 }
@@ -338,6 +330,15 @@ static int twin_of(const Costing *k, int unit) {
     return -1;
 }
 
+// What is measured is a whole model; of it each tensor rank does about its share.
+static void share_times(UnitCosts *c, const Layout *l) {
+    double share = 1.0 / l->size[MESH_TENSOR];
+    for (int i = 0; i < c->units * c->shapes; i++) {
+        UnitTime *t = &c->times[i];
+        *t = (UnitTime){share * t->forward, share * t->input, share * t->weight, share * t->features};
+    }
+}
+
 bool unit_costs_measure(const TrainConfig *config, const Layout *l, int threads, Arena *arena, UnitCosts *out,
                         Error *error) {
     DeviceOptions device = {.device = (Device)config->device, .threads = threads};
@@ -352,7 +353,8 @@ bool unit_costs_measure(const TrainConfig *config, const Layout *l, int threads,
     }
     backend_free(k.backend);
     if (!ok) return false;
-    share_out(out, config, l);
+    share_times(out, l);
+    share_parameters(out, l);
     average_times(&k);
     return true;
 }

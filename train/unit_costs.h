@@ -22,7 +22,6 @@ typedef struct UnitCosts {
     int units, pieces; // pieces: microbatches of the step, over all data ranks
     JointUnit *list;   // (units)
     UnitCost *mean;    // (units) what the splitter goes by: forward includes features, parameters those of a copy
-    double held;       // share of activations that each tensor rank holds
     double copy;       // bytes of the head's copy of tied words: taken where these are embedded in another part
     UnitTime *times;   // (units, shapes)
     int shapes;        // how many different ones there are among the pieces

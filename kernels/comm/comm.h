@@ -29,6 +29,9 @@ typedef enum CommOrder { COMM_FAST, COMM_ORDERED } CommOrder;
 
 // A group of one; never fails.
 Comm *comm_self_new(void);
+// A group of `size` ranks as the last of them sees it, whose calls end at once and move nothing: for a rehearsal on a
+// backend that computes nothing (kernels/dry.h).
+Comm *comm_dry_new(int size);
 // All processes of the run: MPI where mpirun or srun started several and tell it how to find them, TCP where variables
 // alone say who belongs together (Slurm's, or BIFOCAL_RANKS), else a group of one. Call once; a refusal (NULL) says how
 // to start. The log is borrowed for the life of the group: for the last words where a connection fails.

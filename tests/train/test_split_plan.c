@@ -165,9 +165,12 @@ typedef struct Rank {
     double *tapes; // (stages)
 } Rank;
 
-// A stage at work on microbatches of the run's shapes.
-static void run_stage(int rank, Comm *group, void *argument) {
+// A stage at work on microbatches of the run's shapes; of its tensor ranks the last one is looked at.
+static void run_stage(int rank, Comm *world, void *argument) {
     Rank *r = argument;
+    const ParallelConfig *asked = &r->c->config.parallel;
+    int tensors = (int)asked->size[MESH_TENSOR], own_stage = rank / tensors, place = rank % tensors;
+    Comm *group = comm_split(world, place, rank, "pipeline"), *tensor = comm_split(world, own_stage, rank, "tensor");
     const PipelineTable *table = &r->plan->table;
     int own = table->shape.microbatches, units = r->plan->costs.units;
     Arena *arena = arena_new(1 << 16);
@@ -180,12 +183,14 @@ static void run_stage(int rank, Comm *group, void *argument) {
     for (int part = 0; part < table->shape.stages * table->shape.chunks; part++) {
         int stage, number;
         pipeline_place(&table->shape, part, &stage, &number);
-        for (int u = r->plan->first[part]; u < r->plan->first[part + 1]; u++) chunk[u] = stage == rank ? number : -1;
+        for (int u = r->plan->first[part]; u < r->plan->first[part + 1]; u++)
+            chunk[u] = stage == own_stage ? number : -1;
     }
     for (int m = 0; m < own; m++)
         work[m] = (PipelineMicrobatch){synthetic_batch(&r->c->config, m, own, arena),
                                        {.seed = 3, .training = true, .image_gradient = zeros, .text_gradient = zeros}};
-    Parallel parallel = {.pipeline = group, .bucket_bytes = 8 << 10};
+    Parallel parallel = {
+        .tensor = tensors > 1 ? tensor : NULL, .sequence = asked->sequence, .pipeline = group, .bucket_bytes = 8 << 10};
     Joint *joint =
         joint_new_part(backend, &r->c->config.model, &parallel, chunk, r->c->config.precision ? BF16 : F32, 1, &error);
     assert_done(joint != NULL, &error);
@@ -195,11 +200,13 @@ static void run_stage(int rank, Comm *group, void *argument) {
     gradients_begin_step(gradients, own);
     assert_done(pipeline_run(p, PIPELINE_TRAIN, work, results, NULL, NULL, NULL, &error), &error);
     gradients_norm(gradients);
-    r->tapes[rank] = pipeline_memory(p).tapes;
+    if (place == tensors - 1) r->tapes[own_stage] = pipeline_memory(p).tapes;
     pipeline_free(p);
     gradients_free(gradients);
     joint_free(joint);
     backend_free(backend);
+    comm_free(tensor);
+    comm_free(group);
     arena_free(arena);
 }
 
@@ -234,6 +241,29 @@ static void stages_hold_to_the_byte_what_was_planned(void **state) {
                     fail_msg("%s, stage %d: %.0f bytes planned, %.0f held", pipeline_names[kind], i,
                              plan.stages[i].tapes, tapes[i]);
         }
+}
+
+static void tensor_ranks_hold_to_the_byte_what_was_planned(void **state) {
+    (void)state;
+    for (int sequence = 0; sequence < 2; sequence++) {
+        const char *settings[] = {"parallel.pipeline=2",
+                                  "parallel.tensor=2",
+                                  sequence ? "parallel.sequence=true" : "parallel.sequence=false",
+                                  "train.microbatches=4",
+                                  "model.vision.heads=2",
+                                  "model.text.heads=2",
+                                  "model.mae.decoder_heads=2",
+                                  NULL};
+        Case c = make(settings, 4);
+        SplitPlan plan;
+        double tapes[2] = {0};
+        plan_of(&c, 0, &plan);
+        ranks_run(4, run_stage, &(Rank){&c, &plan, tapes});
+        for (int i = 0; i < 2; i++)
+            if (!(plan.stages[i].tapes == tapes[i]))
+                fail_msg("sequence %d, stage %d: %.0f bytes planned, %.0f held", sequence, i, plan.stages[i].tapes,
+                         tapes[i]);
+    }
 }
 
 // Nine pieces of eight captions: data ranks have different ones.
@@ -320,6 +350,7 @@ int main(void) {
         cmocka_unit_test(tied_words_count_twice_where_they_may_be_apart),
         cmocka_unit_test(what_is_measured_has_the_shape_of_what_is_modelled),
         cmocka_unit_test(stages_hold_to_the_byte_what_was_planned),
+        cmocka_unit_test(tensor_ranks_hold_to_the_byte_what_was_planned),
         cmocka_unit_test(stages_are_planned_as_full_as_on_the_fullest_data_rank),
         cmocka_unit_test(a_limit_of_memory_is_kept_or_refused),
         cmocka_unit_test(the_split_is_no_slower_than_equal_numbers_of_blocks),

@@ -103,7 +103,8 @@ static void tensor_ranks_share_parameters_and_pay_for_sums(void **state) {
     const StepTime *two = &PLANNED(&cluster, 2, "parallel.tensor=2", "parallel.sequence=true")->time;
     near(two->loads[0].trained, alone->loads[0].trained / 2);
     assert_true(alone->loads[0].tensor == 0 && two->loads[0].tensor > 0 && two->sent > 0);
-    near(two->loads[0].rows, alone->loads[0].rows / 2 + two->loads[0].tensor);
+    double own = two->loads[0].rows - two->loads[0].tensor; // what is outside the blocks each rank does whole
+    assert_true(own > alone->loads[0].rows / 2 && own < 0.75 * alone->loads[0].rows);
 }
 
 static void utilisation_counts_the_models_own_work(void **state) {
