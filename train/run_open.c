@@ -191,7 +191,9 @@ static bool open_model(Run *r, Error *error) {
         r->parallel.pipeline ? stages_chunks(&r->stages, r->mesh.place[MESH_PIPELINE], r->memory) : NULL;
     r->joint =
         joint_new_part(r->backend, &r->config.model, &r->parallel, chunks, compute, (uint64_t)r->config.seed, error);
-    return r->joint != NULL;
+    if (!r->joint) return false;
+    return parameters_whole_elements(joint_parameters(r->joint), true) > 0 ||
+           error_set(error, ERROR_USAGE, "model.freeze leaves nothing to train; take something out of it");
 }
 
 // Collective: what works on the parameters.

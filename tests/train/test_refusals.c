@@ -135,6 +135,7 @@ static void settings_that_contradict_each_other_are_refused(void **state) {
     assert_refused("optimizer.warmup_steps=6", "warmup_steps");
     assert_refused("sequence.caption=17", "sequence.caption");
     assert_refused("model.weight.mae=0", "mae");
+    assert_refused("model.freeze=vision,text,mae,connector,contrastive", "nothing to train");
     assert_refused("data.1.answer=", "go together");
     assert_refused("data.1.question={quest", "question of the dataset");
     assert_refused("data.1.objectives=mae", "add caption");
