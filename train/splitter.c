@@ -138,6 +138,7 @@ static double chain_time(const Splitter *s, int chain, int taken) {
 // Whether a stage may take units [from[c], to[c]) of each chain.
 static bool fits(const Splitter *s, const Limits *limits, int stage, const int from[2], const int to[2]) {
     Load load = s->others[stage];
+    check(s->chains <= 2);
     for (int c = 0; c < s->chains; c++) {
         const Chain *chain = &s->chain[c];
         int first = chain->down ? chain->end - to[c] : chain->first + from[c];
