@@ -59,13 +59,20 @@ static int find_orientation(const uint8_t *bytes, size_t size) {
     return 1;
 }
 
-bool png_probe(const uint8_t *bytes, size_t size, ImageInfo *info, Error *error) {
+// The header must be the first chunk: libpng would let others stand before it.
+static bool read_header(const uint8_t *bytes, size_t size, uint32_t *width, uint32_t *height, Error *error) {
     if (size < SIGNATURE_BYTES + CHUNK_OVERHEAD + HEADER_BYTES || big_u32(bytes + 8) != HEADER_BYTES ||
         memcmp(bytes + 12, "IHDR", 4) != 0)
         return error_set(error, ERROR_FAILED, "PNG: no header (IHDR) at its start");
-    uint32_t width = big_u32(bytes + 16), height = big_u32(bytes + 20);
-    if (!width || !height || width > INT_MAX || height > INT_MAX)
-        return error_set(error, ERROR_FAILED, "PNG: %u x %u is not a size", width, height);
+    *width = big_u32(bytes + 16);
+    *height = big_u32(bytes + 20);
+    if (*width && *height && *width <= INT_MAX && *height <= INT_MAX) return true;
+    return error_set(error, ERROR_FAILED, "PNG: %u x %u is not a size", *width, *height);
+}
+
+bool png_probe(const uint8_t *bytes, size_t size, ImageInfo *info, Error *error) {
+    uint32_t width, height;
+    if (!read_header(bytes, size, &width, &height, error)) return false;
     *info = (ImageInfo){(int)width, (int)height, find_orientation(bytes, size), "png"};
     return true;
 }
@@ -141,7 +148,8 @@ static bool run_decode(Reader *r) {
 bool png_decode(const uint8_t *bytes, size_t size, const DecodeOptions *options, Image *out, int *orientation,
                 Error *error) {
     Reader r = {.bytes = bytes, .left = size, .size = size, .options = options, .error = error};
-    bool ok = run_decode(&r);
+    uint32_t width, height;
+    bool ok = read_header(bytes, size, &width, &height, error) && run_decode(&r);
     if (ok) {
         *out = r.image;
         *orientation = find_orientation(bytes, size);
