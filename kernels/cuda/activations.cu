@@ -141,9 +141,9 @@ void cuda_swiglu_forward(const CudaQueue *q, void *y, const void *x, int64_t row
         in_row_launches(rows, per_row, [&](int64_t first, uint32_t count, dim3 grid) {
             Divider d = divider(per_row);
             if (packs)
-                launch<swiglu_kernel<T, N>>(grid, dim3(ROW_THREADS), 0, q->stream, to, from, first, count, d);
+                launch<swiglu_kernel<T, N>>(grid, dim3(ROW_THREADS), 0, q, to, from, first, count, d);
             else
-                launch<swiglu_kernel<T, 1>>(grid, dim3(ROW_THREADS), 0, q->stream, to, from, first, count, d);
+                launch<swiglu_kernel<T, 1>>(grid, dim3(ROW_THREADS), 0, q, to, from, first, count, d);
         });
     });
 }
@@ -160,11 +160,11 @@ void cuda_swiglu_backward(const CudaQueue *q, void *dx, const void *dy, const vo
         in_row_launches(rows, per_row, [&](int64_t first, uint32_t count, dim3 grid) {
             Divider d = divider(per_row);
             if (packs)
-                launch<swiglu_gradient_kernel<T, N>>(grid, dim3(ROW_THREADS), 0, q->stream, to, dy_t, from, first,
-                                                     count, d, add);
+                launch<swiglu_gradient_kernel<T, N>>(grid, dim3(ROW_THREADS), 0, q, to, dy_t, from, first, count, d,
+                                                     add);
             else
-                launch<swiglu_gradient_kernel<T, 1>>(grid, dim3(ROW_THREADS), 0, q->stream, to, dy_t, from, first,
-                                                     count, d, add);
+                launch<swiglu_gradient_kernel<T, 1>>(grid, dim3(ROW_THREADS), 0, q, to, dy_t, from, first, count, d,
+                                                     add);
         });
     });
 }

@@ -169,7 +169,7 @@ static void launch_tiles(const CudaQueue *q, int64_t blocks, size_t shared, cons
 #ifdef __CUDACC__
     (void)cudaFuncSetAttribute(Kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
 #endif
-    launch<Kernel>(dim3(static_cast<unsigned>(blocks)), dim3(ATTENTION_THREADS), shared, q->stream, arguments...);
+    launch<Kernel>(dim3(static_cast<unsigned>(blocks)), dim3(ATTENTION_THREADS), shared, q, arguments...);
 }
 
 // The head size that kernels are compiled for.

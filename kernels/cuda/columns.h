@@ -91,10 +91,10 @@ static void sum_terms(const CudaQueue *q, const Term &term, const ColumnOuts<SUM
             ? nullptr
             : static_cast<float *>(q->scratch(q->owner, static_cast<size_t>(chunks * SUMS * width) * sizeof(float)));
     dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(chunks));
-    launch<column_kernel<Term, SUMS, N>>(grid, dim3(COLUMN_THREADS), 0, q->stream, term, outs, partial, rows, width,
+    launch<column_kernel<Term, SUMS, N>>(grid, dim3(COLUMN_THREADS), 0, q, term, outs, partial, rows, width,
                                          chunk);
     if (chunks == 1) return;
     dim3 combine(static_cast<unsigned>(divide_up<int64_t>(width, WARP)), SUMS);
-    launch<combine_columns_kernel<SUMS>>(combine, dim3(COMBINE_WARPS * WARP), 0, q->stream, outs, partial, chunks,
+    launch<combine_columns_kernel<SUMS>>(combine, dim3(COMBINE_WARPS * WARP), 0, q, outs, partial, chunks,
                                          width);
 }

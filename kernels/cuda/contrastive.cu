@@ -76,10 +76,9 @@ static __global__ void __launch_bounds__(COLUMN_THREADS)
 void cuda_clip_sums(const CudaQueue *q, PairSums rows, PairSums columns, float *own, const PairTile *t,
                     const float *log_scale) {
     if (t->rows <= 0 || t->columns <= 0) return;
-    launch<clip_rows_kernel>(dim3(static_cast<unsigned>(t->rows)), dim3(THREADS), 0, q->stream, rows, own, *t,
-                             log_scale);
+    launch<clip_rows_kernel>(dim3(static_cast<unsigned>(t->rows)), dim3(THREADS), 0, q, rows, own, *t, log_scale);
     launch<clip_columns_kernel>(dim3(static_cast<unsigned>(divide_up<int64_t>(t->columns, COLUMNS))),
-                                dim3(COLUMN_THREADS), 0, q->stream, columns, *t, log_scale);
+                                dim3(COLUMN_THREADS), 0, q, columns, *t, log_scale);
 }
 
 static dim3 blocks_over(int64_t n) { return dim3(static_cast<unsigned>(divide_up<int64_t>(n, ELEMENT_THREADS))); }
@@ -90,7 +89,7 @@ static __global__ void __launch_bounds__(ELEMENT_THREADS) clip_logsumexp_kernel(
 }
 
 void cuda_clip_logsumexp(const CudaQueue *q, float *lse, PairSums sums, int64_t n) {
-    if (n > 0) launch<clip_logsumexp_kernel>(blocks_over(n), dim3(ELEMENT_THREADS), 0, q->stream, lse, sums, n);
+    if (n > 0) launch<clip_logsumexp_kernel>(blocks_over(n), dim3(ELEMENT_THREADS), 0, q, lse, sums, n);
 }
 
 static __global__ void __launch_bounds__(ELEMENT_THREADS)
@@ -104,8 +103,7 @@ static __global__ void __launch_bounds__(ELEMENT_THREADS)
 void cuda_clip_losses(const CudaQueue *q, double *loss, const float *row_lse, const float *column_lse, const float *own,
                       int64_t n) {
     if (n > 0)
-        launch<clip_losses_kernel>(blocks_over(n), dim3(ELEMENT_THREADS), 0, q->stream, loss, row_lse, column_lse, own,
-                                   n);
+        launch<clip_losses_kernel>(blocks_over(n), dim3(ELEMENT_THREADS), 0, q, loss, row_lse, column_lse, own, n);
 }
 
 static __global__ void __launch_bounds__(THREADS)
@@ -133,8 +131,8 @@ static __global__ void __launch_bounds__(THREADS)
 void cuda_clip_gradient(const CudaQueue *q, double *d_scale, const PairTile *t, const float *row_lse,
                         const float *column_lse, const float *log_scale, const float *factor) {
     if (t->rows > 0)
-        launch<clip_gradient_kernel>(dim3(static_cast<unsigned>(t->rows)), dim3(THREADS), 0, q->stream, d_scale, *t,
-                                     row_lse, column_lse, log_scale, factor);
+        launch<clip_gradient_kernel>(dim3(static_cast<unsigned>(t->rows)), dim3(THREADS), 0, q, d_scale, *t, row_lse,
+                                     column_lse, log_scale, factor);
 }
 
 // ---- sigmoid (SigLIP) ----
@@ -161,8 +159,8 @@ static __global__ void __launch_bounds__(THREADS)
 
 void cuda_siglip_sums(const CudaQueue *q, double *loss, const PairTile *t, const float *log_scale, const float *bias) {
     if (t->rows > 0)
-        launch<siglip_rows_kernel>(dim3(static_cast<unsigned>(t->rows)), dim3(THREADS), 0, q->stream, loss, *t,
-                                   log_scale, bias);
+        launch<siglip_rows_kernel>(dim3(static_cast<unsigned>(t->rows)), dim3(THREADS), 0, q, loss, *t, log_scale,
+                                   bias);
 }
 
 static __global__ void __launch_bounds__(THREADS)
@@ -191,6 +189,6 @@ static __global__ void __launch_bounds__(THREADS)
 void cuda_siglip_gradient(const CudaQueue *q, double *d_scale, double *d_bias, const PairTile *t,
                           const float *log_scale, const float *bias, const float *factor) {
     if (t->rows > 0)
-        launch<siglip_gradient_kernel>(dim3(static_cast<unsigned>(t->rows)), dim3(THREADS), 0, q->stream, d_scale,
-                                       d_bias, *t, log_scale, bias, factor);
+        launch<siglip_gradient_kernel>(dim3(static_cast<unsigned>(t->rows)), dim3(THREADS), 0, q, d_scale, d_bias, *t,
+                                       log_scale, bias, factor);
 }

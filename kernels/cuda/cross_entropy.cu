@@ -73,9 +73,9 @@ void cuda_cross_entropy_rows(const CudaQueue *q, float *lse, float *picked, cons
         typedef decltype(zero) T;
         const T *from = static_cast<const T *>(logits);
         if (stride % PACK<T> == 0 && packs_at(from, PACK<T>))
-            launch<loss_rows_kernel<T, PACK<T>>>(grid, dim3(THREADS), 0, q->stream, lse, picked, from, c);
+            launch<loss_rows_kernel<T, PACK<T>>>(grid, dim3(THREADS), 0, q, lse, picked, from, c);
         else
-            launch<loss_rows_kernel<T, 1>>(grid, dim3(THREADS), 0, q->stream, lse, picked, from, c);
+            launch<loss_rows_kernel<T, 1>>(grid, dim3(THREADS), 0, q, lse, picked, from, c);
     });
 }
 
@@ -130,9 +130,9 @@ void cuda_cross_entropy_gradient(const CudaQueue *q, void *logits, Dtype t, int6
         typedef decltype(zero) T;
         T *z = static_cast<T *>(logits);
         if (stride % PACK<T> == 0 && packs_at(z, PACK<T>))
-            launch<loss_gradient_kernel<T, PACK<T>>>(grid, dim3(THREADS), 0, q->stream, z, s, c);
+            launch<loss_gradient_kernel<T, PACK<T>>>(grid, dim3(THREADS), 0, q, z, s, c);
         else
-            launch<loss_gradient_kernel<T, 1>>(grid, dim3(THREADS), 0, q->stream, z, s, c);
+            launch<loss_gradient_kernel<T, 1>>(grid, dim3(THREADS), 0, q, z, s, c);
     });
 }
 
@@ -161,5 +161,5 @@ void cuda_cross_entropy_combine(const CudaQueue *q, float *loss, float *lse, con
                                 const float *weight, int ranks, int64_t n) {
     if (n > 0)
         launch<combine_kernel>(dim3(static_cast<unsigned>(divide_up<int64_t>(n, ELEMENT_THREADS))),
-                               dim3(ELEMENT_THREADS), 0, q->stream, loss, lse, parts, targets, weight, ranks, n);
+                               dim3(ELEMENT_THREADS), 0, q, loss, lse, parts, targets, weight, ranks, n);
 }

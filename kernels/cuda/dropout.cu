@@ -105,6 +105,6 @@ void cuda_dropout(const CudaQueue *q, void *y, const void *x, int64_t n, double 
         T *to = static_cast<T *>(y);
         const T *from = static_cast<const T *>(x);
         bool aligned = first % ELEMENTS == 0 && packs_at(to, PACK<T>) && packs_at(from, PACK<T>);
-        launch<dropout_kernel<T>>(grid, dim3(THREADS), 0, q->stream, to, from, n, s, rows, first, whole, aligned, add);
+        launch<dropout_kernel<T>>(grid, dim3(THREADS), 0, q, to, from, n, s, rows, first, whole, aligned, add);
     });
 }

@@ -15,11 +15,16 @@ extern "C" {
 
 typedef struct CUstream_st *CudaStream; // cudaStream_t
 
+// Starts what `arguments` describe; they may be read once or, where work is repeated, again and again.
+typedef void CudaStart(const void *arguments, CudaStream stream);
+
 typedef struct CudaQueue { // where a call goes
     CudaStream stream;
     // `bytes` of device memory, 256-byte aligned, for this call alone: the next call in the stream may have it again.
     // Never NULL.
     void *(*scratch)(void *owner, size_t bytes);
+    // Takes a launch and copies its arguments, to start it now or later; NULL: it is started at once.
+    void (*start)(void *owner, CudaStart *, const void *arguments, size_t bytes);
     void *owner;
 } CudaQueue;
 

@@ -3,6 +3,9 @@
  * come with the shim of tests/simt/ in front, which runs the same sources on the CPU. Blocks are whole warps. */
 #pragma once
 #include "kernels/cuda/kernels.h"
+#include <new>
+#include <tuple>
+#include <type_traits>
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -13,7 +16,7 @@
     type *const name = reinterpret_cast<type *>(dynamic_shared_memory)
 // A launch that fails leaves its error with the runtime, where whoever called looks (cudaGetLastError).
 template <auto Kernel, class... A>
-static void launch(dim3 grid, dim3 block, size_t shared, cudaStream_t stream, const A &...arguments) {
+static void launch_now(dim3 grid, dim3 block, size_t shared, CudaStream stream, const A &...arguments) {
     Kernel<<<grid, block, shared, stream>>>(arguments...);
 }
 #elif defined(SIMT_H)
@@ -21,6 +24,30 @@ static void launch(dim3 grid, dim3 block, size_t shared, cudaStream_t stream, co
 #else
 #error "without nvcc these sources want tests/simt/shim/simt.h in front (-include)"
 #endif
+
+// ---- launches ----
+
+template <class... A> struct Launch { // as bytes that can be kept, compared, and started again
+    dim3 grid, block;
+    size_t shared; // bytes of dynamic shared memory
+    std::tuple<A...> arguments;
+};
+template <auto Kernel, class... A> static void start_launch(const void *memory, CudaStream stream) {
+    const Launch<A...> *l = static_cast<const Launch<A...> *>(memory);
+    std::apply([&](const A &...a) { launch_now<Kernel>(l->grid, l->block, l->shared, stream, a...); }, l->arguments);
+}
+// queue NULL: at once, on the default stream.
+template <auto Kernel, class... A>
+static void launch(dim3 grid, dim3 block, size_t shared, const CudaQueue *queue, const A &...arguments) {
+    static_assert((std::is_trivially_copyable_v<A> && ...), "a launch is kept as bytes");
+    if (!queue || !queue->start) {
+        launch_now<Kernel>(grid, block, shared, queue ? queue->stream : nullptr, arguments...);
+        return;
+    }
+    alignas(Launch<A...>) unsigned char memory[sizeof(Launch<A...>)] = {}; // what lies between the arguments is zero
+    new (memory) Launch<A...>{grid, block, shared, std::tuple<A...>(arguments...)};
+    queue->start(queue->owner, start_launch<Kernel, A...>, memory, sizeof memory);
+}
 
 enum { WARP = 32 };
 static constexpr unsigned ALL_LANES = 0xffffffffu;

@@ -52,7 +52,7 @@ template <bool ADD, int N, int ROUNDS, class F, class Y, class A, class B>
 static void launch_map(const CudaQueue *q, F f, Y *y, const A *a, const B *b, int64_t n, int64_t repeats) {
     dim3 grid(static_cast<unsigned>(divide_up<int64_t>(n, MAP_THREADS * N * ROUNDS)),
               static_cast<unsigned>(smaller<int64_t>(repeats, 65535)));
-    launch<map_kernel<F, ADD, N, ROUNDS, Y, A, B>>(grid, dim3(MAP_THREADS), 0, q->stream, f, y, a, b, n, repeats);
+    launch<map_kernel<F, ADD, N, ROUNDS, Y, A, B>>(grid, dim3(MAP_THREADS), 0, q, f, y, a, b, n, repeats);
 }
 
 // b: (n), a and y: (repeats, n). Arrays that the formula does not read may be NULL.

@@ -102,9 +102,9 @@ template <bool CENTRED> static void run_forward(const CudaQueue *q, void *y, con
         with_group(f.rows, f.width, packs, [&](auto group, dim3 grid, dim3 block) {
             constexpr int GROUP = decltype(group)::value;
             if constexpr (GROUP == 0)
-                launch<norm_looped_kernel<T, CENTRED>>(grid, block, 0, q->stream, to, from, f);
+                launch<norm_looped_kernel<T, CENTRED>>(grid, block, 0, q, to, from, f);
             else
-                launch<norm_kernel<T, GROUP, CENTRED>>(grid, block, 0, q->stream, to, from, f);
+                launch<norm_kernel<T, GROUP, CENTRED>>(grid, block, 0, q, to, from, f);
         });
     });
 }
@@ -189,9 +189,9 @@ static void run_backward(const CudaQueue *q, void *dx, const void *dy, const voi
         with_group(b.rows, b.width, packs, [&](auto group, dim3 grid, dim3 block) {
             constexpr int GROUP = decltype(group)::value;
             if constexpr (GROUP == 0)
-                launch<norm_gradient_looped_kernel<T, CENTRED>>(grid, block, 0, q->stream, to, d, from, b);
+                launch<norm_gradient_looped_kernel<T, CENTRED>>(grid, block, 0, q, to, d, from, b);
             else
-                launch<norm_gradient_kernel<T, GROUP, CENTRED>>(grid, block, 0, q->stream, to, d, from, b);
+                launch<norm_gradient_kernel<T, GROUP, CENTRED>>(grid, block, 0, q, to, d, from, b);
         });
     });
 }

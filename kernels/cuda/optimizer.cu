@@ -87,7 +87,7 @@ void cuda_adamw_parts(const CudaQueue *q, const CudaAdamwPart *parts, int count,
             blocks += more;
         }
         for (int k = used; k <= PARTS; k++) table.first_block[k] = UINT32_MAX; // no block is there
-        if (blocks) launch<adamw_kernel>(dim3(static_cast<unsigned>(blocks)), dim3(THREADS), 0, q->stream, table, rule);
+        if (blocks) launch<adamw_kernel>(dim3(static_cast<unsigned>(blocks)), dim3(THREADS), 0, q, table, rule);
     }
 }
 

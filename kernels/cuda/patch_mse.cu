@@ -102,9 +102,9 @@ void cuda_masked_patch_mse_forward(const CudaQueue *q, float *out, const void *x
             typedef decltype(zero) T;
             const T *from = static_cast<const T *>(x), *pictures = static_cast<const T *>(images);
             if (j.numbers % PACK<T> == 0 && packs_at(from, PACK<T>))
-                launch<patch_loss_kernel<T, PACK<T>>>(grid, dim3(THREADS), 0, q->stream, loss, from, pictures, j);
+                launch<patch_loss_kernel<T, PACK<T>>>(grid, dim3(THREADS), 0, q, loss, from, pictures, j);
             else
-                launch<patch_loss_kernel<T, 1>>(grid, dim3(THREADS), 0, q->stream, loss, from, pictures, j);
+                launch<patch_loss_kernel<T, 1>>(grid, dim3(THREADS), 0, q, loss, from, pictures, j);
         });
     cuda_sum_rows(q, out, false, loss, m); // which takes no scratch memory
 }
@@ -120,9 +120,8 @@ void cuda_masked_patch_mse_backward(const CudaQueue *q, void *dx, const float *f
         T *to = static_cast<T *>(dx);
         const T *from = static_cast<const T *>(x), *pictures = static_cast<const T *>(images);
         if (j.numbers % PACK<T> == 0 && packs_at(from, PACK<T>) && packs_at(to, PACK<T>))
-            launch<patch_gradient_kernel<T, PACK<T>>>(grid, dim3(THREADS), 0, q->stream, to, factor, from, pictures, j,
-                                                      add);
+            launch<patch_gradient_kernel<T, PACK<T>>>(grid, dim3(THREADS), 0, q, to, factor, from, pictures, j, add);
         else
-            launch<patch_gradient_kernel<T, 1>>(grid, dim3(THREADS), 0, q->stream, to, factor, from, pictures, j, add);
+            launch<patch_gradient_kernel<T, 1>>(grid, dim3(THREADS), 0, q, to, factor, from, pictures, j, add);
     });
 }

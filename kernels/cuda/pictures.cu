@@ -54,10 +54,10 @@ void cuda_pixels(const CudaQueue *q, void *y, const uint8_t *x, int64_t batch, i
         int64_t per_picture = packs ? plane / 4 : plane;
         in_row_launches(batch, per_picture, [&](int64_t first, uint32_t count, dim3 grid) {
             if (packs)
-                launch<pixels_kernel<T, 4>>(grid, dim3(ROW_THREADS), 0, q->stream, to, x, s, first, count,
+                launch<pixels_kernel<T, 4>>(grid, dim3(ROW_THREADS), 0, q, to, x, s, first, count,
                                             divider(per_picture));
             else
-                launch<pixels_kernel<T, 1>>(grid, dim3(ROW_THREADS), 0, q->stream, to, x, s, first, count,
+                launch<pixels_kernel<T, 1>>(grid, dim3(ROW_THREADS), 0, q, to, x, s, first, count,
                                             divider(per_picture));
         });
     });
@@ -139,9 +139,9 @@ void cuda_patches_forward(const CudaQueue *q, void *y, const void *x, const int3
         in_row_launches(batch * kept, per_patch, [&](int64_t first, uint32_t count, dim3 grid) {
             Divider d = divider(per_patch);
             if (packs)
-                launch<patches_kernel<T, PACK<T>>>(grid, dim3(ROW_THREADS), 0, q->stream, to, from, j, first, count, d);
+                launch<patches_kernel<T, PACK<T>>>(grid, dim3(ROW_THREADS), 0, q, to, from, j, first, count, d);
             else
-                launch<patches_kernel<T, 1>>(grid, dim3(ROW_THREADS), 0, q->stream, to, from, j, first, count, d);
+                launch<patches_kernel<T, 1>>(grid, dim3(ROW_THREADS), 0, q, to, from, j, first, count, d);
         });
     });
 }
@@ -157,8 +157,8 @@ void cuda_patches_backward(const CudaQueue *q, void *dx, const void *dy, const i
         T *to = static_cast<T *>(dx);
         const T *from = static_cast<const T *>(dy);
         if (lines_in_packs<T>(to, from, width, patch))
-            launch<patches_gradient_kernel<T, PACK<T>>>(grid, dim3(ADD_THREADS), 0, q->stream, to, from, j, batch, add);
+            launch<patches_gradient_kernel<T, PACK<T>>>(grid, dim3(ADD_THREADS), 0, q, to, from, j, batch, add);
         else
-            launch<patches_gradient_kernel<T, 1>>(grid, dim3(ADD_THREADS), 0, q->stream, to, from, j, batch, add);
+            launch<patches_gradient_kernel<T, 1>>(grid, dim3(ADD_THREADS), 0, q, to, from, j, batch, add);
     });
 }

@@ -85,10 +85,10 @@ void cuda_mean_rows_forward(const CudaQueue *q, void *y, const void *x, const fl
         if (width % N == 0 && packs_at(from, N))
             launch<mean_kernel<T, N>>(
                 dim3(static_cast<unsigned>(divide_up<int64_t>(width, WARP * N)), batches_of(batch)), dim3(MEAN_THREADS),
-                0, q->stream, to, from, m, batch);
+                0, q, to, from, m, batch);
         else
             launch<mean_kernel<T, 1>>(dim3(static_cast<unsigned>(divide_up<int64_t>(width, WARP)), batches_of(batch)),
-                                      dim3(MEAN_THREADS), 0, q->stream, to, from, m, batch);
+                                      dim3(MEAN_THREADS), 0, q, to, from, m, batch);
     });
 }
 
@@ -103,9 +103,9 @@ void cuda_mean_rows_backward(const CudaQueue *q, void *dx, const void *dy, const
         const T *from = static_cast<const T *>(dy);
         constexpr int N = PACK<T>;
         if (width % N == 0 && packs_at(from, N) && packs_at(to, N))
-            launch<spread_kernel<T, N>>(grid, dim3(MEAN_THREADS), 0, q->stream, to, from, m, batch, add);
+            launch<spread_kernel<T, N>>(grid, dim3(MEAN_THREADS), 0, q, to, from, m, batch, add);
         else
-            launch<spread_kernel<T, 1>>(grid, dim3(MEAN_THREADS), 0, q->stream, to, from, m, batch, add);
+            launch<spread_kernel<T, 1>>(grid, dim3(MEAN_THREADS), 0, q, to, from, m, batch, add);
     });
 }
 
@@ -171,9 +171,9 @@ void cuda_l2_normalize_forward(const CudaQueue *q, float *y, float *norm, const 
         with_group(rows, width, packs, [&](auto group, dim3 grid, dim3 block) {
             constexpr int GROUP = decltype(group)::value;
             if constexpr (GROUP == 0)
-                launch<l2_looped_kernel<T>>(grid, block, 0, q->stream, y, norm, from, width);
+                launch<l2_looped_kernel<T>>(grid, block, 0, q, y, norm, from, width);
             else
-                launch<l2_kernel<T, GROUP>>(grid, block, 0, q->stream, y, norm, from, rows, width);
+                launch<l2_kernel<T, GROUP>>(grid, block, 0, q, y, norm, from, rows, width);
         });
     });
 }
@@ -231,9 +231,9 @@ void cuda_l2_normalize_backward(const CudaQueue *q, void *dx, const float *dy, c
         with_group(rows, width, packs, [&](auto group, dim3 grid, dim3 block) {
             constexpr int GROUP = decltype(group)::value;
             if constexpr (GROUP == 0)
-                launch<l2_gradient_looped_kernel<T>>(grid, block, 0, q->stream, to, dy, y, norm, width, add);
+                launch<l2_gradient_looped_kernel<T>>(grid, block, 0, q, to, dy, y, norm, width, add);
             else
-                launch<l2_gradient_kernel<T, GROUP>>(grid, block, 0, q->stream, to, dy, y, norm, rows, width, add);
+                launch<l2_gradient_kernel<T, GROUP>>(grid, block, 0, q, to, dy, y, norm, rows, width, add);
         });
     });
 }

@@ -38,9 +38,9 @@ void cuda_block_squares(const CudaQueue *q, double *out, const float *x, int64_t
     if (blocks <= 0) return;
     dim3 grid(static_cast<unsigned>(divide_up<int64_t>(blocks, THREADS / WARP)));
     if (block % 4 == 0 && packs_at(x, 4))
-        launch<block_squares_kernel<4>>(grid, dim3(THREADS), 0, q->stream, out, x, blocks, block);
+        launch<block_squares_kernel<4>>(grid, dim3(THREADS), 0, q, out, x, blocks, block);
     else
-        launch<block_squares_kernel<1>>(grid, dim3(THREADS), 0, q->stream, out, x, blocks, block);
+        launch<block_squares_kernel<1>>(grid, dim3(THREADS), 0, q, out, x, blocks, block);
 }
 
 template <int N, class T>
@@ -62,7 +62,7 @@ static __global__ void __launch_bounds__(THREADS)
 }
 
 void cuda_sum_rows(const CudaQueue *q, float *out, bool add, const double *x, int64_t n) {
-    launch<total_kernel>(dim3(1), dim3(THREADS), 0, q->stream, out, x, n, 1.0, add);
+    launch<total_kernel>(dim3(1), dim3(THREADS), 0, q, out, x, n, 1.0, add);
 }
 
 void cuda_sum_into(const CudaQueue *q, float *out, const void *x, int64_t n, double factor, Dtype t) {
@@ -73,12 +73,12 @@ void cuda_sum_into(const CudaQueue *q, float *out, const void *x, int64_t n, dou
         typedef decltype(zero) T;
         const T *from = static_cast<const T *>(x);
         if (packs_at(from, PACK<T>))
-            launch<span_sum_kernel<PACK<T>, T>>(grid, dim3(THREADS), 0, q->stream, partial, from, n);
+            launch<span_sum_kernel<PACK<T>, T>>(grid, dim3(THREADS), 0, q, partial, from, n);
         else
-            launch<span_sum_kernel<1, T>>(grid, dim3(THREADS), 0, q->stream, partial, from, n);
+            launch<span_sum_kernel<1, T>>(grid, dim3(THREADS), 0, q, partial, from, n);
     });
-    launch<total_kernel>(dim3(1), dim3(THREADS), 0, q->stream, out, static_cast<const double *>(partial), blocks,
-                         factor, false);
+    launch<total_kernel>(dim3(1), dim3(THREADS), 0, q, out, static_cast<const double *>(partial), blocks, factor,
+                         false);
 }
 
 // ---- the first number that is not finite: the least index by an atomic minimum, where -1 is the largest number ----
@@ -106,7 +106,7 @@ static __global__ void __launch_bounds__(THREADS) search_kernel(unsigned long lo
 }
 
 void cuda_first_nonfinite(const CudaQueue *q, int64_t *out, const void *x, int64_t n, Dtype t) {
-    launch<nothing_found_kernel>(dim3(1), dim3(1), 0, q->stream, out);
+    launch<nothing_found_kernel>(dim3(1), dim3(1), 0, q, out);
     if (n <= 0) return;
     dim3 grid(static_cast<unsigned>(divide_up<int64_t>(n, SPAN)));
     unsigned long long *least = reinterpret_cast<unsigned long long *>(out);
@@ -114,8 +114,8 @@ void cuda_first_nonfinite(const CudaQueue *q, int64_t *out, const void *x, int64
         typedef decltype(zero) T;
         const T *from = static_cast<const T *>(x);
         if (packs_at(from, PACK<T>))
-            launch<search_kernel<PACK<T>, T>>(grid, dim3(THREADS), 0, q->stream, least, from, n);
+            launch<search_kernel<PACK<T>, T>>(grid, dim3(THREADS), 0, q, least, from, n);
         else
-            launch<search_kernel<1, T>>(grid, dim3(THREADS), 0, q->stream, least, from, n);
+            launch<search_kernel<1, T>>(grid, dim3(THREADS), 0, q, least, from, n);
     });
 }

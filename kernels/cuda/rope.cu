@@ -72,8 +72,8 @@ template <class T, int N>
 static void run(const CudaQueue *q, T *y, const T *x, const int32_t *positions, const Rope &r) {
     int half = r.head_size / 2;
     size_t shared = static_cast<size_t>(half) * 2 * ROWS * sizeof(float);
-    launch<rope_kernel<T, N>>(dim3(static_cast<unsigned>(divide_up<int64_t>(r.rows, ROWS))), dim3(THREADS), shared,
-                              q->stream, y, x, positions, r, divider(larger(half / N, 1)));
+    launch<rope_kernel<T, N>>(dim3(static_cast<unsigned>(divide_up<int64_t>(r.rows, ROWS))), dim3(THREADS), shared, q,
+                              y, x, positions, r, divider(larger(half / N, 1)));
 }
 
 void cuda_rope(const CudaQueue *q, void *y, const void *x, const int32_t *positions, int64_t rows, int64_t width,

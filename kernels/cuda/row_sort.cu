@@ -117,17 +117,16 @@ size_t row_sort_bytes(int64_t m) {
     return static_cast<size_t>(4 * row_of_items(m) + DIGITS * tiles_of(m)) * sizeof(int32_t);
 }
 
-SortedRows row_sort(CudaStream stream, void *scratch, const int32_t *rows, int64_t m, int64_t count) {
+SortedRows row_sort(const CudaQueue *q, void *scratch, const int32_t *rows, int64_t m, int64_t count) {
     const int64_t tiles = tiles_of(m), step = row_of_items(m);
     int32_t *memory = static_cast<int32_t *>(scratch), *histogram = memory + 4 * step;
     Items items = {rows, nullptr, m, static_cast<int32_t>(count), 0};
     for (int pass = 0; pass == 0 || (count >> items.shift) > 0; pass++, items.shift += DIGIT_BITS) {
         int32_t *keys = memory + pass % 2 * 2 * step, *places = keys + step;
         dim3 grid(static_cast<unsigned>(tiles));
-        launch<histogram_kernel>(grid, dim3(THREADS), 0, stream, histogram, items);
-        launch<scan_kernel>(dim3(1), dim3(SCAN_THREADS), 0, stream, histogram, DIGITS * tiles);
-        launch<move_kernel>(grid, dim3(THREADS), 0, stream, keys, places, static_cast<const int32_t *>(histogram),
-                            items);
+        launch<histogram_kernel>(grid, dim3(THREADS), 0, q, histogram, items);
+        launch<scan_kernel>(dim3(1), dim3(SCAN_THREADS), 0, q, histogram, DIGITS * tiles);
+        launch<move_kernel>(grid, dim3(THREADS), 0, q, keys, places, static_cast<const int32_t *>(histogram), items);
         items.keys = keys, items.places = places;
     }
     return SortedRows{items.keys, items.places};

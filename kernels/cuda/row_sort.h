@@ -9,4 +9,4 @@ typedef struct SortedRows {
 
 size_t row_sort_bytes(int64_t m); // of scratch memory, from a multiple of 16 on
 // A row beyond `count` is a device fault.
-SortedRows row_sort(CudaStream, void *scratch, const int32_t *rows, int64_t m, int64_t count);
+SortedRows row_sort(const CudaQueue *, void *scratch, const int32_t *rows, int64_t m, int64_t count);

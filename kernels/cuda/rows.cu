@@ -81,11 +81,11 @@ static void move_rows(const CudaQueue *q, To *y, const From *x, const From *base
     in_row_launches(rows, per_row, [&](int64_t first, uint32_t count, dim3 grid) {
         Divider d = divider(per_row);
         if (packs)
-            launch<move_rows_kernel<Source, To, From, N>>(grid, dim3(ROW_THREADS), 0, q->stream, y, source, first,
-                                                          count, d, add);
+            launch<move_rows_kernel<Source, To, From, N>>(grid, dim3(ROW_THREADS), 0, q, y, source, first, count, d,
+                                                          add);
         else
-            launch<move_rows_kernel<Source, To, From, 1>>(grid, dim3(ROW_THREADS), 0, q->stream, y, source, first,
-                                                          count, d, add);
+            launch<move_rows_kernel<Source, To, From, 1>>(grid, dim3(ROW_THREADS), 0, q, y, source, first, count, d,
+                                                          add);
     });
 }
 
@@ -139,8 +139,8 @@ void cuda_scatter_rows(const CudaQueue *q, void *y, const void *base, int64_t ba
                        const int32_t *rows, int64_t m, int64_t width, int64_t count, Dtype t) {
     if (count <= 0) return;
     int32_t *place = static_cast<int32_t *>(q->scratch(q->owner, static_cast<size_t>(count) * sizeof(int32_t)));
-    launch<no_places_kernel>(blocks_over(count), dim3(ROW_THREADS), 0, q->stream, place, count);
-    if (m > 0) launch<places_kernel>(blocks_over(m), dim3(ROW_THREADS), 0, q->stream, place, rows, m, count);
+    launch<no_places_kernel>(blocks_over(count), dim3(ROW_THREADS), 0, q, place, count);
+    if (m > 0) launch<places_kernel>(blocks_over(m), dim3(ROW_THREADS), 0, q, place, rows, m, count);
     with_type(t, [&](auto zero) {
         typedef decltype(zero) T;
         const T *from = static_cast<const T *>(x), *under = base_rows > 0 ? static_cast<const T *>(base) : nullptr;
@@ -162,5 +162,5 @@ static __global__ void __launch_bounds__(ROW_THREADS)
 }
 
 void cuda_local_ids(const CudaQueue *q, int32_t *local, const int32_t *ids, int64_t n, Vocabulary v) {
-    if (n > 0) launch<local_ids_kernel>(blocks_over(n), dim3(ROW_THREADS), 0, q->stream, local, ids, n, v);
+    if (n > 0) launch<local_ids_kernel>(blocks_over(n), dim3(ROW_THREADS), 0, q, local, ids, n, v);
 }

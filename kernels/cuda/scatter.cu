@@ -103,8 +103,8 @@ static void add_chunks(const CudaQueue *q, const Scatter<To, From> &s, int64_t c
     dim3 block(static_cast<unsigned>(threads)),
         grid(count, static_cast<unsigned>(divide_up<int64_t>(s.width, threads * N)));
     dim3 join(count, static_cast<unsigned>(divide_up<int64_t>(s.width, WARP)));
-    launch<chunk_kernel<To, From, N>>(grid, block, 0, q->stream, s);
-    if (chunks > 1) launch<join_kernel<To, From>>(join, dim3(JOIN_WARPS * WARP), 0, q->stream, s);
+    launch<chunk_kernel<To, From, N>>(grid, block, 0, q, s);
+    if (chunks > 1) launch<join_kernel<To, From>>(join, dim3(JOIN_WARPS * WARP), 0, q, s);
 }
 
 template <class To, class From>
@@ -114,7 +114,7 @@ static void scatter(const CudaQueue *q, To *y, const From *x, const int32_t *row
     const int64_t chunks = divide_up<int64_t>(m, CHUNK);
     const size_t sort = (row_sort_bytes(m) + 15) / 16 * 16, sums = static_cast<size_t>(chunks * width) * sizeof(float);
     char *memory = static_cast<char *>(q->scratch(q->owner, sort + 2 * ((sums + 15) / 16 * 16)));
-    SortedRows sorted = row_sort(q->stream, memory, rows, m, count);
+    SortedRows sorted = row_sort(q, memory, rows, m, count);
     Scatter<To, From> s = {y,
                            x,
                            sorted.keys,
@@ -146,7 +146,7 @@ void cuda_embedding_backward(const CudaQueue *q, float *dtable, const void *dy, 
     int64_t numbers = vocab * width;
     if (!add && numbers > 0)
         launch<zero_kernel>(dim3(static_cast<unsigned>(divide_up<int64_t>(numbers, ZERO_THREADS * 4))),
-                            dim3(ZERO_THREADS), 0, q->stream, dtable, numbers);
+                            dim3(ZERO_THREADS), 0, q, dtable, numbers);
     with_type(
         t, [&](auto zero) { scatter(q, dtable, static_cast<const decltype(zero) *>(dy), ids, n, width, vocab, add); });
 }

@@ -9,7 +9,7 @@ static void *scratch(void *owner, size_t bytes) {
     simt_release(memory);
     return memory = simt_allocate(bytes);
 }
-static const CudaQueue queue = {nullptr, scratch, nullptr};
+static const CudaQueue queue = {nullptr, scratch, nullptr, nullptr};
 const CudaQueue *const QUEUE = &queue;
 
 Backend *cpu() {

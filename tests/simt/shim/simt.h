@@ -145,7 +145,7 @@ struct SimtCall {
 void simt_launch(const SimtCall &);
 
 template <auto Kernel, class... A>
-static void launch(dim3 grid, dim3 block, size_t shared, cudaStream_t stream, const A &...arguments) {
+static void launch_now(dim3 grid, dim3 block, size_t shared, cudaStream_t stream, const A &...arguments) {
     (void)stream;
     typedef std::tuple<A...> Parameters;
     Parameters parameters(arguments...);
