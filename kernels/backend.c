@@ -1,6 +1,42 @@
 /* See backend.h. */
 #include "kernels/backend.h"
+#include "base/error.h"
+#include <stdlib.h>
+#include <string.h>
 
 void backend_free(Backend *b) {
     if (b) b->destroy(b);
+}
+
+void backend_sequence_begin(Backend *b, const char *name) {
+    if (b->sequence_begin) b->sequence_begin(b, name);
+}
+
+void backend_sequence_end(Backend *b) {
+    if (b->sequence_end) b->sequence_end(b);
+}
+
+// ---- reads of a backend that computes at once ----
+
+struct BackendRead {
+    size_t bytes;
+    char data[];
+};
+
+BackendRead *backend_read_start(Backend *b, const void *device, size_t bytes) {
+    if (b->read_start) return b->read_start(b, device, bytes);
+    BackendRead *read = malloc(sizeof *read + bytes);
+    check(read);
+    read->bytes = bytes;
+    b->download(b, read->data, device, bytes);
+    return read;
+}
+
+void backend_read_finish(Backend *b, BackendRead *read, void *host) {
+    if (b->read_finish) {
+        b->read_finish(b, read, host);
+        return;
+    }
+    if (read && host) memcpy(host, read->data, read->bytes);
+    free(read);
 }

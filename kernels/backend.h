@@ -7,6 +7,7 @@
 #include "kernels/tensor.h"
 
 typedef struct Backend Backend;
+typedef struct BackendRead BackendRead; // of device memory, under way
 
 typedef struct AdamW { // one fused update; Loshchilov and Hutter 2019
     double learning_rate, beta1, beta2, epsilon, weight_decay;
@@ -53,6 +54,15 @@ struct Backend {
     void (*download)(Backend *, void *host, const void *device, size_t bytes); // waits
     void (*zero)(Backend *, void *memory, size_t bytes);
     void (*wait)(Backend *); // until all that was started is done
+    // A run of calls that comes again with the same shapes, a training step say. Between begin and end calls may only be
+    // written down; what was starts where the host waits and at the end, all at once where it came before. NULL: calls
+    // start as they come. Use backend_sequence_begin and backend_sequence_end
+    void (*sequence_begin)(Backend *, const char *name); // name: for the log and the trace; lives as long as the program
+    void (*sequence_end)(Backend *);
+    // Numbers the host wants later: copied in the order of the calls, while the host goes on. NULL: read at once. Use
+    // backend_read_start and backend_read_finish
+    BackendRead *(*read_start)(Backend *, const void *device, size_t bytes);
+    void (*read_finish)(Backend *, BackendRead *, void *host);
     const char *(*fault)(Backend *); // what a device did wrong, which nothing can be done about; NULL: nothing (or no device)
 
     // matrix products
@@ -162,3 +172,8 @@ struct Backend {
 };
 
 void backend_free(Backend *); // NULL is allowed
+void backend_sequence_begin(Backend *, const char *name);
+void backend_sequence_end(Backend *);
+// What lies at `device` once all calls up to now are done; the memory may be used otherwise by calls behind this one.
+BackendRead *backend_read_start(Backend *, const void *device, size_t bytes);
+void backend_read_finish(Backend *, BackendRead *, void *host); // waits for it alone and frees it; host NULL: frees it

@@ -43,8 +43,7 @@ static void turn(CudaState *s, CudaStaging *ring) {
     cuda_must(s, cudaEventSynchronize(ring->taken[ring->next]), "an upload");
 }
 
-static void upload(Backend *b, void *device, const void *host, size_t bytes) {
-    CudaState *s = cuda_state(b);
+void cuda_upload(CudaState *s, void *device, const void *host, size_t bytes) {
     CudaStaging *ring = s->staging;
     for (size_t done = 0; done < bytes;) {
         if (ring->used == PIECE) turn(s, ring);
@@ -57,6 +56,10 @@ static void upload(Backend *b, void *device, const void *host, size_t bytes) {
         done += part;
     }
     cuda_after(s, "upload");
+}
+
+static void upload(Backend *b, void *device, const void *host, size_t bytes) {
+    cuda_upload(cuda_state(b), device, host, bytes);
 }
 
 // The ring's pieces are free behind a wait for the stream, so a download may use them all.

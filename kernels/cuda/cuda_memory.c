@@ -156,7 +156,12 @@ void *cuda_scratch(CudaState *s, size_t bytes) {
 }
 
 static void *queue_scratch(void *owner, size_t bytes) { return cuda_scratch(owner, bytes); }
-CudaQueue cuda_queue(CudaState *s) { return (CudaQueue){s->stream, queue_scratch, NULL, s}; }
+static const void *queue_message(void *owner, const void *host, size_t bytes) {
+    void *device = cuda_scratch(owner, bytes);
+    cuda_upload(owner, device, host, bytes);
+    return device;
+}
+CudaQueue cuda_queue(CudaState *s) { return (CudaQueue){s->stream, queue_scratch, NULL, queue_message, s}; }
 
 size_t cuda_scratch_mark(const CudaState *s) { return s->memory->scratch_used; }
 void cuda_scratch_rewind(CudaState *s, size_t mark) { s->memory->scratch_used = mark; }

@@ -55,6 +55,7 @@ void cuda_scratch_rewind(CudaState *, size_t mark);
 bool cuda_staging_open(CudaState *, Error *);
 void cuda_staging_close(CudaState *);
 void cuda_copy_install(Backend *);
+void cuda_upload(CudaState *, void *device, const void *host, size_t bytes); // Backend.upload
 
 // ---- products (cuda_products.c) ----
 

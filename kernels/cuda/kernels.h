@@ -25,6 +25,9 @@ typedef struct CudaQueue { // where a call goes
     void *(*scratch)(void *owner, size_t bytes);
     // Takes a launch and copies its arguments, to start it now or later; NULL: it is started at once.
     void (*start)(void *owner, CudaStart *, const void *arguments, size_t bytes);
+    // Device memory with a copy of `bytes` from the host (at most a few hundred), 16-byte aligned, for this call alone:
+    // for numbers that differ from step to step, so that a launch's arguments stay the same. Never NULL.
+    const void *(*message)(void *owner, const void *host, size_t bytes);
     void *owner;
 } CudaQueue;
 

@@ -50,7 +50,10 @@ size_t cuda_scratch_mark(const CudaState *s) { return s->memory->used; }
 void cuda_scratch_rewind(CudaState *s, size_t mark) { s->memory->used = mark; }
 
 static void *queue_scratch(void *owner, size_t bytes) { return cuda_scratch(static_cast<CudaState *>(owner), bytes); }
-CudaQueue cuda_queue(CudaState *s) { return CudaQueue{nullptr, queue_scratch, nullptr, s}; }
+static const void *queue_message(void *owner, const void *host, size_t bytes) {
+    return memcpy(queue_scratch(owner, bytes), host, bytes);
+}
+CudaQueue cuda_queue(CudaState *s) { return CudaQueue{nullptr, queue_scratch, nullptr, queue_message, s}; }
 
 static void copy(Backend *b, void *to, const void *from, size_t bytes) {
     (void)b;

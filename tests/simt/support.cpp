@@ -9,7 +9,13 @@ static void *scratch(void *owner, size_t bytes) {
     simt_release(memory);
     return memory = simt_allocate(bytes);
 }
-static const CudaQueue queue = {nullptr, scratch, nullptr, nullptr};
+static const void *message(void *owner, const void *host, size_t bytes) {
+    static void *memory;
+    (void)owner;
+    simt_release(memory);
+    return memcpy(memory = simt_allocate(bytes), host, bytes);
+}
+static const CudaQueue queue = {nullptr, scratch, nullptr, message, nullptr};
 const CudaQueue *const QUEUE = &queue;
 
 Backend *cpu() {
