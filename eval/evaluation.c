@@ -4,6 +4,7 @@
 #include "data/sequence.h"
 #include "fusion/describe.h"
 #include <ctype.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,22 +17,44 @@ typedef struct Decoding {
     Error *errors; // (count)
 } Decoding;
 
-static size_t picture_size(const Evaluation *e) {
+static int views_of(const Evaluation *e) {
+    static const int count[] = {[VIEWS_ONE] = 1, [VIEWS_MIRRORED] = 2, [VIEWS_TEN] = 10};
+    bool averaged = e->task->type == TASK_ZERO_SHOT || e->task->type == TASK_RETRIEVAL;
+    return averaged ? count[e->task->views] : 1;
+}
+
+static size_t view_size(const Evaluation *e) {
     return 3 * (size_t)(e->model->config.vision.image_size * e->model->config.vision.image_size);
+}
+static size_t picture_size(const Evaluation *e) { return view_size(e) * (size_t)views_of(e); }
+
+// View `view` of a picture, (S, S, 3). Every second one is the mirror image of the one before.
+static void make_view(const Evaluation *e, const Image *image, int view, uint8_t *out) {
+    static const double place[][2] = {{0, 0}, {1, 0}, {0, 1}, {1, 1}}; // of the corners
+    int side = (int)e->model->config.vision.image_size;
+    Crop crop = crop_center(image->width, image->height);
+    if (views_of(e) == 10) {
+        double length = crop.width * 7 / 8, x = image->width - length, y = image->height - length;
+        crop = (Crop){x / 2, y / 2, length, length};
+        if (view >= 2) crop.x = x * place[view / 2 - 1][0], crop.y = y * place[view / 2 - 1][1];
+    }
+    image_resize(image, crop, out, side, side, view % 2);
 }
 
 static void decode_one(void *context, int64_t task, int worker) {
     (void)worker;
     Decoding *d = context;
-    const JointConfig *config = &d->evaluation->model->config;
+    const Evaluation *e = d->evaluation;
+    const JointConfig *config = &e->model->config;
     const Buffer *bytes = &d->batch->samples[task].image;
     DecodeOptions options = {.least_side = DECODE_MARGIN * (int)config->vision.image_size};
-    check(image_colour(d->evaluation->task->background, options.background)); // task_read saw to it
+    check(image_colour(e->task->background, options.background)); // task_read saw to it
     Image image = {0};
     if (!bytes->size)
         error_set(&d->errors[task], ERROR_FAILED, "it has no image");
     else if (image_decode(bytes->data, bytes->size, &options, &image, &d->errors[task]))
-        joint_view(config, &image, d->batch->pixels + picture_size(d->evaluation) * (size_t)task);
+        for (int view = 0; view < views_of(e); view++)
+            make_view(e, &image, view, d->batch->pixels + picture_size(e) * (size_t)task + view_size(e) * (size_t)view);
     image_free(&image);
 }
 
@@ -177,12 +200,36 @@ bool text_features(Evaluation *e, const char *const *texts, int64_t count, float
     return ok;
 }
 
+// out[i] = the mean of features[i], normalised: (count, views, width) -> (count, width)
+static void average_views(const float *features, int64_t count, int views, int64_t width, float *out) {
+    for (int64_t i = 0; i < count; i++) {
+        double square = 0;
+        for (int64_t c = 0; c < width; c++) {
+            double sum = 0;
+            for (int v = 0; v < views; v++) sum += (double)features[(i * views + v) * width + c];
+            square += sum * sum;
+            out[i * width + c] = (float)sum;
+        }
+        for (int64_t c = 0; c < width; c++) out[i * width + c] = (float)((double)out[i * width + c] / sqrt(square));
+    }
+}
+
 bool picture_features(Evaluation *e, const SampleBatch *b, float *out, Error *error) {
+    int views = views_of(e);
+    int64_t width = e->model->config.embedding;
     tape_reset(e->tape);
-    Tensor *images = joint_pixels(e->tape, e->model->joint, b->pixels, b->count);
+    Tensor *images = joint_pixels(e->tape, e->model->joint, b->pixels, b->count * views);
     Tensor *features = joint_image_features(e->tape, e->model->joint, images);
     if (!tape_passed(e->tape, "the features of pictures", error)) return false;
-    tape_read(e->tape, features, out);
+    if (views == 1) {
+        tape_read(e->tape, features, out);
+        return true;
+    }
+    float *each = malloc(tensor_bytes(features));
+    check(each);
+    tape_read(e->tape, features, each);
+    average_views(each, b->count, views, width, out);
+    free(each);
     return true;
 }
 

@@ -26,6 +26,9 @@ static const ConfigKey keys[] = {
      "zero_shot: a file with a class name on each line; empty: those that occur in the data"},
     {"templates", CONFIG_STRINGS, AT(templates), "a photo of {class}", 0, 0, NULL, NULL, "",
      "zero_shot: how a class becomes a text; several are averaged"},
+    {"views", CONFIG_CHOICE, AT(views), "one", 0, 0, "one|mirrored|ten", NULL, "",
+     "zero_shot, retrieval: views of each picture whose features are averaged: its centre, with its mirror image, or "
+     "centre and corners with theirs"},
     {"question", CONFIG_STRING, AT(question), "{question}", 0, 0, NULL, NULL, "", "vqa: what is asked"},
     {"answer", CONFIG_STRING, AT(answer), "{answer}", 0, 0, NULL, NULL, "", "vqa: what should be answered"},
     {"image_field", CONFIG_STRING, AT(image_field), "image", 0, 0, NULL, NULL, "",

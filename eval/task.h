@@ -5,6 +5,10 @@
 
 typedef enum TaskType { TASK_ZERO_SHOT, TASK_RETRIEVAL, TASK_CAPTION, TASK_VQA, TASK_PERPLEXITY } TaskType;
 
+// Of each picture, whose features are averaged: its centre; that and its mirror image; or the centre and the four
+// corners at 7/8 of the shorter side, each with its mirror image (Krizhevsky et al. 2012).
+typedef enum TaskViews { VIEWS_ONE, VIEWS_MIRRORED, VIEWS_TEN } TaskViews;
+
 typedef struct Task {
     const char *name; // of the file, without .yaml
     int type;         // TaskType
@@ -14,6 +18,7 @@ typedef struct Task {
     const char *text; // template of a caption or document
     const char *class_field, *classes;
     StringList templates;
+    int views;                            // TaskViews
     const char *question, *answer;        // templates
     const char *image_field, *background; // of a .jsonl; "#rrggbb" under transparent pixels
     int64_t window;                       // tokens of a window, 0: the model's context

@@ -1,5 +1,6 @@
 /* Tasks over a model of random weights: the same scores in any batch, what they are made of, and what is left out. */
 #include "base/files.h"
+#include "data/image.h"
 #include "eval/evaluation.h"
 #include "tests/support/test.h"
 #include "tiny_eval.h"
@@ -140,6 +141,66 @@ static void texts_of_any_length_score_as_each_does_by_itself(void **state) {
     tape_free(tape);
     buffer_free(&lines);
     free(path);
+    tiny_eval_close(&t);
+}
+
+// Features of one view by itself, (E).
+static void view_features(TinyEval *t, Tape *tape, const Image *image, Crop crop, bool flip, float *out) {
+    uint8_t pixels[TINY_SIDE * TINY_SIDE * 3];
+    image_resize(image, crop, pixels, TINY_SIDE, TINY_SIDE, flip);
+    tape_reset(tape);
+    tape_read(tape, joint_image_features(tape, t->model.joint, joint_pixels(tape, t->model.joint, pixels, 1)), out);
+}
+
+// Centre and corners at 7/8 of the shorter side, or the whole centre, with their mirror images.
+static void expect_averaged_views(TinyEval *t, TaskViews views) {
+    enum { COUNT = 5, MOST_WIDTH = 64 };
+    Error error = {0};
+    Task task = {.name = "views", .type = TASK_ZERO_SHOT, .background = "#ffffff", .views = (int)views};
+    Tape *tape = tape_new(t->backend, false);
+    Threads *threads = threads_new(2);
+    Evaluation e = {.model = &t->model, .tape = tape, .threads = threads, .task = &task, .batch = COUNT};
+    SampleBatch batch = {0};
+    e.examples = examples_open(t->captions, COUNT, "image", &error);
+    assert_done(e.examples && sample_batch_next(&e, &batch, true, &error), &error);
+    int64_t width = t->model.config.embedding;
+    float got[COUNT * MOST_WIDTH], one[MOST_WIDTH];
+    assert_true(width <= MOST_WIDTH);
+    assert_done(picture_features(&e, &batch, got, &error), &error);
+    for (int i = 0; i < COUNT; i++) {
+        Image image = {0};
+        DecodeOptions whole = {.least_side = 0};
+        double sum[MOST_WIDTH] = {0}, square = 0;
+        assert_done(image_decode(batch.samples[i].image.data, batch.samples[i].image.size, &whole, &image, &error),
+                    &error);
+        double side = image.height, length = views == VIEWS_TEN ? side * 0.875 : side; // it is wider than high
+        double right = image.width - length, low = image.height - length;
+        Crop crops[] = {{right / 2, low / 2, length, length},
+                        {0, 0, length, length},
+                        {right, 0, length, length},
+                        {0, low, length, length},
+                        {right, low, length, length}};
+        for (int v = 0; v < (views == VIEWS_TEN ? 10 : 2); v++) {
+            view_features(t, tape, &image, crops[v / 2], v % 2, one);
+            for (int64_t c = 0; c < width; c++) sum[c] += (double)one[c];
+        }
+        for (int64_t c = 0; c < width; c++) square += sum[c] * sum[c];
+        for (int64_t c = 0; c < width; c++)
+            assert_true(fabs((double)got[i * width + c] - sum[c] / sqrt(square)) <= 1e-6);
+        image_free(&image);
+    }
+    sample_batch_free(&batch);
+    examples_close(e.examples);
+    threads_free(threads);
+    tape_free(tape);
+}
+
+static void features_of_several_views_are_averaged(void **state) {
+    (void)state;
+    TinyEval t;
+    tiny_eval_open(&t, 1, F32);
+    expect_averaged_views(&t, VIEWS_MIRRORED);
+    expect_averaged_views(&t, VIEWS_TEN);
     tiny_eval_close(&t);
 }
 
@@ -320,6 +381,7 @@ int main(void) {
         cmocka_unit_test(scores_in_bf16_do_not_depend_on_the_batch),
         cmocka_unit_test(perplexity_rolls_over_disjoint_windows),
         cmocka_unit_test(texts_of_any_length_score_as_each_does_by_itself),
+        cmocka_unit_test(features_of_several_views_are_averaged),
         cmocka_unit_test(random_weights_guess),
         cmocka_unit_test(damaged_pictures_are_left_out_and_counted),
         cmocka_unit_test(questions_that_cannot_be_asked_are_left_out),
