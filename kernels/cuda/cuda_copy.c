@@ -1,7 +1,8 @@
-/* Copies, all in the order of the stream. What comes from the host goes through a ring of pinned pieces, so that the
- * caller may reuse its memory at once and nothing waits for the device unless the ring is full. */
+/* Copies, all in the order of the stream. What comes from the host outside of sequences goes through a ring of pinned
+ * pieces, so that the caller may reuse its memory at once and nothing waits for the device unless the ring is full;
+ * within a sequence it is sent along with the list (cuda_slab.c). */
 #include "base/error.h"
-#include "kernels/cuda/cuda_state.h"
+#include "kernels/cuda/cuda_list.h"
 #include <cuda_runtime_api.h>
 #include <stdlib.h>
 #include <string.h>
@@ -58,14 +59,33 @@ void cuda_upload(CudaState *s, void *device, const void *host, size_t bytes) {
     cuda_after(s, "upload");
 }
 
+void *cuda_pinned(CudaState *s, size_t bytes) {
+    void *memory = NULL;
+    cuda_must(s, cudaHostAlloc(&memory, bytes, cudaHostAllocDefault), "pinned memory for copies");
+    return memory;
+}
+
+void cuda_pinned_free(void *memory) {
+    if (memory) (void)cudaFreeHost(memory);
+}
+
 static void upload(Backend *b, void *device, const void *host, size_t bytes) {
-    cuda_upload(cuda_state(b), device, host, bytes);
+    enum { ALIGNMENT = 256 };
+    CudaState *s = cuda_state(b);
+    if (!bytes) return;
+    if (cuda_list_writing(s)) {
+        cuda_put_copy(s, device, cuda_slab_put(s, host, bytes, ALIGNMENT), bytes);
+        cuda_after(s, "upload");
+    } else {
+        cuda_upload(s, device, host, bytes);
+    }
 }
 
 // The ring's pieces are free behind a wait for the stream, so a download may use them all.
 static void download(Backend *b, void *host, const void *device, size_t bytes) {
     CudaState *s = cuda_state(b);
     CudaStaging *ring = s->staging;
+    cuda_list_flush(s);
     cuda_must(s, cudaStreamSynchronize(s->stream), "work before a download");
     ring->used = 0;
     for (size_t done = 0; done < bytes;) {
@@ -79,21 +99,41 @@ static void download(Backend *b, void *host, const void *device, size_t bytes) {
     }
 }
 
+// ---- within the device ----
+
+typedef struct Copy {
+    CudaState *state;
+    void *to;
+    const void *from; // NULL: zeros
+    size_t bytes;
+} Copy;
+
+static void start_copy(const void *arguments, CudaStream stream) {
+    const Copy *c = arguments;
+    if (c->from)
+        cuda_must(c->state, cudaMemcpyAsync(c->to, c->from, c->bytes, cudaMemcpyDeviceToDevice, stream), "a copy");
+    else
+        cuda_must(c->state, cudaMemsetAsync(c->to, 0, c->bytes, stream), "zeroing");
+}
+
+void cuda_put_copy(CudaState *s, void *to, const void *from, size_t bytes) {
+    if (bytes) cuda_list_call(s, start_copy, &(Copy){s, to, from, bytes}, sizeof(Copy));
+}
+
 static void copy(Backend *b, void *to, const void *from, size_t bytes) {
-    CudaState *s = cuda_state(b);
-    if (bytes) cuda_must(s, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, s->stream), "a copy");
-    cuda_after(s, "copy");
+    cuda_put_copy(cuda_state(b), to, from, bytes);
+    cuda_after(cuda_state(b), "copy");
 }
 
 static void zero(Backend *b, void *memory, size_t bytes) {
-    CudaState *s = cuda_state(b);
-    if (bytes) cuda_must(s, cudaMemsetAsync(memory, 0, bytes, s->stream), "zeroing");
-    cuda_after(s, "zero");
+    cuda_put_copy(cuda_state(b), memory, NULL, bytes);
+    cuda_after(cuda_state(b), "zero");
 }
 
 static void wait_for_all(Backend *b) {
     CudaState *s = cuda_state(b);
-    cuda_must(s, cudaStreamSynchronize(s->stream), "waiting for the device");
+    cuda_list_flush(s);
+    cuda_list_synchronize(s);
 }
 
 void cuda_copy_install(Backend *b) {

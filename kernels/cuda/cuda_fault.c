@@ -1,6 +1,6 @@
 /* Errors of the device. They surface some time after the call that caused them, and then stay: the first is kept with
  * what was started last, and whoever knows the operator (the tape) asks for it. */
-#include "kernels/cuda/cuda_state.h"
+#include "kernels/cuda/cuda_list.h"
 #include <cuda_runtime_api.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,8 +13,17 @@ static void keep(CudaState *s, cudaError_t status, const char *what) {
 }
 
 void cuda_after(CudaState *s, const char *what) {
+    if (cuda_list_writing(s))
+        cuda_list_note(s, what);
+    else
+        cuda_look(s, what);
+}
+
+void cuda_look(CudaState *s, const char *what) {
+    cudaError_t status = cudaPeekAtLastError();
+    if (status != cudaSuccess && cuda_list_capture_fails(s, status)) return;
     keep(s, s->synchronous ? cudaStreamSynchronize(s->stream) : cudaSuccess, what);
-    keep(s, cudaPeekAtLastError(), what);
+    keep(s, status, what);
 }
 
 void cuda_fail(const CudaState *s, const char *what, const char *reason) {
@@ -24,6 +33,7 @@ void cuda_fail(const CudaState *s, const char *what, const char *reason) {
 }
 
 void cuda_must(CudaState *s, int status, const char *what) {
+    if (status != cudaSuccess && cuda_list_capture_fails(s, status)) return;
     keep(s, (cudaError_t)status, what);
     if (s->fault[0]) cuda_fail(s, what, s->fault);
 }

@@ -1,7 +1,293 @@
-/* See cuda_list.h. */
+/* See cuda_list.h. Lanes beyond the first are forked off it where a list first uses them and joined to it at the end,
+ * by events, so that a captured graph has their order and no more. Marks of a list are events of a pool, number by
+ * number; outside of lists a ring of them, whose old ones stand for all of their lane. */
 #include "kernels/cuda/cuda_list.h"
+#include "base/error.h"
+#include "kernels/cuda/host/command_list.h"
+#include <cuda_runtime_api.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { MOST_LISTS = 48, RING = 64 /* marks outside of lists */ };
+
+typedef struct Note { // commands up to number `end` belong to an operator
+    int64_t end;
+    const char *what;
+} Note;
+
+struct CudaLists {
+    KnownLists *known;
+    CommandList list; // being written
+    Note *notes;      // of that list
+    int64_t note_count, note_room;
+    uint64_t number;  // of that list; 0 stands for work outside of lists
+    int depth;        // of sequences
+    const char *name; // of the outermost
+    bool flushing;
+    bool capturing;
+    cudaError_t capture_status;     // the first error while capturing
+    cudaStream_t lanes[CUDA_LANES]; // the first is the state's; others are made when first used
+    cudaEvent_t fork, join;
+    cudaEvent_t *marks; // (mark_room), those of a list and, in front, the ring
+    int64_t mark_room;
+    uint64_t list_marks, ring_marks; // set so far
+    CudaListCounts counts;
+};
+
+static void drop_graph(void *graph) { (void)cudaGraphExecDestroy(graph); }
+
+static cudaError_t new_event(cudaEvent_t *e) { return cudaEventCreateWithFlags(e, cudaEventDisableTiming); }
+
+bool cuda_lists_open(CudaState *s, Error *error) {
+    CudaLists *l = calloc(1, sizeof *l);
+    check(l);
+    s->lists = l;
+    l->known = known_lists_new(MOST_LISTS, drop_graph);
+    l->number = 1;
+    l->lanes[0] = s->stream;
+    cudaError_t status = new_event(&l->fork);
+    if (status == cudaSuccess) status = new_event(&l->join);
+    return status == cudaSuccess ||
+           error_set(error, ERROR_FAILED, "no event for lists: %s", cudaGetErrorString(status));
+}
+
+void cuda_lists_close(CudaState *s) {
+    CudaLists *l = s->lists;
+    if (!l) return;
+    if (l->counts.eager)
+        log_info(s->log, "GPU %d: %lld lists of work started command by command, %lld captured, %lld as a graph",
+                 s->gpu.device, (long long)l->counts.eager, (long long)l->counts.captured,
+                 (long long)l->counts.launched);
+    known_lists_free(l->known);
+    command_list_free(&l->list);
+    for (int64_t i = 0; i < l->mark_room; i++) (void)cudaEventDestroy(l->marks[i]);
+    for (int i = 1; i < CUDA_LANES; i++)
+        if (l->lanes[i]) (void)cudaStreamDestroy(l->lanes[i]);
+    if (l->fork) (void)cudaEventDestroy(l->fork);
+    if (l->join) (void)cudaEventDestroy(l->join);
+    free(l->marks);
+    free(l->notes);
+    free(l);
+    s->lists = NULL;
+}
+
+bool cuda_list_writing(const CudaState *s) { return s->lists->depth > 0 && !s->lists->flushing; }
+CudaListCounts cuda_list_counts(const CudaState *s) { return s->lists->counts; }
+
+bool cuda_list_capture_fails(CudaState *s, int status) {
+    if (!s->lists || !s->lists->capturing) return false;
+    if (s->lists->capture_status == cudaSuccess) s->lists->capture_status = (cudaError_t)status;
+    return true;
+}
+
+// ---- writing ----
+
+static void make_lane(CudaState *s, int lane) {
+    CudaLists *l = s->lists;
+    check(lane >= 0 && lane < CUDA_LANES && !l->flushing);
+    if (!l->lanes[lane]) cuda_must(s, cudaStreamCreateWithFlags(&l->lanes[lane], cudaStreamNonBlocking), "a stream");
+}
+
+void cuda_list_call_on(CudaState *s, int lane, CudaStart *start, const void *arguments, size_t bytes) {
+    CudaLists *l = s->lists;
+    make_lane(s, lane);
+    if (cuda_list_writing(s))
+        command_list_add(&l->list, (Command){.start = start, .bytes = bytes, .kind = COMMAND_CALL, .lane = lane},
+                         arguments);
+    else
+        start(arguments, l->lanes[lane]);
+}
 
 void cuda_list_call(CudaState *s, CudaStart *start, const void *arguments, size_t bytes) {
-    (void)bytes;
-    start(arguments, s->stream);
+    cuda_list_call_on(s, 0, start, arguments, bytes);
 }
+
+void cuda_list_note(CudaState *s, const char *what) {
+    CudaLists *l = s->lists;
+    if (l->note_count == l->note_room) {
+        l->note_room = l->note_room ? 2 * l->note_room : 256;
+        l->notes = realloc(l->notes, (size_t)l->note_room * sizeof *l->notes);
+        check(l->notes);
+    }
+    l->notes[l->note_count++] = (Note){l->list.count, what};
+}
+
+// ---- marks ----
+
+static cudaEvent_t mark_event(CudaState *s, uint64_t place) {
+    CudaLists *l = s->lists;
+    while ((uint64_t)l->mark_room <= place) {
+        l->marks = realloc(l->marks, (size_t)(l->mark_room + 1) * sizeof *l->marks);
+        check(l->marks);
+        cuda_must(s, new_event(&l->marks[l->mark_room]), "an event");
+        l->mark_room++;
+    }
+    return l->marks[place];
+}
+
+CudaMark cuda_list_mark(CudaState *s, int lane) {
+    CudaLists *l = s->lists;
+    make_lane(s, lane);
+    if (cuda_list_writing(s)) {
+        CudaMark mark = {l->number, l->list_marks++, lane};
+        (void)mark_event(s, RING + mark.number); // made now: not while a graph is captured
+        command_list_add(&l->list, (Command){.mark = mark.number, .kind = COMMAND_MARK, .lane = lane}, NULL);
+        return mark;
+    }
+    CudaMark mark = {0, l->ring_marks++, lane};
+    cuda_must(s, cudaEventRecord(mark_event(s, mark.number % RING), l->lanes[lane]), "a mark");
+    return mark;
+}
+
+// What follows on `to` comes behind all that is on `from`.
+static void follow(CudaState *s, cudaStream_t to, cudaStream_t from, cudaEvent_t event) {
+    cuda_must(s, cudaEventRecord(event, from), "a lane");
+    cuda_must(s, cudaStreamWaitEvent(to, event, 0), "a lane");
+}
+
+void cuda_list_wait(CudaState *s, int lane, CudaMark until) {
+    CudaLists *l = s->lists;
+    make_lane(s, lane);
+    if (cuda_list_writing(s)) { // lists begin behind all that was before
+        if (until.list == l->number)
+            command_list_add(&l->list, (Command){.mark = until.number, .kind = COMMAND_WAIT, .lane = lane}, NULL);
+    } else if (until.list) { // its lanes were joined to the first
+        if (lane) follow(s, l->lanes[lane], l->lanes[0], l->join);
+    } else if (until.number + RING <= l->ring_marks) {
+        follow(s, l->lanes[lane], l->lanes[until.lane], l->join);
+    } else {
+        cuda_must(s, cudaStreamWaitEvent(l->lanes[lane], mark_event(s, until.number % RING), 0), "a mark");
+    }
+}
+
+static void join_lanes(CudaState *s, unsigned used) {
+    CudaLists *l = s->lists;
+    for (int i = 1; i < CUDA_LANES; i++)
+        if (used >> i & 1) follow(s, l->lanes[0], l->lanes[i], l->join);
+}
+
+// ---- starting ----
+
+static void run_command(CudaState *s, const Command *c, cudaStream_t lane) {
+    if (c->kind == COMMAND_CALL)
+        c->start(command_arguments(c), lane);
+    else if (c->kind == COMMAND_MARK)
+        cuda_must(s, cudaEventRecord(mark_event(s, RING + c->mark), lane), "a mark");
+    else
+        cuda_must(s, cudaStreamWaitEvent(lane, mark_event(s, RING + c->mark), 0), "a mark");
+}
+
+static void play(CudaState *s) {
+    CudaLists *l = s->lists;
+    const Command *c;
+    const Note *note = l->notes, *end = l->notes + l->note_count;
+    unsigned used = 1; // lanes
+    int64_t done = 0;
+    cuda_must(s, cudaEventRecord(l->fork, l->lanes[0]), "a list");
+    for (size_t at = 0; (c = command_list_next(&l->list, &at));) {
+        if (!(used >> c->lane & 1)) cuda_must(s, cudaStreamWaitEvent(l->lanes[c->lane], l->fork, 0), "a lane");
+        used |= 1u << c->lane;
+        run_command(s, c, l->lanes[c->lane]);
+        done++;
+        for (; note < end && note->end <= done; note++) cuda_look(s, note->what);
+    }
+    join_lanes(s, used);
+}
+
+// Makes the list's graph, or finds that it has none; what it names is not touched yet.
+static void capture(CudaState *s, KnownList *known) {
+    CudaLists *l = s->lists;
+    cudaGraph_t graph = NULL;
+    cudaGraphExec_t ready = NULL;
+    l->capturing = true;
+    l->capture_status = cudaStreamBeginCapture(s->stream, cudaStreamCaptureModeThreadLocal);
+    if (l->capture_status == cudaSuccess) {
+        play(s);
+        (void)cuda_list_capture_fails(s, cudaStreamEndCapture(s->stream, &graph));
+    }
+    if (l->capture_status == cudaSuccess) l->capture_status = cudaGraphInstantiate(&ready, graph, 0);
+    l->capturing = false;
+    if (graph) (void)cudaGraphDestroy(graph);
+    known->graph = l->capture_status == cudaSuccess ? ready : NULL;
+    known->without_graph = !known->graph;
+    if (known->graph) return;
+    (void)cudaGetLastError(); // it is reported here
+    log_warning(s->log, "sequence %s: no CUDA graph of %lld commands (%s); they are started one by one", l->name,
+                (long long)l->list.count, cudaGetErrorString(l->capture_status));
+}
+
+static void launch(CudaState *s, KnownList *known) {
+    CudaLists *l = s->lists;
+    char what[160];
+    snprintf(what, sizeof what, "the graph of sequence %s, whose last operator is %s", l->name,
+             l->note_count ? l->notes[l->note_count - 1].what : "not known");
+    cuda_must(s, cudaGraphLaunch(known->graph, s->stream), what);
+}
+
+static void start(CudaState *s) {
+    CudaLists *l = s->lists;
+    bool known_before;
+    KnownList *known = known_lists_find(l->known, &l->list, &known_before);
+    bool had_graph = known->graph != NULL;
+    l->counts.commands += l->list.count;
+    if (known_before && !had_graph && !known->without_graph) capture(s, known);
+    if (!known->graph) {
+        play(s);
+        l->counts.eager++;
+        return;
+    }
+    launch(s, known);
+    if (had_graph)
+        l->counts.launched++;
+    else
+        l->counts.captured++;
+}
+
+void cuda_list_flush(CudaState *s) {
+    CudaLists *l = s->lists;
+    if (!cuda_list_writing(s)) return;
+    if (l->list.count) {
+        l->flushing = true;
+        cuda_slab_send(s);
+        start(s);
+        cuda_reads_send(s);
+        l->flushing = false;
+        cuda_look(s, l->note_count ? l->notes[l->note_count - 1].what : l->name);
+    }
+    command_list_clear(&l->list);
+    l->note_count = 0;
+    l->list_marks = 0;
+    l->number++;
+}
+
+// Copies of slabs and reads: the former end before a list begins, the latter go from memory that nobody releases.
+void cuda_list_synchronize(CudaState *s) {
+    for (int i = 0; i < CUDA_LANES; i++)
+        if (s->lists->lanes[i]) cuda_must(s, cudaStreamSynchronize(s->lists->lanes[i]), "waiting for the device");
+}
+
+void cuda_list_drop_graphs(CudaState *s) {
+    if (s->lists) known_lists_drop_graphs(s->lists->known);
+}
+
+// ---- sequences ----
+
+// Work outside of lists may be under way in other lanes.
+static void begin(Backend *b, const char *name) {
+    CudaState *s = cuda_state(b);
+    CudaLists *l = s->lists;
+    if (s->synchronous || l->depth++) return;
+    l->name = name;
+    for (int i = 1; i < CUDA_LANES; i++)
+        if (l->lanes[i]) follow(s, l->lanes[0], l->lanes[i], l->join);
+}
+
+static void end(Backend *b) {
+    CudaState *s = cuda_state(b);
+    if (s->synchronous) return;
+    check(s->lists->depth > 0);
+    if (s->lists->depth == 1) cuda_list_flush(s);
+    s->lists->depth--;
+}
+
+void cuda_lists_install(Backend *b) { b->sequence_begin = begin, b->sequence_end = end; }

@@ -1,12 +1,12 @@
 /* Device memory: regions (host/regions.h) on CUDA's virtual memory management. The driver's functions are looked up at
  * run time, so that the module does not link the driver. */
 #include "base/error.h"
-#include "kernels/cuda/cuda_state.h"
+#include "kernels/cuda/cuda_list.h"
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 #include <stdlib.h>
 
-enum { FIRST_SCRATCH = 32 << 20, SCRATCH_ALIGNMENT = 256 }; // bytes
+enum { FIRST_SCRATCH = 32 << 20, SCRATCH_ALIGNMENT = 256, FIRST_BLOCK = 1 << 20 }; // bytes
 
 typedef struct DriverCalls {
     CUresult (*reserve)(CUdeviceptr *, size_t, size_t, CUdeviceptr, unsigned long long);
@@ -23,8 +23,8 @@ struct CudaMemory {
     DriverCalls calls;
     int device;
     Regions *regions;
-    void *scratch;
-    size_t scratch_size, scratch_used;
+    CudaBlock scratch;
+    size_t scratch_used; // bytes
 };
 
 static bool find(const char *name, void *function, Error *error) {
@@ -98,9 +98,9 @@ bool cuda_memory_open(CudaState *s, Error *error) {
     if (m->calls.granularity(&driver.granularity, &kind, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED) != CUDA_SUCCESS)
         return error_set(error, ERROR_FAILED, "GPU %d has no virtual memory management", m->device);
     m->regions = regions_new(&driver, s->gpu.memory);
-    m->scratch = regions_allocate(m->regions, FIRST_SCRATCH);
-    m->scratch_size = FIRST_SCRATCH;
-    if (!m->scratch) return error_set(error, ERROR_FAILED, "GPU %d (%s) has no memory left", m->device, s->gpu.name);
+    m->scratch = (CudaBlock){regions_allocate(m->regions, FIRST_SCRATCH), FIRST_SCRATCH};
+    if (!m->scratch.memory)
+        return error_set(error, ERROR_FAILED, "GPU %d (%s) has no memory left", m->device, s->gpu.name);
     return true;
 }
 
@@ -130,38 +130,53 @@ static bool extend(void *backend, void *memory, size_t bytes, size_t more) {
     return regions_extend(cuda_state(backend)->memory->regions, memory, bytes, more);
 }
 
-// Work under way may still use it.
+/* Work under way may still use it, and so may lists that are not started yet; and graphs name its addresses, at which
+ * other memory may lie the next time: none is kept. (Lists stay known, and get their graphs again when they come.) */
 static void release(void *backend, void *memory, size_t bytes) {
     CudaState *s = cuda_state(backend);
     (void)bytes;
     if (!memory) return;
-    (void)cudaStreamSynchronize(s->stream);
+    cuda_list_flush(s);
+    cuda_list_synchronize(s);
+    cuda_list_drop_graphs(s);
     regions_release(s->memory->regions, memory);
+}
+
+void cuda_block_reach(CudaState *s, CudaBlock *b, size_t bytes) {
+    Regions *regions = s->memory->regions;
+    if (bytes <= b->size) return;
+    if (!b->memory && bytes < FIRST_BLOCK) bytes = FIRST_BLOCK; // smaller ones may not grow
+    if (!b->memory)
+        b->memory = regions_allocate(regions, bytes);
+    else if (!regions_extend(regions, b->memory, b->size, bytes - b->size))
+        b->memory = NULL;
+    if (!b->memory) {
+        complain(s, bytes - b->size);
+        cuda_fail(s, "work space", "there is no memory left for it");
+    }
+    b->size = bytes;
 }
 
 void *cuda_scratch(CudaState *s, size_t bytes) {
     CudaMemory *m = s->memory;
-    size_t needed = m->scratch_used + (bytes + SCRATCH_ALIGNMENT - 1) / SCRATCH_ALIGNMENT * SCRATCH_ALIGNMENT;
-    if (needed > m->scratch_size) {
-        size_t more = needed - m->scratch_size;
-        if (!regions_extend(m->regions, m->scratch, m->scratch_size, more)) {
-            complain(s, more);
-            cuda_fail(s, "work space", "there is no memory left for it");
-        }
-        m->scratch_size = needed;
-    }
-    void *memory = (char *)m->scratch + m->scratch_used;
-    m->scratch_used = needed;
-    return memory;
+    size_t first = m->scratch_used;
+    m->scratch_used += (bytes + SCRATCH_ALIGNMENT - 1) / SCRATCH_ALIGNMENT * SCRATCH_ALIGNMENT;
+    cuda_block_reach(s, &m->scratch, m->scratch_used);
+    return m->scratch.memory + first;
 }
 
 static void *queue_scratch(void *owner, size_t bytes) { return cuda_scratch(owner, bytes); }
+static void queue_start(void *owner, CudaStart *start, const void *arguments, size_t bytes) {
+    cuda_list_call(owner, start, arguments, bytes);
+}
 static const void *queue_message(void *owner, const void *host, size_t bytes) {
+    enum { MESSAGE_ALIGNMENT = 16 };
+    if (cuda_list_writing(owner)) return cuda_slab_put(owner, host, bytes, MESSAGE_ALIGNMENT);
     void *device = cuda_scratch(owner, bytes);
     cuda_upload(owner, device, host, bytes);
     return device;
 }
-CudaQueue cuda_queue(CudaState *s) { return (CudaQueue){s->stream, queue_scratch, NULL, queue_message, s}; }
+CudaQueue cuda_queue(CudaState *s) { return (CudaQueue){s->stream, queue_scratch, queue_start, queue_message, s}; }
 
 size_t cuda_scratch_mark(const CudaState *s) { return s->memory->scratch_used; }
 void cuda_scratch_rewind(CudaState *s, size_t mark) { s->memory->scratch_used = mark; }

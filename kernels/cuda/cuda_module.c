@@ -52,6 +52,9 @@ static void destroy(Backend *b) {
     if (s->stream) (void)cudaStreamSynchronize(s->stream);
     cuda_attention_close(s);
     cuda_products_close(s);
+    cuda_lists_close(s);
+    cuda_reads_close(s);
+    cuda_slabs_close(s);
     cuda_staging_close(s);
     cuda_memory_close(s);
     if (s->stream) (void)cudaStreamDestroy(s->stream);
@@ -63,7 +66,8 @@ static bool start(CudaState *s, Error *error) {
     cudaError_t status = cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking);
     if (status != cudaSuccess)
         return error_set(error, ERROR_FAILED, "GPU %d does not start: %s", s->gpu.device, cudaGetErrorString(status));
-    return cuda_memory_open(s, error) && cuda_staging_open(s, error) && cuda_products_open(s, error);
+    return cuda_memory_open(s, error) && cuda_staging_open(s, error) && cuda_slabs_open(s, error) &&
+           cuda_reads_open(s, error) && cuda_lists_open(s, error) && cuda_products_open(s, error);
 }
 
 static Backend *open_backend(const CudaOptions *options, Log *log, Error *error) {
@@ -79,6 +83,8 @@ static Backend *open_backend(const CudaOptions *options, Log *log, Error *error)
     }
     cuda_memory_install(b);
     cuda_copy_install(b);
+    cuda_reads_install(b);
+    cuda_lists_install(b);
     cuda_products_install(b);
     cuda_calls_install(b);
     cuda_cross_entropy_install(b);

@@ -8,6 +8,9 @@
 
 typedef struct CudaMemory CudaMemory;     // cuda_memory.c
 typedef struct CudaStaging CudaStaging;   // cuda_copy.c
+typedef struct CudaLists CudaLists;       // cuda_list.c
+typedef struct CudaSlabs CudaSlabs;       // cuda_slab.c
+typedef struct CudaReads CudaReads;       // cuda_read.c
 typedef struct CudaProducts CudaProducts; // cuda_products.c
 typedef struct CudaSdpa CudaSdpa;         // cuda_sdpa.c
 
@@ -21,6 +24,9 @@ typedef struct CudaState {
     char fault[256];  // the first error of the device; "" for none
     CudaMemory *memory;
     CudaStaging *staging;
+    CudaLists *lists;
+    CudaSlabs *slabs;
+    CudaReads *reads;
     CudaProducts *products;
     CudaSdpa *sdpa;      // attention by cuDNN; NULL: by our own kernels
     bool fast_attention; // cuDNN's backward pass too
@@ -30,11 +36,14 @@ static inline CudaState *cuda_state(const Backend *b) { return (CudaState *)b->s
 
 // ---- faults (cuda_fault.c) ----
 
-// Behind every call that starts work: keeps the first error, with the name of what was started.
+// Behind every call that starts work: keeps the first error, with the name of what was started, which lives as long as
+// the program.
 void cuda_after(CudaState *, const char *what);
+void cuda_look(CudaState *, const char *what); // the same for work that has been started, not written down
 // Ends the process with what happened and where: what the device did wrong leaves nothing to go on with.
 __attribute__((noreturn)) void cuda_fail(const CudaState *, const char *what, const char *reason);
-void cuda_must(CudaState *, int status, const char *what); // a cudaError_t: cuda_fail where it is one, or one was kept
+// status: a cudaError_t. cuda_fail where it is an error or one was kept; but while a graph is captured the capture fails.
+void cuda_must(CudaState *, int status, const char *what);
 const char *cuda_fault(Backend *);                          // Backend.fault
 
 // ---- memory (cuda_memory.c) ----
@@ -47,15 +56,39 @@ void cuda_memory_install(Backend *);
 // memory, since calls run in order.
 void *cuda_scratch(CudaState *, size_t bytes);
 size_t cuda_scratch_mark(const CudaState *);
-CudaQueue cuda_queue(CudaState *); // where our own kernels go, with this work space
 void cuda_scratch_rewind(CudaState *, size_t mark);
+CudaQueue cuda_queue(CudaState *); // where our own kernels go, with this work space
+
+typedef struct CudaBlock { // memory that grows where it stands; {0} is empty
+    char *memory;
+    size_t size; // bytes
+} CudaBlock;
+void cuda_block_reach(CudaState *, CudaBlock *, size_t bytes); // at least so many; what it held stays
 
 // ---- copies (cuda_copy.c) ----
 
 bool cuda_staging_open(CudaState *, Error *);
 void cuda_staging_close(CudaState *);
 void cuda_copy_install(Backend *);
-void cuda_upload(CudaState *, void *device, const void *host, size_t bytes); // Backend.upload
+void cuda_upload(CudaState *, void *device, const void *host, size_t bytes); // at once
+void cuda_put_copy(CudaState *, void *to, const void *from, size_t bytes);   // Backend.copy
+void *cuda_pinned(CudaState *, size_t bytes);                                // host memory that copies run from
+void cuda_pinned_free(void *);                                               // NULL is allowed
+
+// ---- lists of commands (cuda_list.c), what the host sends along (cuda_slab.c), what it reads (cuda_read.c) ----
+
+bool cuda_lists_open(CudaState *, Error *);
+void cuda_lists_close(CudaState *);
+void cuda_lists_install(Backend *);
+bool cuda_slabs_open(CudaState *, Error *);
+void cuda_slabs_close(CudaState *);
+// Copies host bytes along with the list that is being written; returns where on the device its commands find them.
+const void *cuda_slab_put(CudaState *, const void *host, size_t bytes, size_t alignment);
+void cuda_slab_send(CudaState *); // ahead of the list
+bool cuda_reads_open(CudaState *, Error *);
+void cuda_reads_close(CudaState *);
+void cuda_reads_install(Backend *);
+void cuda_reads_send(CudaState *); // behind the list
 
 // ---- products (cuda_products.c) ----
 
