@@ -41,6 +41,8 @@ struct Backend {
     const char *name; // "cpu", "cuda", "dry"
     const char *isa;  // "avx512-bf16", "avx512", "avx2", "plain"; for a GPU its architecture
     bool        dry;  // memory is never there and nothing is computed (dry.h): do not draw what would be uploaded
+    bool        apart; // its memory is a device's, which the host must not touch: see comm/comm_device.h
+    const struct DeviceLinks *links; // moves its memory between devices (comm/device_link.h); NULL: nothing does
     void       *state;
     void (*destroy)(Backend *);
 

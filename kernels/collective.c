@@ -1,6 +1,7 @@
 /* See collective.h. Sums between ranks are ordered: every rank gets the same bits, on any transport. */
 #include "kernels/collective.h"
 #include "base/error.h"
+#include "kernels/comm/comm_device.h"
 
 static CommType type_of(const Node *n) {
     check(n->in[0]->dtype == F32 || n->in[0]->dtype == BF16);
@@ -18,7 +19,8 @@ int64_t collective_own(const Comm *c, int64_t rows) {
 }
 
 void collective_sum(Node *n, void *data, int64_t count) {
-    comm_all_reduce(n->attributes.comm, data, count, type_of(n), COMM_SUM, COMM_ORDERED, n->op->name);
+    comm_device_all_reduce(tape_backend(n->tape), n->attributes.comm, data, count, type_of(n), COMM_SUM, COMM_ORDERED,
+                           n->op->name);
 }
 
 // Where what comes from other ranks is put: the destination itself, or scratch where it is added to something.
@@ -33,15 +35,16 @@ static void land(Node *n, Destination to, const void *from, int64_t rows) {
 
 void collective_gather(Node *n, Destination to, const void *own, int64_t rows) {
     void *all = landing(n, to, rows);
-    comm_all_gather(n->attributes.comm, all, own, rows, (int64_t)row_bytes(n), n->op->name);
+    comm_device_all_gather(tape_backend(n->tape), n->attributes.comm, all, own, rows, (int64_t)row_bytes(n),
+                           n->op->name);
     land(n, to, all, rows);
 }
 
 void collective_scatter(Node *n, Destination to, const void *all, int64_t rows) {
     int64_t count = collective_own(n->attributes.comm, rows);
     void *own = landing(n, to, count);
-    comm_reduce_scatter(n->attributes.comm, own, all, rows, tensor_width(n->in[0]), type_of(n), COMM_ORDERED,
-                        n->op->name);
+    comm_device_reduce_scatter(tape_backend(n->tape), n->attributes.comm, own, all, rows, tensor_width(n->in[0]),
+                               type_of(n), COMM_ORDERED, n->op->name);
     land(n, to, own, count);
 }
 

@@ -3,6 +3,7 @@
  * first rank's buckets were complete, and a bucket waits for those before it. Parts end in the same order on all data
  * ranks: that of the schedule's table. */
 #include "train/gradients.h"
+#include "kernels/comm/comm_device.h"
 #include "kernels/nn/buckets.h"
 #include "kernels/nn/buffers.h"
 #include <stdlib.h>
@@ -16,8 +17,7 @@ enum {
 typedef struct Flow {       // a trained bucket's way through a step
     float *home;            // its gradients in the flat buffer (stages 0 and 1)
     float *waiting[LEVELS]; // ordered: sums over 1, 2, 4, ... pieces whose other half is to come; (blocks) each
-    CommRequest *request;   // its reduction; then the receipt of its copy's sums
-    CommRequest *sending;   // of its own sums to its copy
+    CommRequest *request;   // its reduction; then the exchange of sums with its copy
     float *sent;            // (blocks) what is reduced, to be given back afterwards (stages 2 and 3)
     float *part;            // (owned) what comes back, to be added to the sums; NULL: it goes there directly
     bool summed;            // an earlier piece of the step has gone to the sums
@@ -94,8 +94,8 @@ static void need_gradients(Gradients *g, Bucket *b) {
 // Parameters that tensor ranks use on some of the rows each: their gradients are summed first.
 static void sum_partial(const Gradients *g, const Bucket *b) {
     if (comm_size(g->parallel->tensor) == 1 || !b->partial_blocks) return;
-    comm_all_reduce(g->parallel->tensor, b->gradients, elements(b->partial_blocks), COMM_F32, COMM_SUM, COMM_ORDERED,
-                    "gradients of parts");
+    comm_device_all_reduce(g->backend, g->parallel->tensor, b->gradients, elements(b->partial_blocks), COMM_F32,
+                           COMM_SUM, COMM_ORDERED, "gradients of parts");
 }
 
 static void reduce(Gradients *g, int number) {
@@ -105,8 +105,8 @@ static void reduce(Gradients *g, int number) {
     CommOrder order = g->parallel->ordered ? COMM_ORDERED : COMM_FAST;
     if (comm_size(data) == 1) return;
     if (g->stage == 0) {
-        f->request =
-            comm_start_all_reduce(data, b->gradients, elements(b->blocks), COMM_F32, COMM_SUM, order, "gradients");
+        f->request = comm_device_start_all_reduce(g->backend, data, b->gradients, elements(b->blocks), COMM_F32,
+                                                  COMM_SUM, order, "gradients");
         return;
     }
     float *out = g->stage == 1 ? b->gradients + elements(b->own) : b->sums;
@@ -115,8 +115,8 @@ static void reduce(Gradients *g, int number) {
         if (f->summed) out = f->part = buffers_take(g->buffers, bucket_bytes(b->owned, F32));
         f->summed = true;
     }
-    f->request =
-        comm_start_reduce_scatter(data, out, b->gradients, b->blocks, PARAMETER_BLOCK, COMM_F32, order, "gradients");
+    f->request = comm_device_start_reduce_scatter(g->backend, data, out, b->gradients, b->blocks, PARAMETER_BLOCK,
+                                                  COMM_F32, order, "gradients");
     if (g->stage >= 2) bucket_set_gradients(b, NULL);
 }
 
@@ -370,8 +370,8 @@ static void start_exchange(Gradients *g, const Parameter *own) {
     int64_t bytes = (int64_t)bucket_bytes(b->owned, F32);
     Comm *pipeline = g->parallel->pipeline;
     f->part = buffers_take(g->buffers, (size_t)bytes);
-    f->request = comm_start_receive(pipeline, f->part, bytes, own->replica->stage, COPIES_TAG, "gradients of copies");
-    f->sending = comm_start_send(pipeline, b->sums, bytes, own->replica->stage, COPIES_TAG, "gradients of copies");
+    f->request = comm_device_start_exchange(g->backend, pipeline, f->part, b->sums, bytes, own->replica->stage,
+                                            COPIES_TAG, "gradients of copies");
 }
 
 static void add_here(Gradients *g, const Parameter *original) {
@@ -390,11 +390,7 @@ static void add_copies(Gradients *g) {
         if (original && copy) add_here(g, item);
         if (original != copy) start_exchange(g, original ? item : item->replica);
     }
-    for (int i = 0; i < g->count; i++) {
-        comm_wait(g->flows[g->order[i]].sending); // before what it reads changes
-        g->flows[g->order[i]].sending = NULL;
-        collect(g, g->order[i]);
-    }
+    for (int i = 0; i < g->count; i++) collect(g, g->order[i]);
 }
 
 double gradients_norm(Gradients *g) {

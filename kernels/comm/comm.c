@@ -44,6 +44,7 @@ Comm *comm_dry_new(int size) {
 void comm_free(Comm *comm) {
     if (!comm) return;
     check(comm->unfinished == 0 && "a group is freed once its calls were waited for");
+    check(!comm->device && "comm_device_close comes first");
     if (comm->owns_engine) engine_free(comm->engine);
     free(comm->work);
     free(comm->world);
@@ -177,14 +178,11 @@ static void call_free(CommRequest *c) {
     free(c);
 }
 
-static bool alone(const Comm *comm) { return comm_size(comm) == 1; }
-static bool dry(const Comm *comm) { return comm && !comm->engine && comm->size > 1; }
-
 // ---- the calls: each hands out its request, or does the work at once where a rank is alone ----
 
 static CommRequest *all_reduce(Comm *comm, void *data, int64_t n, CommType type, CommReduction reduction,
                                CommOrder order, const char *what) {
-    if (alone(comm) || dry(comm)) return NULL;
+    if (comm_alone(comm) || comm_is_dry(comm)) return NULL;
     CommRequest *c = call_new(comm, "all-reduce", what);
     c->in = c->out = data;
     c->rows = n;
@@ -198,8 +196,8 @@ static CommRequest *all_reduce(Comm *comm, void *data, int64_t n, CommType type,
 static CommRequest *reduce_scatter(Comm *comm, void *out, const void *in, int64_t rows, int64_t width, CommType type,
                                    CommOrder order, const char *what) {
     int64_t row_bytes = width * (int64_t)comm_type_size(type);
-    if (dry(comm)) return NULL;
-    if (alone(comm)) return copy_bytes(out, in, rows * row_bytes), NULL;
+    if (comm_is_dry(comm)) return NULL;
+    if (comm_alone(comm)) return copy_bytes(out, in, rows * row_bytes), NULL;
     CommRequest *c = call_new(comm, "reduce-scatter", what);
     c->in = in;
     c->out = out;
@@ -213,8 +211,8 @@ static CommRequest *reduce_scatter(Comm *comm, void *out, const void *in, int64_
 
 static CommRequest *all_gather(Comm *comm, void *out, const void *in, int64_t rows, int64_t row_bytes,
                                const char *what) {
-    if (dry(comm)) return NULL;
-    if (alone(comm)) return copy_bytes(out, in, rows * row_bytes), NULL;
+    if (comm_is_dry(comm)) return NULL;
+    if (comm_alone(comm)) return copy_bytes(out, in, rows * row_bytes), NULL;
     CommRequest *c = call_new(comm, "all-gather", what);
     c->in = in;
     c->out = out;
@@ -226,8 +224,8 @@ static CommRequest *all_gather(Comm *comm, void *out, const void *in, int64_t ro
 
 static CommRequest *all_to_all(Comm *comm, void *out, const int64_t *out_bytes, const void *in, const int64_t *in_bytes,
                                const char *what) {
-    if (dry(comm)) return NULL;
-    if (alone(comm)) return check(in_bytes[0] == out_bytes[0]), copy_bytes(out, in, in_bytes[0]), NULL;
+    if (comm_is_dry(comm)) return NULL;
+    if (comm_alone(comm)) return check(in_bytes[0] == out_bytes[0]), copy_bytes(out, in, in_bytes[0]), NULL;
     CommRequest *c = call_new(comm, "all-to-all", what);
     int p = comm->size;
     c->in = in;
@@ -243,8 +241,8 @@ static CommRequest *all_to_all(Comm *comm, void *out, const int64_t *out_bytes, 
 }
 
 static CommRequest *broadcast(Comm *comm, void *data, int64_t bytes, int root, const char *what) {
-    if (dry(comm)) return NULL;
-    if (alone(comm)) return check(root == 0), NULL;
+    if (comm_is_dry(comm)) return NULL;
+    if (comm_alone(comm)) return check(root == 0), NULL;
     CommRequest *c = call_new(comm, "broadcast", what);
     c->out = data;
     c->row_bytes = bytes;
@@ -255,8 +253,8 @@ static CommRequest *broadcast(Comm *comm, void *data, int64_t bytes, int root, c
 
 static CommRequest *message(Comm *comm, const void *in, void *out, int64_t bytes, int peer, int tag, bool send,
                             const char *what) {
-    check(!alone(comm)); // nobody to send to
-    if (dry(comm)) return NULL;
+    check(!comm_alone(comm)); // nobody to send to
+    if (comm_is_dry(comm)) return NULL;
     CommRequest *c = call_new(comm, send ? "send" : "receive", what);
     c->in_turn = false;
     c->in = in;
@@ -269,7 +267,7 @@ static CommRequest *message(Comm *comm, const void *in, void *out, int64_t bytes
 }
 
 static CommRequest *barrier(Comm *comm, const char *what) {
-    if (alone(comm) || dry(comm)) return NULL;
+    if (comm_alone(comm) || comm_is_dry(comm)) return NULL;
     CommRequest *c = call_new(comm, "barrier", what);
     plan_barrier(c);
     return c;
@@ -284,11 +282,18 @@ static CommRequest *start(CommRequest *c) {
 
 void comm_wait(CommRequest *c) {
     if (!c) return;
+    if (c->device) {
+        device_request_wait(c);
+        return;
+    }
     engine_wait(c->comm->engine, c);
     call_free(c);
 }
 
-bool comm_done(const CommRequest *c) { return !c || atomic_load_explicit(&c->done, memory_order_acquire); }
+bool comm_done(const CommRequest *c) {
+    if (!c) return true;
+    return c->device ? device_request_done(c) : atomic_load_explicit(&c->done, memory_order_acquire);
+}
 
 CommRequest *comm_start_all_reduce(Comm *comm, void *data, int64_t n, CommType type, CommReduction reduction,
                                    CommOrder order, const char *what) {

@@ -4,6 +4,7 @@
 #include "base/clock.h"
 #include "base/trace.h"
 #include "kernels/comm/comm_internal.h"
+#include "kernels/comm/device_link.h"
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -40,6 +41,8 @@ struct Engine {
     CommRequest *active, **active_end; // under way, in the order of their start; changed under both locks
     int next_group;
     struct Trace *trace;
+    DeviceLink **links; // (link_count)
+    int link_count;
     double waited;         // seconds
     _Atomic int64_t bytes; // sent
 };
@@ -305,6 +308,7 @@ void engine_free(Engine *e) {
     pthread_cond_destroy(&e->work);
     pthread_mutex_destroy(&e->lock);
     pthread_mutex_destroy(&e->drive);
+    free(e->links);
     free(e);
 }
 
@@ -361,3 +365,37 @@ double engine_waited(Engine *e) {
 }
 
 int64_t engine_bytes(const Engine *e) { return atomic_load_explicit(&e->bytes, memory_order_relaxed); }
+
+// ---- links between devices ----
+
+void engine_add_link(Engine *e, DeviceLink *link) {
+    pthread_mutex_lock(&e->lock);
+    e->links = realloc(e->links, ((size_t)e->link_count + 1) * sizeof(DeviceLink *));
+    check(e->links);
+    e->links[e->link_count++] = link;
+    pthread_mutex_unlock(&e->lock);
+}
+
+void engine_remove_link(Engine *e, DeviceLink *link) {
+    pthread_mutex_lock(&e->lock);
+    int kept = 0;
+    for (int i = 0; i < e->link_count; i++)
+        if (e->links[i] != link) e->links[kept++] = e->links[i];
+    e->link_count = kept;
+    pthread_mutex_unlock(&e->lock);
+}
+
+bool engine_link_fault(Engine *e, char *why, size_t size) {
+    const char *fault = NULL;
+    pthread_mutex_lock(&e->lock);
+    for (int i = 0; i < e->link_count && !fault; i++) fault = e->links[i]->fault(e->links[i]);
+    if (fault) snprintf(why, size, "%s", fault);
+    pthread_mutex_unlock(&e->lock);
+    return fault != NULL;
+}
+
+void engine_abort_links(Engine *e) {
+    pthread_mutex_lock(&e->lock);
+    for (int i = 0; i < e->link_count; i++) e->links[i]->abort(e->links[i]);
+    pthread_mutex_unlock(&e->lock);
+}

@@ -71,7 +71,8 @@ struct CommRequest {
     int64_t at_round; // -1: not begun
     double since, trace_begin;
     _Atomic bool done;
-    CommRequest *next; // in the engine's or the group's list
+    CommRequest *next;            // in the engine's or the group's list
+    struct DeviceRequest *device; // on a device's memory (comm_device.c), which says all but whose it is; else NULL
 };
 
 struct Comm {
@@ -86,7 +87,15 @@ struct Comm {
     char *work;                      // work space of collectives
     int64_t work_bytes;
     bool owns_engine;
+    struct DeviceGroup *device; // how it moves a device's memory (comm_device.c); NULL: it does not
 };
+
+static inline bool comm_alone(const Comm *comm) { return comm_size(comm) == 1; }
+static inline bool comm_is_dry(const Comm *comm) { return comm && !comm->engine && comm->size > 1; }
+
+// The ends of calls on a device's memory.
+void device_request_wait(CommRequest *);
+bool device_request_done(const CommRequest *);
 
 // Adds a message to the round; nothing where bytes is 0. peer: in the group.
 void call_send(CommRequest *, int peer, const void *data, int64_t bytes);
@@ -140,6 +149,12 @@ int64_t engine_bytes(const Engine *);
 int engine_next_group(Engine *, int least_number); // raises the next group's number to that; returns it
 const Transport *engine_transport(const Engine *);
 bool engine_bare_all_reduce(Engine *, float *data, int64_t n); // false where the transport has none
+// The links between devices of this process's groups: for the watchdog.
+struct DeviceLink;
+void engine_add_link(Engine *, struct DeviceLink *);
+void engine_remove_link(Engine *, struct DeviceLink *);
+bool engine_link_fault(Engine *, char *why, size_t size);
+void engine_abort_links(Engine *);
 
 // The group of all ranks of an engine, which the group owns.
 Comm *comm_world_of(Engine *, int rank, int size, const char *name);

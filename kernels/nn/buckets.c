@@ -1,5 +1,6 @@
 /* See buckets.h. In the flat buffers stand the trained buckets first, then the frozen ones, each kind chunk by chunk
  * and in the order in which its first parameter was declared; gradients cover the first kind alone. */
+#include "kernels/comm/comm_device.h"
 #include "kernels/nn/parameters_state.h"
 #include <string.h>
 
@@ -230,8 +231,8 @@ void bucket_end_backward(const Parameters *p, const Bucket *b) {
 void bucket_start_gather(const Parameters *p, Bucket *b) {
     if (p->stage != 1 && p->stage != 2) return;
     bucket_settle(b);
-    b->gathering = comm_start_all_gather(p->sharing, b->values, b->own_values, b->blocks,
-                                         (int64_t)bucket_bytes(1, b->dtype), "parameters");
+    b->gathering = comm_device_start_all_gather(p->backend, p->sharing, b->values, b->own_values, b->blocks,
+                                                (int64_t)bucket_bytes(1, b->dtype), "parameters");
 }
 
 void bucket_settle(Bucket *b) {

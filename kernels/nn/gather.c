@@ -6,6 +6,7 @@
  * proposes up to PROPOSALS buckets, the proposals are exchanged, and all ranks gather all that was proposed, in one
  * order. What a rank proposes, and when, follows from its graph and the rounds before alone, never from time, so ranks
  * that share a graph (over tensor) agree. parameters_meet takes part in rounds until nobody wants any. */
+#include "kernels/comm/comm_device.h"
 #include "kernels/nn/buffers.h"
 #include "kernels/nn/parameters_state.h"
 #include <stdlib.h>
@@ -137,8 +138,8 @@ static void start(Parameters *p, int number) {
         v->here = true;
     }
     g->gathers++;
-    v->request = comm_start_all_gather(g->group, out, b->own_values, b->blocks, (int64_t)bucket_bytes(1, b->dtype),
-                                       "parameters");
+    v->request = comm_device_start_all_gather(p->backend, g->group, out, b->own_values, b->blocks,
+                                              (int64_t)bucket_bytes(1, b->dtype), "parameters");
 }
 
 // ---- rounds ----

@@ -1,4 +1,5 @@
 /* See parameters.h: declaring, drawing and looking up. Where everything lies is decided in buckets.c. */
+#include "kernels/comm/comm_device.h"
 #include "kernels/nn/initial.h"
 #include "kernels/nn/parameters_state.h"
 #include <math.h>
@@ -20,6 +21,7 @@ void parameters_free(Parameters *p) {
     for (int i = 0; i < p->bucket_count; i++) bucket_settle(&p->buckets[i]);
     parameters_release(p);
     gather_free(p->gather);
+    comm_device_close(p->sharing);
     comm_free(p->sharing);
     arena_free(p->memory);
     free(p->items);
@@ -157,6 +159,7 @@ bool parameters_finish(Parameters *p, Dtype compute, uint64_t seed, Error *error
     if (!all_have(p, parameters_allocate(p, error), error)) return false;
     if (comm_size(p->parallel.pipeline) > 1) learn_stages(p);
     if (p->stage) p->sharing = comm_split(p->parallel.data, 0, comm_rank(p->parallel.data), "parameters");
+    if (!comm_device_open(p->sharing, p->backend, error)) return false;
     if (p->stage == 3) p->gather = gather_new(p->backend, p->sharing, p->bucket_count);
     draw(p, seed);
     parameters_refresh(p);

@@ -3,6 +3,7 @@
  * shared out over ranks, two numbers a row travel: each rank's logsumexp and the target's logit, 0 where it is
  * another's. N rows, C width, V vocabulary, of which this rank holds its share. */
 #include "kernels/collective.h"
+#include "kernels/comm/comm_device.h"
 #include "kernels/example.h"
 
 enum { X, W, TARGETS, WEIGHT }; // inputs
@@ -45,7 +46,7 @@ static void linear_cross_entropy_forward(Node *n) {
     float *own = parts + 2 * comm_rank(comm) * rows;
     be->cross_entropy_forward(be, own, own + rows, x->data, w->data, targets->data, rows, tensor_width(x),
                               vocabulary_of(n), x->dtype);
-    comm_all_gather(comm, parts, own, 2 * comm_size(comm) * rows, sizeof *parts, n->op->name);
+    comm_device_all_gather(be, comm, parts, own, 2 * comm_size(comm) * rows, sizeof *parts, n->op->name);
     be->cross_entropy_combine(be, n->out->data, n->saved[LSE]->data, parts, targets->data, weight_of(n),
                               comm_size(comm), rows);
 }
