@@ -1,5 +1,5 @@
-/* bifocal bench: ops | train | loader | comm | checkpoint | contrastive. Every figure stands beside the machine's limit,
- * or a peer's in the same run. */
+/* bifocal bench: ops | train | loader | comm | checkpoint | contrastive. Every figure stands beside the machine's
+ * limit, or a peer's in the same run. */
 #include "base/json.h"
 #include "base/log.h"
 #include "cli/commands.h"
@@ -18,11 +18,14 @@ typedef struct BenchArguments {
 
 static void usage(FILE *out) {
     fputs("usage: bifocal bench train [--preset NAME] [--precision f32|bf16] [--device cpu|cuda|auto] [--threads N]\n"
-          "                           [--iterations N] [--recompute none|selective|full] [--peer COMMAND] [--json]\n\n"
+          "                           [--iterations N] [--recompute none|selective|full] [--memory GIB] [--peer "
+          "COMMAND]\n"
+          "                           [--json]\n\n"
           "A whole training step on random data: forward, backward, clip, AdamW. Presets: ",
           out);
-    for (int i = 0; bench_train_presets[i]; i++) fprintf(out, "%s%s", i ? ", " : "", bench_train_presets[i]);
-    fputs("\n\n  --peer COMMAND   run this in turn with ours, on the same cores; it prints one JSON line with "
+    for (int i = 0; bench_presets[i]; i++) fprintf(out, "%s%s%s", i ? "," : "", i % 8 ? " " : "\n  ", bench_presets[i]);
+    fputs("\n\n  --memory GIB     recompute as little as a step of so much memory allows, instead of --recompute\n"
+          "  --peer COMMAND   run this in turn with ours, on the same cores; it prints one JSON line with "
           "\"median_ms\".\n"
           "                   {preset} and {precision} in it are filled in\n"
           "  --rounds N       turns of ours and the peer's (default 3); the median over the turns counts\n",
@@ -64,21 +67,22 @@ static int by_value(const void *a, const void *b) {
 
 static void print(const BenchArguments *a, const BenchTrainResult *r, const double *ours, const double *peer) {
     const char *precision = a->options.precision == BF16 ? "bf16" : "f32";
-    double units = r->per_second * r->median, mine = ours[a->rounds / 2], other = a->peer ? peer[a->rounds / 2] : 0;
+    double units = r->units, mine = ours[a->rounds / 2], gflops = r->computed / mine / 1e9,
+           other = a->peer ? peer[a->rounds / 2] : 0;
     if (a->json) {
         printf("{\"preset\": \"%s\", \"precision\": \"%s\", \"median_ms\": %.3f, \"best_ms\": %.3f, \"worst_ms\": "
                "%.3f, \"per_second\": %.2f, \"unit\": \"%s\", "
-               "\"gflops\": %.1f, \"peak_gb\": %.3f, \"activations_gb\": %.3f, \"parameters\": %.0f, "
+               "\"gflops\": %.1f, \"model_flop\": %.6g, \"peak_gb\": %.3f, \"activations_gb\": %.3f, \"parameters\": "
+               "%.0f, "
                "\"peer_median_ms\": %.3f}\n",
                a->options.preset, precision, 1e3 * mine, 1e3 * ours[0], 1e3 * ours[a->rounds - 1], units / mine,
-               r->unit, r->gflops * r->median / mine, r->peak_bytes / 1e9, r->activation_bytes / 1e9, r->parameters,
-               1e3 * other);
+               r->unit, gflops, r->flop, r->peak_bytes / 1e9, r->activation_bytes / 1e9, r->parameters, 1e3 * other);
         return;
     }
     printf("%-9s %-4s  %8.2f ms a step (%.2f .. %.2f over %d turns)  %10.0f %s/s  %7.1f GFLOP/s  peak %.2f GB, "
            "activations %.3f GB",
            a->options.preset, precision, 1e3 * mine, 1e3 * ours[0], 1e3 * ours[a->rounds - 1], a->rounds, units / mine,
-           r->unit, r->gflops * r->median / mine, r->peak_bytes / 1e9, r->activation_bytes / 1e9);
+           r->unit, gflops, r->peak_bytes / 1e9, r->activation_bytes / 1e9);
     if (a->peer)
         printf("  peer %.2f ms (%.2f .. %.2f): %.2f x", 1e3 * other, 1e3 * peer[0], 1e3 * peer[a->rounds - 1],
                other / mine);
@@ -124,6 +128,8 @@ static bool take_option(BenchArguments *a, int c, const char *value, Error *erro
         a->options.device = (Device)choice;
     else if (c == 'c' && (ok = option_choice(value, "none|selective|full", "--recompute", &choice, error)))
         a->options.recompute = (Recompute)choice;
+    else if (c == 'm' && (ok = option_number(value, 0.001, 1e6, "--memory", &number, error)))
+        a->options.memory = number * 0x1p30;
     else if (c == 'i' && (ok = option_number(value, 1, 1e9, "--iterations", &number, error)))
         a->options.iterations = (int)number;
     else if (c == 'r' && (ok = option_number(value, 1, 1e6, "--rounds", &number, error)))
@@ -138,6 +144,7 @@ static bool parse(BenchArguments *a, int argc, char **argv, bool *help, Error *e
                                             {"threads", required_argument, 0, 't'},
                                             {"iterations", required_argument, 0, 'i'},
                                             {"recompute", required_argument, 0, 'c'},
+                                            {"memory", required_argument, 0, 'm'},
                                             {"peer", required_argument, 0, 'e'},
                                             {"rounds", required_argument, 0, 'r'},
                                             {"json", no_argument, 0, 'j'},

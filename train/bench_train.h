@@ -1,30 +1,35 @@
 /* The speed of a whole training step (forward, backward, clip, AdamW) of published and small models on random data,
  * with a peer's command run in turn on the same cores. */
 #pragma once
-#include "base/error.h"
 #include "base/log.h"
 #include "kernels/device.h"
-#include "kernels/nn/block.h"
+#include "train/bench_presets.h"
 
 typedef struct BenchTrainOptions {
-    const char *preset; // see bench_train_presets
+    const char *preset; // see bench_presets
+    bool shrink;        // bench_preset_shrink
     Dtype precision;    // F32 or BF16
     Device device;
-    int threads;        // 0: one per core
-    int iterations;     // measured steps, behind two that are not
+    int threads;    // 0: one per core
+    int iterations; // measured steps, behind a few that are not
+    double seconds; // no more steps are begun behind this; 0: no limit
     Recompute recompute;
+    double memory; // bytes; above 0: recompute as little as fits into so much, instead of `recompute`
 } BenchTrainOptions;
 
 typedef struct BenchTrainResult {
     const char *unit;           // "tokens" or "images"
-    double per_second;          // at the median
+    double units;               // of a step
     double median, best, worst; // seconds of a step
-    double gflops;              // model FLOP of forward and backward (once each), at the median
-    double peak_bytes;          // of parameters, states, activations and scratch
+    double flop;                // of the model in a step: bench_preset_flop
+    double computed;            // FLOP of forward and backward (once each) as operators tell them
+    double peak_bytes;          // of parameters, states, activations and scratch; of the CPU: of the process
     double activation_bytes;    // of activations, their gradients and scratch: the most at once
     double parameters;
+    Recompute recompute;
     double loss; // of the last step: finite, or the figure means nothing
 } BenchTrainResult;
 
-extern const char *const bench_train_presets[]; // NULL at the end
+// The least recomputation with which a step fits into `memory` bytes; false: none does.
+bool bench_train_fit(const BenchPreset *, Dtype, double memory, Recompute *, Error *);
 bool bench_train(const BenchTrainOptions *, BenchTrainResult *, Log *, Error *);

@@ -1,0 +1,131 @@
+/* The speed of whole training steps and of generation on a GPU, a JSON line each: `bifocal bench train` and `bifocal
+ * bench generate` for a machine that has nothing but compilers and CUDA, with the figures that a single H100 or H200 is
+ * to reach beside them. Any other device runs the same rows, shrunken with --tiny. Exit status 77: no GPU.
+ *
+ *   gpu_step [--device cpu|cuda] [--tiny] [--only NAME] [--memory GIB] [--seconds S] */
+#include "base/clock.h"
+#include "kernels/bench_ops.h"
+#include "train/bench_train.h"
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct Arguments {
+    Device device;
+    bool tiny;
+    const char *only;       // a preset's name; NULL: all
+    double memory, seconds; // bytes; of each row
+    Peak peak;
+} Arguments;
+
+typedef struct Row {
+    const char *preset;
+    double goal; // MFU; 0: none
+} Row;
+
+static const Row rows[] = {
+    {"gpt2_124m", 0.55}, {"gpt2_1558m", 0.60}, {"vit_b16", 0.55}, {"vit_l16", 0.55},      {"mae_vit_l", 0.50},
+    {"clip_b32", 0},     {"joint_b", 0.45},    {"joint_b_lm", 0}, {"joint_b_caption", 0}, {"joint_b_contrastive", 0},
+    {"joint_b_mae", 0},  {"vit_ti", 0},        {"gpt_6m", 0},
+};
+
+// What MFU is a share of: the dense bf16 products that the maker states, FLOP/s; of other devices those measured.
+static double stated_peak(const Backend *b, const Peak *measured) {
+    static const struct {
+        const char *architecture;
+        double flops;
+    } stated[] = {{"sm_80", 312e12}, {"sm_90", 989.4e12}, {"sm_100", 2250e12}};
+    for (size_t i = 0; i < sizeof stated / sizeof *stated; i++)
+        if (!strcmp(stated[i].architecture, b->isa)) return stated[i].flops;
+    return 1e9 * (measured->bf16 > 0 ? measured->bf16 : measured->f32);
+}
+
+static void print_row(const Row *row, const BenchTrainResult *r, double peak) {
+    static const char *const again[] = {
+        [RECOMPUTE_NONE] = "none", [RECOMPUTE_SELECTIVE] = "selective", [RECOMPUTE_FULL] = "full"};
+    double mfu = r->flop / r->median / peak;
+    char goal[16] = "null";
+    if (row->goal > 0) snprintf(goal, sizeof goal, "%.2f", row->goal);
+    printf("{\"row\": \"%s\", \"unit\": \"%s\", \"units\": %.0f, \"seconds\": %.6g, \"fastest\": %.6g, \"slowest\": "
+           "%.6g, \"per_second\": %.6g, \"flop\": %.6g, \"mfu\": %.4f, \"goal_mfu\": %s, \"goal_met\": %s, "
+           "\"peak_bytes\": %.0f, \"parameters\": %.0f, \"recompute\": \"%s\", \"loss\": %.5g}\n",
+           row->preset, r->unit, r->units, r->median, r->best, r->worst, r->units / r->median, r->flop, mfu, goal,
+           row->goal <= 0     ? "null"
+           : mfu >= row->goal ? "true"
+                              : "false",
+           r->peak_bytes, r->parameters, again[r->recompute], r->loss);
+    fflush(stdout);
+}
+
+static bool run_row(const Arguments *a, const Row *row, double peak, Log *log) {
+    Error error = {0};
+    BenchTrainResult result;
+    BenchTrainOptions options = {.preset = row->preset,
+                                 .shrink = a->tiny,
+                                 .precision = BF16,
+                                 .device = a->device,
+                                 .iterations = a->tiny ? 2 : 40,
+                                 .seconds = a->seconds,
+                                 .memory = a->memory};
+    if (a->only && strcmp(a->only, row->preset) != 0) return true;
+    if (bench_train(&options, &result, log, &error)) {
+        print_row(row, &result, peak);
+        return true;
+    }
+    fprintf(stderr, "%s: %s\n", row->preset, error.message);
+    return false;
+}
+
+static bool parse(Arguments *a, int argc, char **argv) {
+    static const struct option options[] = {
+        {"device", required_argument, 0, 'd'},  {"tiny", no_argument, 0, 't'},
+        {"only", required_argument, 0, 'o'},    {"memory", required_argument, 0, 'm'},
+        {"seconds", required_argument, 0, 's'}, {0}};
+    *a = (Arguments){.device = DEVICE_CUDA, .seconds = 3};
+    for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
+        if (c == 'd')
+            a->device = strcmp(optarg, "cpu") ? DEVICE_CUDA : DEVICE_CPU;
+        else if (c == 't')
+            a->tiny = true;
+        else if (c == 'o')
+            a->only = optarg;
+        else if (c == 'm')
+            a->memory = atof(optarg) * 0x1p30;
+        else if (c == 's')
+            a->seconds = atof(optarg);
+        else
+            return false;
+    }
+    return optind == argc;
+}
+
+// The device's own figures, in a line of their own; 0 where there is no such device.
+static double measure_peak(Arguments *a, Log *log) {
+    Error error = {0};
+    Backend *b = device_backend_new(&(DeviceOptions){.device = a->device, .threads = a->tiny ? 1 : 0}, log, &error);
+    if (!b) {
+        fprintf(stderr, "skipped: %s\n", error.message);
+        return 0;
+    }
+    a->peak = bench_peak(b, a->tiny ? 0.001 : 0.2);
+    double peak = stated_peak(b, &a->peak);
+    printf("{\"architecture\": \"%s\", \"copy_gbytes\": %.1f, \"bf16_gflops\": %.1f, \"stated_flops\": %.6g}\n", b->isa,
+           a->peak.copy, a->peak.bf16, peak);
+    backend_free(b);
+    return peak;
+}
+
+int main(int argc, char **argv) {
+    Arguments a;
+    if (!parse(&a, argc, argv)) {
+        fprintf(stderr, "usage: gpu_step [--device cpu|cuda] [--tiny] [--only NAME] [--memory GIB] [--seconds S]\n");
+        return 2;
+    }
+    Log *log = log_new(LOG_WARNING, stderr);
+    double peak = measure_peak(&a, log);
+    bool ok = peak > 0;
+    for (size_t i = 0; peak > 0 && i < sizeof rows / sizeof *rows; i++) ok &= run_row(&a, &rows[i], peak, log);
+    log_free(log);
+    return peak <= 0 ? 77 : !ok;
+}
