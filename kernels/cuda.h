@@ -15,6 +15,8 @@ typedef struct CudaOptions {
 Backend *cuda_backend_new(const CudaOptions *, Log *, Error *);
 // How many GPUs there are; < 0 and why where that cannot be known.
 int cuda_count(Error *);
+// A GPU's name and where it stands on the machine's PCI bus ("0000:4e:00.0"); "" where that is not known.
+void cuda_describe(int device, char *name, size_t name_size, char *pci, size_t pci_size);
 // Whether the module lies where cuda_backend_new looks for it: the path that BIFOCAL_CUDA_MODULE names, else beside the
 // program, else in ../lib beside its folder.
 bool cuda_module_built(void);
@@ -26,5 +28,6 @@ typedef struct CudaModule {
     size_t      backend_size; // its sizeof(Backend): others are refused
     int (*count)(Error *);
     Backend *(*open)(const CudaOptions *, Log *, Error *);
+    void (*describe)(int device, char *name, size_t name_size, char *pci, size_t pci_size);
 } CudaModule;
 #define CUDA_MODULE_SYMBOL "bifocal_cuda_module" // a CudaModule

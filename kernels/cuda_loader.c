@@ -81,3 +81,11 @@ Backend *cuda_backend_new(const CudaOptions *options, Log *log, Error *error) {
     if (wait && *wait && strcmp(wait, "0") != 0) chosen.synchronous = true;
     return module->open(&chosen, log, error);
 }
+
+void cuda_describe(int device, char *name, size_t name_size, char *pci, size_t pci_size) {
+    Error unknown = {0};
+    const CudaModule *module = open_module(&unknown);
+    snprintf(name, name_size, "%s", "");
+    snprintf(pci, pci_size, "%s", "");
+    if (module) module->describe(device, name, name_size, pci, pci_size);
+}

@@ -66,8 +66,17 @@ bool mesh_open(Mesh *m, Comm *world, const int size[MESH_AXES], Error *error) {
     return true;
 }
 
+bool mesh_use_device(Mesh *m, Backend *backend, Error *error) {
+    for (int a = 0; a < MESH_AXES; a++)
+        if (!comm_device_open(m->axis[a], backend, error)) return false;
+    return true;
+}
+
 void mesh_close(Mesh *m) {
-    for (int a = MESH_AXES - 1; a >= 0; a--) comm_free(m->axis[a]);
+    for (int a = MESH_AXES - 1; a >= 0; a--) {
+        comm_device_close(m->axis[a]);
+        comm_free(m->axis[a]);
+    }
     *m = (Mesh){0};
 }
 

@@ -1,5 +1,6 @@
 /* Opening and closing a run. After each stage the ranks agree whether all of them could do it, so that what is wrong on
  * one ends all of them with one message, before the first step. */
+#include "base/affinity.h"
 #include "base/files.h"
 #include "base/philox.h"
 #include "base/threads.h"
@@ -83,6 +84,18 @@ static bool cut_model(Run *r, Error *error) {
     return stages_resolve(&r->config, &r->layout, limit, r->options->world, r->memory, &r->stages, error);
 }
 
+static int threads_of(const Run *r) { return r->config.threads ? (int)r->config.threads : r->hosts.threads; }
+
+// Collective. Before the run's folder exists: a run that has no device leaves nothing behind.
+static bool open_device(Run *r, Error *error) {
+    DeviceOptions device = {.device = (Device)r->config.device, .local_rank = r->hosts.local_rank};
+    r->seat = device_seat(&device);
+    r->node = hosts_bind(&r->hosts, r->options->world, &r->seat, "/sys");
+    device.threads = threads_of(r);
+    r->backend = device_backend_new(&device, r->log, error);
+    return agree(r->options->world, r->backend != NULL, error);
+}
+
 static bool open_config(Run *r, char found[1024], Error *error) {
     Comm *world = r->options->world;
     r->hosts = hosts_gather(world, r->memory);
@@ -93,7 +106,9 @@ static bool open_config(Run *r, char found[1024], Error *error) {
     Buffer yaml = config_text(r);
     ok = same_as_first(r, hash_u64(yaml.data, yaml.size), "the configuration", error);
     buffer_free(&yaml);
-    if (!agree(world, ok, error) || !cut_model(r, error) || !agree(world, open_log(r, error), error)) return false;
+    if (!agree(world, ok, error) || !open_device(r, error) || !cut_model(r, error) ||
+        !agree(world, open_log(r, error), error))
+        return false;
     comm_broadcast(world, found, 1024, 0, "the checkpoint to go on from");
     r->state.seed = r->config.seed;
     return true;
@@ -104,7 +119,8 @@ static bool open_config(Run *r, char found[1024], Error *error) {
 static bool open_layout(Run *r, Error *error) {
     Comm *world = r->options->world;
     const ParallelConfig *c = &r->config.parallel;
-    if (!mesh_open(&r->mesh, world, r->layout.size, error)) return false;
+    if (!mesh_open(&r->mesh, world, r->layout.size, error) || !mesh_use_device(&r->mesh, r->backend, error))
+        return false;
     const int *size = r->layout.size;
     r->parallel = (Parallel){.tensor = size[MESH_TENSOR] > 1 ? r->mesh.axis[MESH_TENSOR] : NULL,
                              .sequence = c->sequence,
@@ -172,8 +188,6 @@ static Saver *open_saver(Run *r) {
     return saver;
 }
 
-static int threads_of(const Run *r) { return r->config.threads ? (int)r->config.threads : r->hosts.threads; }
-
 // Up to the parameters: what may fail on one rank alone.
 static bool open_model(Run *r, Error *error) {
     Dtype compute = r->config.precision ? BF16 : F32;
@@ -183,10 +197,6 @@ static bool open_model(Run *r, Error *error) {
         return error_set(
             error, ERROR_USAGE, "model.text.vocabulary is %lld, but %s has %d pieces; leave it out to take theirs",
             (long long)r->config.model.text.vocabulary, r->config.tokenizer, tokenizer_vocabulary(r->tokenizer));
-    DeviceOptions device = {
-        .device = (Device)r->config.device, .threads = threads_of(r), .ranks = comm_size(r->options->world)};
-    r->backend = device_backend_new(&device, r->log, error);
-    if (!r->backend) return false;
     const int *chunks =
         r->parallel.pipeline ? stages_chunks(&r->stages, r->mesh.place[MESH_PIPELINE], r->memory) : NULL;
     r->joint =
@@ -277,6 +287,28 @@ static bool open_in_turn(Run *r, Error *error) {
     return agree(world, open_files(r, error), error);
 }
 
+// Which GPU this rank has, its processors, and the way of what goes between GPUs.
+static void describe_device(const Run *r) {
+    Buffer text = {0};
+    cpu_set_t processors;
+    if (!r->backend->apart) return;
+    buffer_printf(&text, "GPU %d of %d (%s)", r->seat.gpu, r->seat.gpus, r->seat.name);
+    if (r->hosts.local > r->seat.gpus) buffer_printf(&text, ", shared by ranks of this machine");
+    if (r->node >= 0 && !sched_getaffinity(0, sizeof processors, &processors)) {
+        buffer_printf(&text, ", on NUMA node %d, processors ", r->node);
+        affinity_print(&text, &processors);
+    }
+    for (int a = 0; a < MESH_AXES; a++) {
+        DeviceRoute route = comm_device_route(r->mesh.axis[a]);
+        if (route == ROUTE_HOST) continue;
+        bool linked = route == ROUTE_LINKED;
+        buffer_printf(&text, "\n%s ranks exchange %s%s", mesh_axis_names[a],
+                      linked ? "by NCCL" : "through the hosts' memory: ", comm_device_why(r->mesh.axis[a]));
+    }
+    log_info(r->log, "%s", text.data);
+    buffer_free(&text);
+}
+
 static void describe_start(const Run *r) {
     const JointConfig *m = &r->config.model;
     Buffer text = {0};
@@ -284,6 +316,7 @@ static void describe_start(const Run *r) {
              (double)parameters_whole_elements(joint_parameters(r->joint), false) / 1e6,
              (double)parameters_whole_elements(joint_parameters(r->joint), true) / 1e6, (long long)m->text.vocabulary,
              r->config.precision ? "bf16" : "f32", r->backend->name, r->backend->isa, threads_of(r));
+    describe_device(r);
     if (r->layout.ranks == 1) return;
     layout_describe(&r->config, &r->layout, &text);
     buffer_text(&text, "\n");
@@ -330,8 +363,8 @@ void run_close(Run *r) {
     loader_close(r->validation);
     optimizer_free(r->optimizer);
     joint_free(r->joint);
+    mesh_close(&r->mesh);
     backend_free(r->backend);
     tokenizer_free(r->tokenizer);
-    mesh_close(&r->mesh);
     arena_free(r->memory);
 }

@@ -21,6 +21,8 @@ typedef struct Run {
     Arena *memory; // strings of the config
     TrainConfig config;
     Hosts hosts;
+    DeviceSeat seat; // this rank's GPU
+    int node;        // NUMA node of which it keeps to processors; -1: to none
     Layout layout;
     Mesh mesh;
     Stages stages;      // of a pipeline of several stages

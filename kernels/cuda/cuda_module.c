@@ -1,6 +1,7 @@
 /* The module itself: what it exports, and how a backend on a GPU is opened and closed. */
 #include "base/error.h"
 #include "kernels/cuda/cuda_state.h"
+#include <ctype.h>
 #include <cuda_runtime_api.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,6 +24,16 @@ static int count(Error *error) {
     GpuFacts f = {0};
     if (!look(&f, error)) return -1;
     return f.driver ? f.count : (gpu_present(&f, error), -1);
+}
+
+static void describe(int device, char *name, size_t name_size, char *pci, size_t pci_size) {
+    struct cudaDeviceProp *p = calloc(1, sizeof *p);
+    check(p);
+    if (cudaGetDeviceProperties(p, device) == cudaSuccess) snprintf(name, name_size, "%s", p->name);
+    if (cudaDeviceGetPCIBusId(pci, (int)pci_size, device) != cudaSuccess) *pci = 0;
+    for (char *c = pci; *c; c++) *c = (char)tolower(*c); // as the system writes it
+    (void)cudaGetLastError();
+    free(p);
 }
 
 static bool choose(CudaState *s, int device, Error *error) {
@@ -74,7 +85,8 @@ static Backend *open_backend(const CudaOptions *options, Log *log, Error *error)
     Backend *b = calloc(1, sizeof *b);
     CudaState *s = calloc(1, sizeof *s);
     check(b && s);
-    *b = (Backend){.name = "cuda", .isa = s->architecture, .state = s, .destroy = destroy, .fault = cuda_fault};
+    *b = (Backend){
+        .name = "cuda", .isa = s->architecture, .apart = true, .state = s, .destroy = destroy, .fault = cuda_fault};
     s->log = log;
     s->synchronous = options->synchronous;
     if (!choose(s, options->device, error) || !start(s, error)) {
@@ -94,5 +106,8 @@ static Backend *open_backend(const CudaOptions *options, Log *log, Error *error)
     return b;
 }
 
-const CudaModule bifocal_cuda_module = {
-    .version = BIFOCAL_VERSION, .backend_size = sizeof(Backend), .count = count, .open = open_backend};
+const CudaModule bifocal_cuda_module = {.version = BIFOCAL_VERSION,
+                                        .backend_size = sizeof(Backend),
+                                        .count = count,
+                                        .open = open_backend,
+                                        .describe = describe};

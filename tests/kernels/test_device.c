@@ -17,14 +17,14 @@ static void name_module(const char *name) {
     free(path);
 }
 
-static Backend *open_device(Device device, int ranks, Log *log, Error *error) {
-    return device_backend_new(&(DeviceOptions){.device = device, .threads = 1, .ranks = ranks}, log, error);
+static Backend *open_device(Device device, Log *log, Error *error) {
+    return device_backend_new(&(DeviceOptions){.device = device, .threads = 1}, log, error);
 }
 
 static void expect_refusal(const char *module, const char *words) {
     Error error = {0};
     name_module(module);
-    assert_null(open_device(DEVICE_CUDA, 1, NULL, &error));
+    assert_null(open_device(DEVICE_CUDA, NULL, &error));
     if (!strstr(error.message, words) || strncmp(error.message, "device: cuda: ", 14) != 0)
         fail_msg("'%s' does not say '%s'", error.message, words);
     assert_int_equal(error.kind, ERROR_USAGE);
@@ -40,15 +40,24 @@ static void cuda_is_refused_with_the_reason(void **state) {
     expect_refusal("libcuda_module_bare.so", "no driver in this test");
 }
 
-static void several_processes_stay_on_the_cpu(void **state) {
+static void processes_of_a_machine_take_its_gpus_in_turn(void **state) {
     (void)state;
     Error error = {0};
-    name_module("libcuda_module_good.so");
-    assert_null(open_device(DEVICE_CUDA, 2, NULL, &error));
-    assert_non_null(strstr(error.message, "a run of one process, and this one has 2"));
-    Backend *b = open_device(DEVICE_AUTO, 2, NULL, &error);
-    assert_string_equal(b->name, "cpu");
-    backend_free(b);
+    name_module("libcuda_module_good.so"); // of two GPUs
+    for (int rank = 0; rank < 5; rank++) {
+        DeviceOptions options = {.device = rank % 2 ? DEVICE_CUDA : DEVICE_AUTO, .threads = 1, .local_rank = rank};
+        DeviceSeat seat = device_seat(&options);
+        Backend *b = device_backend_new(&options, NULL, &error);
+        assert_string_equal(b->isa, rank % 2 ? "the other one" : "sm_90");
+        assert_int_equal(seat.gpu, rank % 2);
+        assert_int_equal(seat.gpus, 2);
+        assert_string_equal(seat.name, rank % 2 ? "GPU 1 of a test" : "GPU 0 of a test");
+        assert_string_equal(seat.pci, rank % 2 ? "0000:01:00.0" : "0000:00:00.0");
+        backend_free(b);
+    }
+    assert_int_equal(device_seat(&(DeviceOptions){.device = DEVICE_CPU}).gpus, 0);
+    name_module("libcuda_module_bare.so");
+    assert_int_equal(device_seat(&(DeviceOptions){.device = DEVICE_AUTO}).gpus, 0);
 }
 
 static void auto_takes_the_gpu_where_there_is_one(void **state) {
@@ -57,7 +66,7 @@ static void auto_takes_the_gpu_where_there_is_one(void **state) {
     name_module("libcuda_module_good.so");
     assert_int_equal(cuda_count(&error), 2);
     for (int i = 0; i < 2; i++) {
-        Backend *b = open_device(i ? DEVICE_AUTO : DEVICE_CUDA, 1, NULL, &error);
+        Backend *b = open_device(i ? DEVICE_AUTO : DEVICE_CUDA, NULL, &error);
         assert_string_equal(b->name, "cuda");
         backend_free(b);
     }
@@ -70,7 +79,7 @@ static void auto_goes_on_with_the_cpu_and_says_why(void **state) {
     FILE *file = tmpfile();
     Log *log = log_new(LOG_INFO, file);
     name_module("libcuda_module_bare.so");
-    Backend *b = open_device(DEVICE_AUTO, 1, log, &error);
+    Backend *b = open_device(DEVICE_AUTO, log, &error);
     assert_string_equal(b->name, "cpu");
     backend_free(b);
     log_free(log);
@@ -84,7 +93,7 @@ static void the_cpu_asks_for_no_module(void **state) {
     (void)state;
     Error error = {0};
     name_module("there_is_no_such_module.so");
-    Backend *b = open_device(DEVICE_CPU, 4, NULL, &error);
+    Backend *b = open_device(DEVICE_CPU, NULL, &error);
     assert_string_equal(b->name, "cpu");
     backend_free(b);
 }
@@ -96,7 +105,7 @@ static void the_environment_can_ask_to_wait_behind_every_kernel(void **state) {
     static const char *const values[] = {"1", "0", ""};
     for (int i = 0; i < 3; i++) {
         setenv("BIFOCAL_CUDA_SYNC", values[i], 1);
-        Backend *b = open_device(DEVICE_CUDA, 1, NULL, &error);
+        Backend *b = open_device(DEVICE_CUDA, NULL, &error);
         assert_string_equal(b->isa, i ? "sm_90" : "waiting");
         backend_free(b);
     }
@@ -115,13 +124,13 @@ static void the_real_module_opens_or_says_what_is_missing(void **state) {
     int count = cuda_count(&error);
     if (count < 1 && !strstr(error.message, "cannot open")) {
         assert_true(count == 0 || strstr(error.message, "driver"));
-        assert_null(open_device(DEVICE_CUDA, 1, NULL, &error));
+        assert_null(open_device(DEVICE_CUDA, NULL, &error));
         assert_non_null(strstr(error.message, "driver"));
     } else if (count < 1) { // the libraries it was built with are not found any more
         print_message("%s\n", error.message);
         skip();
     } else {
-        Backend *b = open_device(DEVICE_CUDA, 1, NULL, &error);
+        Backend *b = open_device(DEVICE_CUDA, NULL, &error);
         if (!b) fail_msg("%s", error.message);
         backend_free(b);
     }
@@ -130,7 +139,7 @@ static void the_real_module_opens_or_says_what_is_missing(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(cuda_is_refused_with_the_reason),
-        cmocka_unit_test(several_processes_stay_on_the_cpu),
+        cmocka_unit_test(processes_of_a_machine_take_its_gpus_in_turn),
         cmocka_unit_test(auto_takes_the_gpu_where_there_is_one),
         cmocka_unit_test(auto_goes_on_with_the_cpu_and_says_why),
         cmocka_unit_test(the_cpu_asks_for_no_module),

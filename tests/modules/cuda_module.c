@@ -1,6 +1,7 @@
 /* A module that stands in for the CUDA one, so that every answer of the loader is seen without CUDA. What it is comes
  * from the build: MODULE_VERSION, MODULE_SIZE (of a Backend), MODULE_GPUS (< 0: no driver). */
 #include "kernels/cuda.h"
+#include <stdio.h>
 #include <stdlib.h>
 
 extern const CudaModule bifocal_cuda_module;
@@ -19,15 +20,27 @@ static Backend *open_backend(const CudaOptions *options, Log *log, Error *error)
     }
     Backend *b = calloc(1, sizeof *b);
     if (!b) abort();
-    *b = (Backend){.name = "cuda", .isa = options->synchronous ? "waiting" : "sm_90", .destroy = destroy};
+    *b = (Backend){.name = "cuda",
+                   .isa = options->synchronous ? "waiting"
+                          : options->device    ? "the other one"
+                                               : "sm_90",
+                   .destroy = destroy};
     log_info(log, "GPU %d of a test", options->device);
     return b;
 }
 
+static void describe(int device, char *name, size_t name_size, char *pci, size_t pci_size) {
+    snprintf(name, name_size, "GPU %d of a test", device);
+    snprintf(pci, pci_size, "0000:%02x:00.0", device);
+}
+
 #ifndef MODULE_WITHOUT_SYMBOL
 const CudaModule bifocal_cuda_module = {
-    .version = MODULE_VERSION, .backend_size = MODULE_SIZE, .count = count, .open = open_backend};
+    .version = MODULE_VERSION, .backend_size = MODULE_SIZE, .count = count, .open = open_backend, .describe = describe};
 #else
 int no_such_symbol_here(void);
-int no_such_symbol_here(void) { return count(NULL) + (open_backend(NULL, NULL, NULL) != NULL); }
+int no_such_symbol_here(void) {
+    describe(0, NULL, 0, NULL, 0);
+    return count(NULL) + (open_backend(NULL, NULL, NULL) != NULL);
+}
 #endif
