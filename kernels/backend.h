@@ -15,6 +15,26 @@ typedef struct AdamW { // one fused update; Loshchilov and Hutter 2019
     double correction1, correction2; // 1 - beta^step
 } AdamW;
 
+typedef struct AdamWPart { // what is updated: a parameter, or a run of one
+    float       *parameter, *m, *v; // (n)
+    uint16_t    *shadow;            // (n) bf16 copy of the new values, or NULL
+    const float *gradient;          // (n)
+    int64_t      n;
+    bool         decays; // by AdamW.weight_decay
+} AdamWPart;
+
+// What becomes of a step whose numbers the host does not wait for: in device memory, all zero before the first one.
+typedef struct Gate {
+    double  norm;           // of the step's gradients
+    float   gradient_scale; // clipping, in place of AdamW.gradient_scale
+    int32_t failed;         // something of this step, or of one before it, is not finite: nothing is updated any more
+} Gate;
+
+typedef struct FloatSpan { // of device memory
+    const float *x;
+    int64_t      n;
+} FloatSpan;
+
 typedef struct Vocabulary { // words [first, first + held) of `all` have their rows in a table on this rank
     int64_t first, held, all;
 } Vocabulary;
@@ -169,8 +189,12 @@ struct Backend {
                             const float *factor);
     void (*sum_rows)(Backend *, float *out, bool add, const double *x, int64_t n); // out[0] (+)= sum of x
 
-    // optimizer; shadow: bf16 copy or NULL
-    void (*adamw)(Backend *, float *parameter, uint16_t *shadow, float *m, float *v, const float *gradient, int64_t n, const AdamW *);
+    // optimizer. All parts in as few launches as there may be; gate, device: NULL where the host knows that all is well
+    void (*adamw_parts)(Backend *, const AdamWPart *parts, int count, const AdamW *, const Gate *);
+    // out[0], device: the sum of squares of all spans, in f64 and a fixed order; not finite where any of finite (n) is not
+    void (*sum_squares)(Backend *, double *out, const FloatSpan *spans, int count, const float *finite, int64_t n);
+    // The gate of a step whose squares (n), device, are all the parts of its norm; clip: the largest norm, 0: any
+    void (*gate)(Backend *, Gate *, const double *squares, int64_t n, double clip);
 };
 
 void backend_free(Backend *); // NULL is allowed

@@ -80,6 +80,18 @@ static double attention_bytes(const AttentionShape *s, Dtype t) {
     return (double)dtype_size(t) * (double)s->batch * s->head_size * elements;
 }
 
+static double elements_of(const AdamWPart *parts, int count) {
+    double n = 0;
+    for (int i = 0; i < count; i++) n += (double)parts[i].n;
+    return n;
+}
+
+static double elements_in(const FloatSpan *spans, int count) {
+    double n = 0;
+    for (int i = 0; i < count; i++) n += (double)spans[i].n;
+    return n;
+}
+
 // ---- kernels ----
 
 #define SIZE(t) (double)dtype_size(t)
@@ -190,8 +202,11 @@ static double attention_bytes(const AttentionShape *s, Dtype t) {
     X(siglip_gradient, 0, 8 * tile->rows * tile->columns, double *d_scale, double *d_bias, const PairTile *tile,      \
       const float *log_scale, const float *bias, const float *factor)                                                 \
     X(sum_rows, 0, 12 * n, float *out, bool add, const double *x, int64_t n)                                          \
-    X(adamw, 0, 28 * n, float *parameter, uint16_t *shadow, float *m, float *v, const float *gradient, int64_t        \
-      n, const AdamW *how)
+    X(adamw_parts, 0, 28 * elements_of(parts, count), const AdamWPart *parts, int count, const AdamW *how, const      \
+      Gate *gate)                                                                                                     \
+    X(sum_squares, 0, 4 * elements_in(spans, count), double *out, const FloatSpan *spans, int count, const float           \
+      *finite, int64_t n)                                                                                             \
+    X(gate, 0, 8 * n, Gate *gate, const double *squares, int64_t n, double clip)
 // clang-format on
 
 #pragma GCC diagnostic ignored "-Wunused-parameter"

@@ -10,7 +10,8 @@ struct Optimizer {
     Parameters *parameters;
     OptimizerConfig config;
     int64_t total_steps, elements;
-    float *m, *v; // (elements) each, device
+    float *m, *v;     // (elements) each, device
+    AdamWPart *parts; // (of all ranges owned) work space of a step
 };
 
 static float *moments_new(Backend *b, int64_t elements) {
@@ -28,6 +29,10 @@ Optimizer *optimizer_new(Backend *backend, Parameters *parameters, const Optimiz
     o->elements = parameters_states(parameters);
     o->m = moments_new(backend, o->elements);
     o->v = moments_new(backend, o->elements);
+    int owned;
+    parameters_owned(parameters, &owned);
+    o->parts = calloc((size_t)owned + 1, sizeof *o->parts);
+    check(o->parts);
     return o;
 }
 
@@ -36,6 +41,7 @@ void optimizer_free(Optimizer *o) {
     size_t bytes = (size_t)(o->elements ? o->elements : 1) * sizeof(float);
     o->backend->release(o->backend, o->m, bytes);
     o->backend->release(o->backend, o->v, bytes);
+    free(o->parts);
     free(o);
 }
 
@@ -55,29 +61,56 @@ static AdamW update_of(const Optimizer *o, int64_t step, double norm) {
                    .beta1 = c->beta1,
                    .beta2 = c->beta2,
                    .epsilon = c->epsilon,
+                   .weight_decay = c->weight_decay,
                    .gradient_scale = c->gradient_clip > 0 && norm > c->gradient_clip ? c->gradient_clip / norm : 1,
                    .correction1 = 1 - pow(c->beta1, (double)step),
                    .correction2 = 1 - pow(c->beta2, (double)step)};
 }
 
-static void update_range(const Optimizer *o, const OwnedRange *range, AdamW *update) {
-    update->weight_decay = range->parameter->decay ? o->config.weight_decay : 0;
-    o->backend->adamw(o->backend, range->master, range->shadow, o->m + range->state, o->v + range->state,
-                      range->gradient, range->count, update);
+// Appends what this rank owns of a bucket to `parts`; returns how many there are then.
+static int add_parts(const Optimizer *o, const Bucket *b, int count) {
+    int owned;
+    const OwnedRange *ranges = parameters_owned(o->parameters, &owned);
+    for (int i = b->first_range; i < b->first_range + b->ranges; i++) {
+        const OwnedRange *r = &ranges[i];
+        o->parts[count++] = (AdamWPart){.parameter = r->master,
+                                        .m = o->m + r->state,
+                                        .v = o->v + r->state,
+                                        .shadow = r->shadow,
+                                        .gradient = r->gradient,
+                                        .n = r->count,
+                                        .decays = r->parameter->decay};
+    }
+    return count;
 }
 
-void optimizer_step(Optimizer *o, int64_t step, double norm) {
-    int count;
-    const OwnedRange *ranges = parameters_owned(o->parameters, &count);
-    AdamW update = update_of(o, step, norm);
+// Buckets go one by one where the others wait for their values, else all at once.
+static void update(Optimizer *o, const AdamW *rule, const Gate *gate) {
+    Backend *be = o->backend;
+    bool gathers = parameters_stage(o->parameters) == 1 || parameters_stage(o->parameters) == 2;
+    int count = 0;
     for (int i = 0; i < buckets_count(o->parameters); i++) {
         Bucket *b = bucket_at(o->parameters, i);
         if (b->frozen) continue;
         bucket_settle(b);
-        for (int k = 0; k < b->ranges; k++) update_range(o, &ranges[b->first_range + k], &update);
+        count = add_parts(o, b, count);
+        if (!gathers) continue;
+        be->adamw_parts(be, o->parts, count, rule, gate);
         bucket_start_gather(o->parameters, b);
+        count = 0;
     }
+    if (count) be->adamw_parts(be, o->parts, count, rule, gate);
     parameters_look_ahead(o->parameters);
+}
+
+void optimizer_step(Optimizer *o, int64_t step, double norm) {
+    AdamW rule = update_of(o, step, norm);
+    update(o, &rule, NULL);
+}
+
+void optimizer_step_gated(Optimizer *o, int64_t step, const Gate *gate) {
+    AdamW rule = update_of(o, step, 0);
+    update(o, &rule, gate);
 }
 
 int optimizer_ranges(const Optimizer *o, Arena *memory, StateRange **out) {

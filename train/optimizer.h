@@ -16,6 +16,8 @@ double learning_rate_at(const OptimizerConfig *, int64_t step, int64_t total_ste
 // Applies update `step`; `norm` is that of the gradients, for clipping. All data ranks call it. Other ranks' new values
 // come beside what follows: who reads them without a tape that waits for them (parameters_follow) must parameters_meet.
 void optimizer_step(Optimizer *, int64_t step, double norm);
+// The same where the norm and what it clips are known to the device alone (Backend.gate).
+void optimizer_step_gated(Optimizer *, int64_t step, const Gate *);
 
 // Training state that a rank holds: elements [first, first + count) of a parameter as the rank has it (its piece where
 // the parameter is split over tensor ranks), together on the device.

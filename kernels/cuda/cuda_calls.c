@@ -197,9 +197,14 @@ static void siglip_gradient(Backend *be, double *d_scale, double *d_bias, const 
                             const float *bias, const float *factor) {
     CALL(siglip_gradient, d_scale, d_bias, tile, log_scale, bias, factor);
 }
-static void adamw(Backend *be, float *parameter, uint16_t *shadow, float *m, float *v, const float *gradient, int64_t n,
-                  const AdamW *rule) {
-    CALL(adamw, parameter, shadow, m, v, gradient, n, rule);
+static void adamw_parts(Backend *be, const AdamWPart *parts, int count, const AdamW *rule, const Gate *gate) {
+    CALL(adamw_parts, parts, count, rule, gate);
+}
+static void sum_squares(Backend *be, double *out, const FloatSpan *spans, int count, const float *finite, int64_t n) {
+    CALL(sum_squares, out, spans, count, finite, n);
+}
+static void close_gate(Backend *be, Gate *gate, const double *squares, int64_t n, double clip) {
+    CALL(gate, gate, squares, n, clip);
 }
 
 // ---- results that the host waits for ----
@@ -241,6 +246,6 @@ void cuda_calls_install(Backend *be) {
     be->masked_patch_mse_backward = masked_patch_mse_backward, be->cross_entropy_combine = cross_entropy_combine,
     be->clip_sums = clip_sums, be->clip_logsumexp = clip_logsumexp, be->clip_losses = clip_losses,
     be->clip_gradient = clip_gradient, be->siglip_sums = siglip_sums, be->siglip_gradient = siglip_gradient,
-    be->adamw = adamw;
+    be->adamw_parts = adamw_parts, be->sum_squares = sum_squares, be->gate = close_gate;
     be->block_squares = block_squares, be->first_nonfinite = first_nonfinite;
 }

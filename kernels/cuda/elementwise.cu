@@ -22,8 +22,10 @@ struct Scaled {
 struct Constant {
     enum { INPUTS = 0 };
     const float *value;
-    double factor;
-    __device__ float operator()(float, float) const { return static_cast<float>(factor * static_cast<double>(*value)); }
+    const double *factor;
+    __device__ float operator()(float, float) const {
+        return static_cast<float>(*factor * static_cast<double>(*value));
+    }
 };
 } // namespace
 
@@ -69,9 +71,11 @@ void cuda_scale(const CudaQueue *q, void *out, const void *x, double factor, int
     });
 }
 
+// The factor is a message, as that of cuda_sum_into.
 void cuda_fill(const CudaQueue *q, void *x, const float *value, double factor, int64_t n, Dtype t, bool add) {
+    const double *factor_there = static_cast<const double *>(q->message(q->owner, &factor, sizeof factor));
     with_type(t, [&](auto y) {
         typedef decltype(y) T;
-        run_map<Constant, T, T, T>(q, Constant{value, factor}, static_cast<T *>(x), nullptr, nullptr, n, 1, add);
+        run_map<Constant, T, T, T>(q, Constant{value, factor_there}, static_cast<T *>(x), nullptr, nullptr, n, 1, add);
     });
 }

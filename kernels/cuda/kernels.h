@@ -138,17 +138,10 @@ void cuda_siglip_gradient(const CudaQueue *, double *d_scale, double *d_bias, co
                           const float *bias, const float *factor);
 
 // ---- optimizer.cu ----
-typedef struct CudaAdamwPart { // one parameter, or one run of them
-    float       *parameter, *m, *v; // (n)
-    uint16_t    *shadow;            // (n) bf16, or NULL
-    const float *gradient;          // (n)
-    int64_t      n;
-    double       weight_decay;
-} CudaAdamwPart;
-// All parts in as few launches as their table's size allows; the rule's own weight_decay is not read. parts: host.
-void cuda_adamw_parts(const CudaQueue *, const CudaAdamwPart *parts, int count, const AdamW *rule);
-void cuda_adamw(const CudaQueue *, float *parameter, uint16_t *shadow, float *m, float *v, const float *gradient, int64_t n,
-                const AdamW *);
+// parts, spans: host; they go along with the launches, and the rule as a message.
+void cuda_adamw_parts(const CudaQueue *, const AdamWPart *parts, int count, const AdamW *, const Gate *);
+void cuda_sum_squares(const CudaQueue *, double *out, const FloatSpan *spans, int count, const float *finite, int64_t n);
+void cuda_gate(const CudaQueue *, Gate *, const double *squares, int64_t n, double clip);
 
 #ifdef __cplusplus
 }

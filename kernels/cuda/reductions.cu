@@ -51,20 +51,21 @@ static __global__ void __launch_bounds__(THREADS) span_sum_kernel(double *partia
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-// out[0] = factor * sum (+ out[0]); the product in f64
+// out[0] = factor[0] * sum (+ out[0]); the product in f64; factor NULL: 1
 static __global__ void __launch_bounds__(THREADS)
-    total_kernel(float *out, const double *partial, int64_t count, double factor, bool add) {
+    total_kernel(float *out, const double *partial, int64_t count, const double *factor, bool add) {
     SHARED(double, memory, THREADS / WARP);
     double sum = 0;
     for (int64_t i = threadIdx.x; i < count; i += THREADS) sum += partial[i];
     sum = block_sum<THREADS>(sum, memory);
-    if (threadIdx.x == 0) out[0] = static_cast<float>(factor * sum) + (add ? out[0] : 0.0f);
+    if (threadIdx.x == 0) out[0] = static_cast<float>(factor ? *factor * sum : sum) + (add ? out[0] : 0.0f);
 }
 
 void cuda_sum_rows(const CudaQueue *q, float *out, bool add, const double *x, int64_t n) {
-    launch<total_kernel>(dim3(1), dim3(THREADS), 0, q, out, x, n, 1.0, add);
+    launch<total_kernel>(dim3(1), dim3(THREADS), 0, q, out, x, n, static_cast<const double *>(nullptr), add);
 }
 
+// The factor is a message: it divides by counts that differ from step to step.
 void cuda_sum_into(const CudaQueue *q, float *out, const void *x, int64_t n, double factor, Dtype t) {
     int64_t blocks = larger<int64_t>(divide_up<int64_t>(n, SPAN), 1);
     double *partial = static_cast<double *>(q->scratch(q->owner, static_cast<size_t>(blocks) * sizeof(double)));
@@ -77,8 +78,8 @@ void cuda_sum_into(const CudaQueue *q, float *out, const void *x, int64_t n, dou
         else
             launch<span_sum_kernel<1, T>>(grid, dim3(THREADS), 0, q, partial, from, n);
     });
-    launch<total_kernel>(dim3(1), dim3(THREADS), 0, q, out, static_cast<const double *>(partial), blocks, factor,
-                         false);
+    launch<total_kernel>(dim3(1), dim3(THREADS), 0, q, out, static_cast<const double *>(partial), blocks,
+                         static_cast<const double *>(q->message(q->owner, &factor, sizeof factor)), false);
 }
 
 // ---- the first number that is not finite: the least index by an atomic minimum, where -1 is the largest number ----

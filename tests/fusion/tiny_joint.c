@@ -136,7 +136,8 @@ static void update(Tiny *m, double learning_rate) {
         int64_t n = tensor_count(&item->tensor);
         if (item->frozen) continue;
         uint16_t *shadow = item->tensor.dtype == BF16 ? item->tensor.data : NULL;
-        m->backend->adamw(m->backend, item->master, shadow, moments, moments + n, item->tensor.grad, n, &rule);
+        AdamWPart part = {item->master, moments, moments + n, shadow, item->tensor.grad, n, false};
+        m->backend->adamw_parts(m->backend, &part, 1, &rule, NULL);
         moments += 2 * n;
     }
 }

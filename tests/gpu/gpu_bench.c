@@ -27,7 +27,8 @@ typedef struct Update {
 static void update(void *context) {
     const Update *u = context;
     AdamW rule = {1e-3, 0.9, 0.95, 1e-8, 0.1, 1, 0.1, 0.05};
-    u->backend->adamw(u->backend, u->p, u->shadow, u->m, u->v, u->g, PARAMETERS, &rule);
+    AdamWPart part = {u->p, u->m, u->v, u->shadow, u->g, PARAMETERS, true};
+    u->backend->adamw_parts(u->backend, &part, 1, &rule, NULL);
 }
 
 static void bench_adamw(Backend *b, const BenchOps *o) {

@@ -187,7 +187,7 @@ static void update(Backend *b, const float *start, float *out, uint16_t *shadow)
     float *v = device_copy(b, start + 2 * PARAMETERS, bytes), *g = device_copy(b, start + 3 * PARAMETERS, bytes);
     uint16_t *s = b->allocate(b, bytes / 2);
     AdamW rule = {1e-2, 0.9, 0.95, 1e-8, 0.1, 0.7, 1 - 0.81, 1 - 0.9025};
-    b->adamw(b, p, s, m, v, g, PARAMETERS, &rule);
+    b->adamw_parts(b, &(AdamWPart){p, m, v, s, g, PARAMETERS, true}, 1, &rule, NULL);
     b->download(b, out, p, bytes);
     b->download(b, shadow, s, bytes / 2);
     float *all[] = {p, m, v, g};

@@ -51,7 +51,7 @@ static void run_adamw(Backend *b) {
     for (int i = 0; i < COUNT; i++) want[i] = (double)p[i];
     for (int step = 1; step <= 3; step++) {
         o.correction1 = 1 - pow(o.beta1, step), o.correction2 = 1 - pow(o.beta2, step);
-        b->adamw(b, p, step == 2 ? NULL : shadow, m, v, g, COUNT, &o);
+        b->adamw_parts(b, &(AdamWPart){p, m, v, step == 2 ? NULL : shadow, g, COUNT, true}, 1, &o, NULL);
         for (int i = 0; i < COUNT; i++) {
             double gradient = (double)g[i] * o.gradient_scale;
             mean[i] = o.beta1 * mean[i] + (1 - o.beta1) * gradient;
@@ -83,12 +83,51 @@ static void run_adamw_nan(Backend *b) {
                .correction2 = 1};
     float p[19] = {0}, m[19] = {0}, v[19] = {0}, g[19] = {0};
     g[3] = NAN, g[18] = INFINITY;
-    b->adamw(b, p, NULL, m, v, g, 19, &o);
+    b->adamw_parts(b, &(AdamWPart){p, m, v, NULL, g, 19, true}, 1, &o, NULL);
     for (int i = 0; i < 19; i++) assert_int_equal(!isfinite(p[i]), i == 3 || i == 18);
 }
 static void adamw_does_not_hide_a_bad_gradient(void **state) {
     (void)state;
     on_each_backend(run_adamw_nan);
+}
+
+// Of many parts, empty ones among them: block by block on any thread.
+static void run_many_parts(Backend *b) {
+    enum { PARTS = 40 };
+    static const int64_t sizes[] = {3, 16384, 0, 700, 40000, 1};
+    AdamW o = {1e-2, 0.9, 0.95, 1e-8, 0.1, 0.5, 0.19, 0.0975};
+    AdamWPart parts[2][PARTS];
+    for (int i = 0; i < PARTS; i++) {
+        int64_t n = sizes[i % 6];
+        for (int k = 0; k < 2; k++) {
+            float *all[4];
+            for (int a = 0; a < 4; a++) {
+                Rng rng = rng_for(5, PURPOSE_TEST, (uint64_t)(4 * i + a));
+                all[a] = malloc(sizeof(float) * (size_t)(n + 1));
+                for (int64_t e = 0; e < n; e++) all[a][e] = fabsf((float)rng_normal(&rng));
+            }
+            uint16_t *shadow = i % 3 ? calloc((size_t)n + 1, sizeof *shadow) : NULL;
+            parts[k][i] = (AdamWPart){all[0], all[1], all[2], shadow, all[3], n, i % 2 == 0};
+        }
+        b->adamw_parts(b, &parts[0][i], 1, &o, NULL);
+    }
+    b->adamw_parts(b, parts[1], PARTS, &o, NULL);
+    for (int i = 0; i < PARTS; i++) {
+        const AdamWPart *x = &parts[0][i], *y = &parts[1][i];
+        size_t bytes = (size_t)x->n * sizeof(float);
+        assert_memory_equal(x->parameter, y->parameter, bytes);
+        assert_memory_equal(x->m, y->m, bytes);
+        assert_memory_equal(x->v, y->v, bytes);
+        if (x->shadow) assert_memory_equal(x->shadow, y->shadow, bytes / 2);
+        for (int k = 0; k < 2; k++) {
+            const AdamWPart *p = &parts[k][i];
+            free(p->parameter), free(p->m), free(p->v), free(p->shadow), free((float *)p->gradient);
+        }
+    }
+}
+static void adamw_of_many_parts_has_the_bits_of_each_alone(void **state) {
+    (void)state;
+    on_each_backend(run_many_parts);
 }
 
 // ---- searches and sums ----
@@ -259,6 +298,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(adamw_agrees_with_double_and_writes_the_shadow),
         cmocka_unit_test(adamw_does_not_hide_a_bad_gradient),
+        cmocka_unit_test(adamw_of_many_parts_has_the_bits_of_each_alone),
         cmocka_unit_test(first_nonfinite_is_the_first),
         cmocka_unit_test(sums_are_as_exact_as_double),
         cmocka_unit_test(conversion_has_the_same_bits_everywhere),

@@ -159,13 +159,13 @@ static void ropes(const Case &c) {
 static void rope_agrees_in_place_too(void **) { for_cases("rope", ropes); }
 
 static void adamw(const Case &c) {
-    AdamW rule = {1e-3, 0.9, 0.95, 1e-8, 0, 0.25, 1 - 0.81, 1 - 0.95 * 0.95};
+    const AdamW rule = {1e-3, 0.9, 0.95, 1e-8, 0.1, 0.25, 1 - 0.81, 1 - 0.95 * 0.95};
     std::vector<Array *> arrays;
-    std::vector<CudaAdamwPart> parts;
+    std::vector<AdamWPart> parts;
     const int64_t sizes[] = {1, 1024, 3, 0, 2050, 777};
     for (int i = 0; i < 60; i++) { // more than one table
         int64_t n = sizes[i % 6];
-        CudaAdamwPart part = {};
+        AdamWPart part = {};
         float **places[] = {&part.parameter, &part.m, &part.v};
         for (float **place : places) {
             arrays.push_back(new Array(F32, n, i % 7 == 3 ? c.shift : 0));
@@ -177,19 +177,19 @@ static void adamw(const Case &c) {
         part.gradient = arrays.back()->normal(c.rng).f32();
         arrays.push_back(new Array(BF16, n, c.shift));
         part.shadow = i % 3 ? arrays.back()->as<uint16_t>() : nullptr;
-        part.n = n, part.weight_decay = i % 2 ? 0.1 : 0;
+        part.n = n, part.decays = i % 2;
         parts.push_back(part);
     }
     std::vector<Array *> want; // as they are before
     for (Array *a : arrays) want.push_back(new Array(*a));
-    if (c.add) cuda_adamw_parts(QUEUE, parts.data(), static_cast<int>(parts.size()), &rule);
+    if (c.add) cuda_adamw_parts(QUEUE, parts.data(), static_cast<int>(parts.size()), &rule, nullptr);
     for (size_t i = 0; i < parts.size(); i++) {
-        const CudaAdamwPart &p = parts[i];
-        rule.weight_decay = p.weight_decay;
-        if (!c.add) cuda_adamw(QUEUE, p.parameter, p.shadow, p.m, p.v, p.gradient, p.n, &rule);
+        const AdamWPart &p = parts[i];
+        if (!c.add) cuda_adamw_parts(QUEUE, &p, 1, &rule, nullptr);
         Array **w = &want[5 * i], **got = &arrays[5 * i];
-        cpu()->adamw(cpu(), w[0]->f32(), p.shadow ? w[4]->as<uint16_t>() : nullptr, w[1]->f32(), w[2]->f32(),
-                     w[3]->f32(), p.n, &rule);
+        AdamWPart same = {w[0]->f32(), w[1]->f32(), w[2]->f32(), p.shadow ? w[4]->as<uint16_t>() : nullptr,
+                          w[3]->f32(), p.n,         p.decays};
+        cpu()->adamw_parts(cpu(), &same, 1, &rule, nullptr);
         for (int k = 0; k < 3; k++) expect_near(*got[k], *w[k], 1e-6, 1e-8, c.name);
         for (int64_t k = 0; p.shadow && k < p.n; k++) assert_int_equal(p.shadow[k], f32_to_bf16(p.parameter[k]));
     }
