@@ -1,110 +1,77 @@
-/* The CUDA backend on the shim: its own files for calls of kernels, cross-entropy and attention, over memory of the shim,
- * copies of the CPU, and products of the CPU backend in place of cuBLASLt's. Stands in for cuda_backend_new, so that
- * gpu_check runs on a machine without a GPU; with the shim's way of looking at every access. */
-#include "tests/simt/shim/host.h"
-#include <stdlib.h>
-#include <string.h>
+/* The CUDA backend on a machine without a GPU: all of its own files, over the stand-in of CUDA's runtime and the shim,
+ * with products of the CPU backend in place of cuBLASLt's. Stands in for cuda_backend_new, so that gpu_check and tests
+ * of what lies above run anywhere; with the shim's way of looking at every access. */
+#include "tests/simt/runtime_queue.h"
+#include <cstring>
 extern "C" {
 #include "kernels/cpu/cpu.h"
 #include "kernels/cuda/cuda_list.h"
 }
 
-static constexpr size_t SCRATCH = 64 << 20, ALIGNMENT = 256; // bytes
-
-struct CudaMemory {
-    char *scratch;
-    size_t used;
-};
 struct CudaProducts {
     Backend *cpu;
 };
 
-int cuda_count(Error *error) {
-    (void)error;
-    return 1;
+extern "C" const CudaModule bifocal_cuda_module;
+
+int cuda_count(Error *error) { return bifocal_cuda_module.count(error); }
+Backend *cuda_backend_new(const CudaOptions *options, Log *log, Error *error) {
+    return bifocal_cuda_module.open(options, log, error);
 }
 
-void cuda_after(CudaState *s, const char *what) { (void)s, (void)what; }
-void cuda_list_call(CudaState *s, CudaStart *start, const void *arguments, size_t bytes) {
-    (void)bytes;
-    start(arguments, s->stream);
-}
+// ---- products ----
 
-// ---- memory ----
+struct Product { // a Matmul without padding
+    CudaProducts *products;
+    int64_t m, n, k, batch;
+    const void *a, *b, *bias;
+    void *c;
+    int64_t a_row, a_column, a_batch, b_row, b_column, b_batch, c_row, c_batch;
+    int64_t in, out, add;
+};
 
-static void *allocate(void *backend, size_t bytes) {
-    (void)backend;
-    return simt_allocate(bytes ? bytes : 1);
-}
-
-static void release(void *backend, void *memory, size_t bytes) {
-    (void)backend, (void)bytes;
-    simt_release(memory);
-}
-
-void *cuda_scratch(CudaState *s, size_t bytes) {
-    CudaMemory *m = s->memory;
-    void *memory = m->scratch + m->used;
-    m->used += (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    check(m->used <= SCRATCH);
-    return memory;
-}
-
-size_t cuda_scratch_mark(const CudaState *s) { return s->memory->used; }
-void cuda_scratch_rewind(CudaState *s, size_t mark) { s->memory->used = mark; }
-
-static void *queue_scratch(void *owner, size_t bytes) { return cuda_scratch(static_cast<CudaState *>(owner), bytes); }
-static const void *queue_message(void *owner, const void *host, size_t bytes) {
-    return memcpy(queue_scratch(owner, bytes), host, bytes);
-}
-CudaQueue cuda_queue(CudaState *s) { return CudaQueue{nullptr, queue_scratch, nullptr, queue_message, s}; }
-
-static void copy(Backend *b, void *to, const void *from, size_t bytes) {
-    (void)b;
-    if (bytes) memcpy(to, from, bytes);
-}
-
-static void zero(Backend *b, void *memory, size_t bytes) {
-    (void)b;
-    if (bytes) memset(memory, 0, bytes);
-}
-
-static void wait_for_all(Backend *b) { (void)b; }
-
-// ---- life ----
-
-static void matmul(Backend *b, const Matmul *p) {
-    Backend *cpu = cuda_state(b)->products->cpu;
-    if (p->k) {
-        cpu->matmul(cpu, p);
+static void multiply(const Product &p) {
+    Matmul m = {};
+    m.m = p.m, m.n = p.n, m.k = p.k, m.batch = p.batch;
+    m.a = p.a, m.a_row = p.a_row, m.a_column = p.a_column, m.a_batch = p.a_batch;
+    m.b = p.b, m.b_row = p.b_row, m.b_column = p.b_column, m.b_batch = p.b_batch;
+    m.c = p.c, m.c_row = p.c_row, m.c_batch = p.c_batch;
+    m.bias = static_cast<const float *>(p.bias);
+    m.in = static_cast<Dtype>(p.in), m.out = static_cast<Dtype>(p.out), m.add = p.add;
+    if (m.k) {
+        p.products->cpu->matmul(p.products->cpu, &m);
         return;
     }
-    for (int64_t i = 0; i < p->m && !p->add; i++)
-        memset(static_cast<char *>(p->c) + static_cast<size_t>(i * p->c_row) * dtype_size(p->out), 0,
-               static_cast<size_t>(p->n) * dtype_size(p->out));
+    for (int64_t i = 0; i < m.m && !m.add; i++)
+        memset(static_cast<char *>(m.c) + static_cast<size_t>(i * m.c_row) * dtype_size(m.out), 0,
+               static_cast<size_t>(m.n) * dtype_size(m.out));
 }
 
-static void destroy(Backend *b) {
+static void start_product(const void *arguments, CudaStream stream) {
+    Product p = *static_cast<const Product *>(arguments);
+    queue_put(stream, [p] { multiply(p); });
+}
+
+static void matmul(Backend *b, const Matmul *m) {
     CudaState *s = cuda_state(b);
-    simt_release(s->memory->scratch);
-    backend_free(s->products->cpu);
-    delete s->memory;
-    delete s->products;
-    delete s;
-    delete b;
+    Product p = {s->products, m->m,     m->n,       m->k,        m->batch,   m->a,     m->b,
+                 m->bias,     m->c,     m->a_row,   m->a_column, m->a_batch, m->b_row, m->b_column,
+                 m->b_batch,  m->c_row, m->c_batch, m->in,       m->out,     m->add};
+    cuda_list_call(s, start_product, &p, sizeof p);
+    cuda_after(s, "matmul");
 }
 
-Backend *cuda_backend_new(const CudaOptions *options, Log *log, Error *error) {
-    (void)options, (void)error;
-    Backend *b = new Backend{};
-    CudaState *s = new CudaState{};
-    s->memory = new CudaMemory{static_cast<char *>(simt_allocate(SCRATCH)), 0};
-    s->products = new CudaProducts{cpu_backend_new(1, nullptr, log)};
-    b->name = "cuda", b->isa = "shim", b->state = s, b->destroy = destroy;
-    b->allocate = allocate, b->release = release, b->copy = copy, b->upload = copy, b->download = copy;
-    b->zero = zero, b->wait = wait_for_all, b->matmul = matmul;
-    cuda_calls_install(b);
-    cuda_cross_entropy_install(b);
-    cuda_attention_install(b);
-    return b;
+bool cuda_products_open(CudaState *s, Error *error) {
+    (void)error;
+    s->products = new CudaProducts{cpu_backend_new(1, nullptr, s->log)};
+    return true;
 }
+
+void cuda_products_close(CudaState *s) {
+    if (!s->products) return;
+    backend_free(s->products->cpu);
+    delete s->products;
+    s->products = nullptr;
+}
+
+void cuda_products_install(Backend *b) { b->matmul = matmul; }

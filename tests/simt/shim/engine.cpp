@@ -343,6 +343,16 @@ void simt_launch(const SimtCall &call) {
     engine.call = nullptr;
 }
 
+static void (*start_later)(CUstream_st *, const SimtCall &);
+void simt_set_queue(void (*later)(CUstream_st *, const SimtCall &)) { start_later = later; }
+
+void simt_start(cudaStream_t stream, const SimtCall &call) {
+    if (stream && start_later)
+        start_later(stream, call);
+    else
+        simt_launch(call);
+}
+
 void simt_set_order(SimtOrder order, uint64_t seed) { engine.order = order, engine.seed = seed; }
 
 const char *simt_faults(void (*body)(void *context), void *context) {

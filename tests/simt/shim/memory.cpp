@@ -6,7 +6,9 @@
 #include "tests/simt/shim/engine.h"
 #include <algorithm>
 #include <cstdlib>
+#include <functional>
 #include <memory>
+#include <sys/mman.h>
 #include <vector>
 
 enum { WARP = 32, ALIGNMENT = 256 };
@@ -24,15 +26,16 @@ struct Cell { // of one byte
 struct Region { // allocated memory or a shared array
     char *base;
     size_t bytes;
-    const char *shared;                            // name of a shared array; NULL: global memory
-    uint32_t block_first;                          // the last block that registered it
-    std::unique_ptr<Cell, void (*)(void *)> cells; // one for each byte; zeros cost nothing until they are touched
+    const char *shared;                                       // name of a shared array; NULL: global memory
+    uint32_t block_first;                                     // the last block that registered it
+    std::unique_ptr<Cell, std::function<void(void *)>> cells; // one for each byte; untouched zeros cost nothing
+    size_t reserved; // bytes of addresses, of which the front has memory; 0: an ordinary allocation
 };
 
 static std::vector<Region> regions;
 static Region *last_hit;
 static uint64_t accesses;
-static Region dynamic_region = {nullptr, 0, "dynamic", 0, {nullptr, free}};
+static Region dynamic_region = {nullptr, 0, "dynamic", 0, {nullptr, free}, 0};
 
 uint64_t simt_accesses() { return accesses; }
 
@@ -42,7 +45,7 @@ static void region_add(char *base, size_t bytes, const char *shared) {
     last_hit = nullptr;
     Cell *cells = static_cast<Cell *>(calloc(bytes + 1, sizeof(Cell)));
     if (!cells) abort();
-    regions.push_back({base, bytes, shared, 0, {cells, free}});
+    regions.push_back({base, bytes, shared, 0, {cells, free}, 0});
 }
 
 void *simt_allocate(size_t bytes) {
@@ -57,9 +60,60 @@ void *simt_allocate(size_t bytes) {
 void simt_release(void *memory) {
     auto at = std::find_if(regions.begin(), regions.end(), [&](const Region &r) { return r.base == memory; });
     if (at == regions.end()) return;
-    free(memory);
+    if (at->reserved)
+        munmap(memory, at->reserved);
+    else
+        free(memory);
     last_hit = nullptr;
     regions.erase(at);
+}
+
+bool simt_holds(const void *memory, size_t bytes) {
+    const char *at = static_cast<const char *>(memory);
+    return std::any_of(regions.begin(), regions.end(), [&](const Region &r) {
+        return !r.shared && at >= r.base && at <= r.base + r.bytes &&
+               bytes <= static_cast<size_t>(r.base + r.bytes - at);
+    });
+}
+
+// ---- addresses that memory is put behind later ----
+
+static void *addresses(size_t bytes, int access) {
+    void *memory = mmap(nullptr, bytes, access, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return memory == MAP_FAILED ? nullptr : memory;
+}
+
+void *simt_reserve(size_t bytes) {
+    char *base = static_cast<char *>(addresses(bytes, PROT_NONE));
+    if (!base) return nullptr;
+    size_t room = bytes * sizeof(Cell);
+    Cell *cells = static_cast<Cell *>(addresses(room, PROT_READ | PROT_WRITE));
+    if (!cells) {
+        munmap(base, bytes);
+        return nullptr;
+    }
+    last_hit = nullptr;
+    regions.push_back({base, 0, nullptr, 0, {cells, [room](void *memory) { munmap(memory, room); }}, bytes});
+    return base;
+}
+
+static Region *reserved_at(const char *at) {
+    for (Region &r : regions)
+        if (r.reserved && at >= r.base && at < r.base + r.reserved) return &r;
+    abort();
+}
+
+void simt_back(void *address, size_t bytes) {
+    Region *r = reserved_at(static_cast<char *>(address));
+    if (r->base + r->bytes != address || mprotect(address, bytes, PROT_READ | PROT_WRITE)) abort();
+    memset(address, 0xff, bytes);
+    r->bytes += bytes;
+}
+
+void simt_unback(void *address, size_t bytes) {
+    Region *r = reserved_at(static_cast<char *>(address));
+    r->bytes = std::min(r->bytes, static_cast<size_t>(static_cast<char *>(address) - r->base));
+    if (mprotect(address, bytes, PROT_NONE)) abort();
 }
 
 void *simt_shared_array(void *array, size_t bytes, const char *name) {

@@ -142,14 +142,14 @@ struct SimtCall {
     size_t parameter_bytes;
     void (*run)(void *parameters); // the kernel, as one thread
 };
-void simt_launch(const SimtCall &);
+void simt_launch(const SimtCall &); // at once
+void simt_start(cudaStream_t, const SimtCall &); // at once, or through what simt_set_queue was given
 
 template <auto Kernel, class... A>
 static void launch_now(dim3 grid, dim3 block, size_t shared, cudaStream_t stream, const A &...arguments) {
-    (void)stream;
     typedef std::tuple<A...> Parameters;
     Parameters parameters(arguments...);
-    simt_launch({__PRETTY_FUNCTION__, grid, block, shared, &parameters, sizeof parameters, [](void *memory) {
+    simt_start(stream, {__PRETTY_FUNCTION__, grid, block, shared, &parameters, sizeof parameters, [](void *memory) {
                      std::apply([](const A &...a) { Kernel(a...); }, *static_cast<Parameters *>(memory));
                  }});
 }

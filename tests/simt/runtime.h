@@ -1,0 +1,30 @@
+/* A CUDA runtime without a GPU, for the CUDA backend's own files: streams are queues that run late, when somebody
+ * waits, and in an order that tests choose. What tests see of it; the calls themselves are CUDA's. */
+#pragma once
+#include <stdint.h>
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum RuntimeOrder {
+    RUNTIME_LATE,         // only what is waited for runs
+    RUNTIME_OTHERS_FIRST, // all else that can runs first, the newest stream in front
+    RUNTIME_RANDOM,       // some at every call, streams in turns drawn from the seed
+    RUNTIME_ORDERS
+} RuntimeOrder;
+// Nodes of a graph that do not depend on one another follow the same spirit.
+void runtime_set_order(RuntimeOrder, uint64_t seed);
+
+typedef enum RuntimeCall { RUNTIME_INSTANTIATE, RUNTIME_GRAPH_LAUNCH, RUNTIME_CALLS } RuntimeCall;
+void runtime_fail(RuntimeCall, int times); // that call answers with an error so often
+
+// Runs `body` and returns the first thing that work under way did wrong (memory that is gone, or not what it must be),
+// or "". Outside of this it is printed and aborts. Faults of kernels: simt_faults.
+const char *runtime_faults(void (*body)(void *context), void *context);
+
+void runtime_finish(void);     // all work in all streams
+int64_t runtime_waiting(void); // pieces of work not done yet
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,200 @@
+/* See runtime_queue.h. A piece of work runs on the host's thread when somebody waits for it, or when the order says so:
+ * between two pieces that no event orders anything may happen. */
+#include "tests/simt/runtime_queue.h"
+#include "tests/simt/shim/simt.h"
+#include <algorithm>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+
+static struct Queue {
+    std::vector<CUstream_st *> streams;
+    RuntimeOrder order = RUNTIME_LATE;
+    uint64_t seed = 1;
+    bool running = false; // a piece
+    bool catching = false;
+    std::string fault;
+} queue;
+
+void runtime_set_order(RuntimeOrder order, uint64_t seed) { queue.order = order, queue.seed = seed | 1; }
+
+static uint64_t draw(uint64_t below) { // xorshift64 (Marsaglia 2003)
+    queue.seed ^= queue.seed << 13, queue.seed ^= queue.seed >> 7, queue.seed ^= queue.seed << 17;
+    return queue.seed % below;
+}
+
+// ---- faults ----
+
+void queue_fault(const char *format, ...) {
+    char text[512];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    if (!queue.catching) {
+        fprintf(stderr, "stand-in of CUDA: %s\n", text);
+        abort();
+    }
+    if (queue.fault.empty()) queue.fault = text;
+}
+
+const char *runtime_faults(void (*body)(void *context), void *context) {
+    static std::string text;
+    queue.fault.clear();
+    queue.catching = true;
+    body(context);
+    queue_finish(nullptr);
+    queue.catching = false;
+    text = queue.fault;
+    return text.c_str();
+}
+
+void queue_deadlock() {
+    fprintf(stderr, "stand-in of CUDA: work waits for an event that nothing will record\n");
+    abort();
+}
+
+// ---- streams ----
+
+std::vector<CUstream_st *> &queue_streams() { return queue.streams; }
+
+int64_t runtime_waiting() {
+    int64_t count = 0;
+    for (const CUstream_st *s : queue.streams) count += static_cast<int64_t>(s->pieces.size());
+    return count;
+}
+
+static bool may_run(const CUstream_st *s) {
+    if (s->pieces.empty()) return false;
+    const Piece &p = s->pieces.front();
+    return p.kind != Piece::WAIT || p.event->done >= p.version;
+}
+
+static void run_piece(CUstream_st *s) {
+    Piece p = std::move(s->pieces.front());
+    s->pieces.pop_front();
+    if (p.kind == Piece::RECORD) p.event->done = std::max(p.event->done, p.version);
+    if (p.kind != Piece::WORK) return;
+    queue.running = true;
+    p.work();
+    queue.running = false;
+}
+
+static bool others_run(const CUstream_st *but) {
+    for (size_t i = queue.streams.size(); i-- > 0;) {
+        CUstream_st *s = queue.streams[i];
+        if (s == but || !may_run(s)) continue;
+        run_piece(s);
+        return true;
+    }
+    return false;
+}
+
+static bool random_runs() {
+    size_t count = queue.streams.size(), first = count ? draw(count) : 0;
+    for (size_t i = 0; i < count; i++) {
+        CUstream_st *s = queue.streams[(first + i) % count];
+        if (!may_run(s)) continue;
+        run_piece(s);
+        return true;
+    }
+    return false;
+}
+
+static bool records(const CUstream_st *s, const Piece &wanted) {
+    return std::any_of(s->pieces.begin(), s->pieces.end(), [&](const Piece &p) {
+        return p.kind == Piece::RECORD && p.event == wanted.event && p.version >= wanted.version;
+    });
+}
+
+// The next piece of the stream, or of one that it waits for.
+static void advance(CUstream_st *s) {
+    for (size_t depth = 0; !may_run(s); depth++) {
+        const Piece &wanted = s->pieces.front();
+        auto owner = std::find_if(queue.streams.begin(), queue.streams.end(),
+                                  [&](const CUstream_st *other) { return records(other, wanted); });
+        if (owner == queue.streams.end() || depth > queue.streams.size()) queue_deadlock();
+        s = *owner;
+    }
+    run_piece(s);
+}
+
+// One piece on the way to what is waited for, in `s`.
+static void step(CUstream_st *s) {
+    if (queue.order == RUNTIME_OTHERS_FIRST && others_run(s)) return;
+    if (queue.order == RUNTIME_RANDOM && random_runs()) return;
+    advance(s);
+}
+
+void queue_finish(CUstream_st *s) {
+    if (!s) {
+        for (CUstream_st *each : queue.streams) queue_finish(each);
+        return;
+    }
+    while (!s->pieces.empty()) step(s);
+}
+void runtime_finish() { queue_finish(nullptr); }
+
+void queue_reach(const std::shared_ptr<EventState> &event, uint64_t version) {
+    Piece wanted = {Piece::WAIT, nullptr, event, version};
+    while (event->done < version) {
+        auto owner = std::find_if(queue.streams.begin(), queue.streams.end(),
+                                  [&](const CUstream_st *s) { return records(s, wanted); });
+        if (owner == queue.streams.end()) queue_deadlock();
+        step(*owner);
+    }
+}
+
+void queue_progress() {
+    if (queue.order != RUNTIME_RANDOM || queue.running) return;
+    while (draw(3) == 0 && random_runs()) {}
+}
+
+// ---- graphs, kernels ----
+
+void queue_put(CUstream_st *s, Work work) {
+    if (!s->capture) {
+        s->pieces.push_back({Piece::WORK, std::move(work), nullptr, 0});
+        return;
+    }
+    std::vector<Node> &nodes = s->capture->graph->nodes;
+    nodes.push_back({std::move(work), s->front});
+    s->front = {nodes.size() - 1};
+}
+
+// Which of the nodes that may be next is.
+static size_t choose(size_t count) {
+    return queue.order == RUNTIME_LATE ? 0 : queue.order == RUNTIME_OTHERS_FIRST ? count - 1 : draw(count);
+}
+
+void queue_launch(CUstream_st *s, const CUgraphExec_st *graph) {
+    size_t count = graph->nodes.size();
+    std::vector<size_t> missing(count), ready;
+    std::vector<std::vector<size_t>> next(count);
+    for (size_t i = 0; i < count; i++) {
+        missing[i] = graph->nodes[i].behind.size();
+        for (size_t before : graph->nodes[i].behind) next[before].push_back(i);
+        if (!missing[i]) ready.push_back(i);
+    }
+    while (!ready.empty()) {
+        size_t at = choose(ready.size()), node = ready[at];
+        ready.erase(ready.begin() + static_cast<std::ptrdiff_t>(at));
+        s->pieces.push_back({Piece::WORK, graph->nodes[node].work, nullptr, 0});
+        for (size_t i : next[node])
+            if (!--missing[i]) ready.push_back(i);
+    }
+}
+
+static void later(CUstream_st *s, const SimtCall &call) { // its parameters are copied
+    const char *bytes = static_cast<const char *>(call.parameters);
+    std::vector<char> parameters(bytes, bytes + call.parameter_bytes);
+    queue_put(s, [call, parameters]() mutable {
+        SimtCall now = call;
+        now.parameters = parameters.data();
+        simt_launch(now);
+    });
+    queue_progress();
+}
+
+void queue_take_kernels() { simt_set_queue(later); }
