@@ -89,6 +89,9 @@ struct Backend {
 
     // matrix products
     void (*matmul)(Backend *, const Matmul *);
+    // Whether a product with an epilogue or with sums is one call here, and faster than the calls apart; the answer for
+    // a shape stays. NULL: never
+    bool (*matmul_wins)(Backend *, const Matmul *);
     void (*sum_columns)(Backend *, float *out, const void *x, int64_t rows, int64_t width, Dtype t, bool add); // out[c] = sum_r x[r, c]
 
     // elementwise; n elements

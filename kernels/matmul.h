@@ -4,6 +4,13 @@
 #pragma once
 #include "kernels/tensor.h"
 
+// What becomes of z = A B + bias before it is stored; gelu: the form with tanh.
+typedef enum Epilogue {
+    EPILOGUE_NONE,
+    EPILOGUE_GELU,          // aux = z, C = gelu(z)
+    EPILOGUE_GELU_BACKWARD, // C = z gelu'(aux)
+} Epilogue;
+
 typedef struct Matmul {
     int64_t     m, n, k, batch;  // batch >= 1
     const void *a, *b;
@@ -13,4 +20,9 @@ typedef struct Matmul {
     int64_t     a_batch, b_batch, c_batch; // from one product of the batch to the next
     Dtype       in, out;         // A and B: F32 or BF16; C: F32 or BF16 (F32 in with BF16 out is not needed)
     bool        add;             // C += instead of C =
+    // Only where Backend.matmul_wins said so; one product, C not added to:
+    Epilogue    epilogue;
+    void       *aux;             // (m, n) of type `out`, rows c_row apart, or NULL: of the epilogue
+    float      *sums;            // (m) or NULL: sum over k of A[m, k] beside the product
+    bool        add_sums;        // sums += instead of sums =
 } Matmul;

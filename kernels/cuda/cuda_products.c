@@ -1,32 +1,28 @@
-/* Matrix products through cuBLASLt: f32 in full precision (no TF32), bf16 with f32 sums. For each shape, type and
- * alignment the library's heuristic is asked once and its answer kept; so the same shapes run the same kernels, and the
- * work space is one block, so that results have the same bits in every step and run. */
+/* Matrix products through cuBLASLt: f32 in full precision (no TF32), bf16 with f32 sums. Each shape, type and alignment
+ * has a plan (cuda_product_plans.c), so the same shapes run the same kernels; the work space is one block, so that
+ * results have the same bits in every step and run. */
+#include "kernels/cuda/cuda_products.h"
 #include "base/error.h"
-#include "kernels/cuda/cuda_state.h"
-#include "kernels/cuda/host/product_layout.h"
-#include "kernels/cuda/host/shape_cache.h"
-#include <cublasLt.h>
+#include "kernels/cuda/cuda_list.h"
 #include <cuda_runtime_api.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
-enum { WORKSPACE = 64 << 20, CANDIDATES = 8 };
+// ---- opening and closing ----
 
-// How a bias (f32) gets into a product: as it is or rounded to the result's type by the library, or added behind it.
-typedef enum BiasWay { BIAS_NONE, BIAS_F32, BIAS_ROUNDED, BIAS_BEHIND, BIAS_WAYS } BiasWay;
-
-typedef struct Plan {
-    cublasLtMatmulDesc_t operation;
-    cublasLtMatrixLayout_t left, right, out;
-    cublasLtMatmulAlgo_t algorithm;
-    BiasWay bias;
-} Plan;
-
-struct CudaProducts {
-    cublasLtHandle_t handle;
-    void *workspace;
-    ShapeCache *plans; // ProductKey -> Plan
-};
+// Where choices are kept from run to run; nothing is timed where the environment says so.
+static ProductMemory *open_memory(const CudaState *s) {
+    char path[PATH_MAX], name[256], whose[256];
+    const char *wish = getenv("BIFOCAL_AUTOTUNE");
+    if (wish && !strcmp(wish, "0")) return NULL;
+    (void)snprintf(whose, sizeof whose, "%s, %s, %d multiprocessors, cuBLASLt %zu", s->gpu.name, s->architecture,
+                   s->multiprocessors, cublasLtGetVersion());
+    (void)snprintf(name, sizeof name, "products-%.80s-%d-%zu", s->gpu.name, s->multiprocessors, cublasLtGetVersion());
+    bool place = product_memory_path(path, sizeof path, name);
+    return product_memory_open(place ? path : NULL, whose, s->log);
+}
 
 bool cuda_products_open(CudaState *s, Error *error) {
     CudaProducts *p = calloc(1, sizeof *p);
@@ -35,171 +31,124 @@ bool cuda_products_open(CudaState *s, Error *error) {
     cublasStatus_t status = cublasLtCreate(&p->handle);
     if (status != CUBLAS_STATUS_SUCCESS)
         return error_set(error, ERROR_FAILED, "cuBLASLt does not start: %s", cublasLtGetStatusString(status));
-    cudaError_t memory = cudaMalloc(&p->workspace, WORKSPACE);
+    cudaError_t memory = cudaMalloc(&p->workspace, PRODUCT_WORKSPACE);
     if (memory != cudaSuccess)
         return error_set(error, ERROR_FAILED, "no memory for matrix products: %s", cudaGetErrorString(memory));
-    p->plans = shape_cache_new(sizeof(ProductKey), sizeof(Plan));
+    p->plans = shape_cache_new(sizeof(ProductKey), sizeof(ProductPlan *));
+    p->memory = open_memory(s);
     return true;
 }
 
-static void plan_drop(void *value) {
-    Plan *plan = value;
-    if (plan->operation) (void)cublasLtMatmulDescDestroy(plan->operation);
-    if (plan->left) (void)cublasLtMatrixLayoutDestroy(plan->left);
-    if (plan->right) (void)cublasLtMatrixLayoutDestroy(plan->right);
-    if (plan->out) (void)cublasLtMatrixLayoutDestroy(plan->out);
-    *plan = (Plan){0};
-}
+static void drop_plan(void *place) { product_plan_free(*(ProductPlan **)place); }
 
 void cuda_products_close(CudaState *s) {
     CudaProducts *p = s->products;
     if (!p) return;
-    shape_cache_free(p->plans, plan_drop);
+    shape_cache_free(p->plans, drop_plan);
+    product_memory_close(p->memory);
     (void)cudaFree(p->workspace);
     if (p->handle) (void)cublasLtDestroy(p->handle);
     free(p);
     s->products = NULL;
 }
 
-// ---- a plan ----
+// ---- one product ----
 
-static cudaDataType type_of(Dtype t) { return t == BF16 ? CUDA_R_16BF : CUDA_R_32F; }
-
-static bool set(cublasLtMatmulDesc_t d, cublasLtMatmulDescAttributes_t attribute, const void *value, size_t bytes) {
-    return cublasLtMatmulDescSetAttribute(d, attribute, value, bytes) == CUBLAS_STATUS_SUCCESS;
+ProductCall product_call(CudaState *s, const ProductPlan *plan, const Matmul *p) {
+    const void *vector = plan->bias == BIAS_F32 || plan->bias == BIAS_ROUNDED ? p->bias : NULL;
+    return (ProductCall){.state = s,
+                         .plan = plan,
+                         .left = p->b,
+                         .right = p->a,
+                         .out = p->c,
+                         .vector = p->sums ? p->sums : vector,
+                         .aux = p->aux,
+                         .add = p->add};
 }
 
-static bool describe(cublasLtMatrixLayout_t *layout, const ProductSide *side, Dtype t, int64_t batch) {
-    int32_t count = (int32_t)batch;
-    return cublasLtMatrixLayoutCreate(layout, type_of(t), (uint64_t)side->rows, (uint64_t)side->columns,
-                                      side->leading) == CUBLAS_STATUS_SUCCESS &&
-           cublasLtMatrixLayoutSetAttribute(*layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count) ==
-               CUBLAS_STATUS_SUCCESS &&
-           cublasLtMatrixLayoutSetAttribute(*layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &side->batch,
-                                            sizeof side->batch) == CUBLAS_STATUS_SUCCESS;
+static bool point(const ProductCall *c, cublasLtMatmulDescAttributes_t attribute, const void *to) {
+    return !to || cublasLtMatmulDescSetAttribute(c->plan->operation, attribute, &to, sizeof to) == CUBLAS_STATUS_SUCCESS;
 }
 
-static bool describe_operation(Plan *plan, const Matmul *p, const ProductLayout *l) {
-    cublasOperation_t left = l->left.transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
-    cublasOperation_t right = l->right.transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
-    if (cublasLtMatmulDescCreate(&plan->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F) != CUBLAS_STATUS_SUCCESS)
-        return false;
-    if (!set(plan->operation, CUBLASLT_MATMUL_DESC_TRANSA, &left, sizeof left) ||
-        !set(plan->operation, CUBLASLT_MATMUL_DESC_TRANSB, &right, sizeof right))
-        return false;
-    if (plan->bias != BIAS_F32 && plan->bias != BIAS_ROUNDED) return true;
-    cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
-    cudaDataType type = plan->bias == BIAS_F32 ? CUDA_R_32F : type_of(p->out);
-    return set(plan->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue) &&
-           set(plan->operation, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &type, sizeof type);
+cublasStatus_t product_start(const ProductCall *c, CudaStream stream) {
+    const CudaProducts *own = c->state->products;
+    const ProductPlan *plan = c->plan;
+    const float one = 1, beta = c->add ? 1 : 0;
+    if (!point(c, CUBLASLT_MATMUL_DESC_BIAS_POINTER, c->vector) ||
+        !point(c, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, c->aux))
+        return CUBLAS_STATUS_INVALID_VALUE;
+    return cublasLtMatmul(own->handle, plan->operation, &one, c->left, plan->left, c->right, plan->right, &beta, c->out,
+                          plan->out, c->out, plan->out, &plan->algorithm, own->workspace, PRODUCT_WORKSPACE, stream);
 }
 
-static bool prefer(cublasLtMatmulPreference_t wish, cublasLtMatmulPreferenceAttributes_t attribute, int64_t bytes) {
-    uint32_t value = (uint32_t)bytes;
-    return cublasLtMatmulPreferenceSetAttribute(wish, attribute, &value, sizeof value) == CUBLAS_STATUS_SUCCESS;
+static void start(const void *arguments, CudaStream stream) {
+    const ProductCall *c = arguments;
+    cublasStatus_t status = product_start(c, stream);
+    if (status != CUBLAS_STATUS_SUCCESS) cuda_fail(c->state, "a matrix product", cublasLtGetStatusString(status));
 }
 
-// The kernels the library expects to be fast, best first; returns how many.
-static int ask(const CudaProducts *c, const Plan *plan, const ProductKey *key, cublasLtMatmulHeuristicResult_t *found) {
-    cublasLtMatmulPreference_t wish = NULL;
-    uint64_t workspace = WORKSPACE;
-    int count = 0;
-    if (cublasLtMatmulPreferenceCreate(&wish) == CUBLAS_STATUS_SUCCESS &&
-        cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
-                                             sizeof workspace) == CUBLAS_STATUS_SUCCESS &&
-        prefer(wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, key->left_align) &&
-        prefer(wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, key->right_align) &&
-        prefer(wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, key->out_align) &&
-        prefer(wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, key->out_align) &&
-        cublasLtMatmulAlgoGetHeuristic(c->handle, plan->operation, plan->left, plan->right, plan->out, plan->out, wish,
-                                       CANDIDATES, found, &count) != CUBLAS_STATUS_SUCCESS)
-        count = 0;
-    if (wish) (void)cublasLtMatmulPreferenceDestroy(wish);
-    return count;
+// ---- a sum over nothing ----
+
+typedef struct Rows { // of C
+    CudaState *state;
+    void *memory;
+    size_t pitch, bytes, count;
+} Rows;
+
+static void start_zeroing(const void *arguments, CudaStream stream) {
+    const Rows *r = arguments;
+    cuda_must(r->state, cudaMemset2DAsync(r->memory, r->pitch, 0, r->bytes, r->count, stream), "zeroing");
 }
 
-static bool try_way(const CudaProducts *c, Plan *plan, const Matmul *p, const ProductLayout *l, const ProductKey *key) {
-    cublasLtMatmulHeuristicResult_t found[CANDIDATES];
-    if (!describe_operation(plan, p, l) || !describe(&plan->left, &l->left, p->in, p->batch) ||
-        !describe(&plan->right, &l->right, p->in, p->batch) || !describe(&plan->out, &l->out, p->out, p->batch))
-        return false;
-    int count = ask(c, plan, key, found);
-    for (int i = 0; i < count; i++) {
-        if (found[i].state != CUBLAS_STATUS_SUCCESS || found[i].workspaceSize > WORKSPACE) continue;
-        plan->algorithm = found[i].algo;
-        return true;
-    }
-    return false;
-}
-
-static bool way_fits(BiasWay way, const Matmul *p) {
-    if (!p->bias) return way == BIAS_NONE;
-    return way == BIAS_F32 || (way == BIAS_ROUNDED && p->out == BF16) ||
-           (way == BIAS_BEHIND && p->batch == 1 && p->c_row == p->n);
-}
-
-static _Noreturn void no_plan(const CudaState *s, const Matmul *p, const char *reason) {
-    char what[192];
-    snprintf(what, sizeof what, "product (%lld, %lld, %lld) x %lld, %s to %s%s%s", (long long)p->m, (long long)p->n,
-             (long long)p->k, (long long)p->batch, p->in == BF16 ? "bf16" : "f32", p->out == BF16 ? "bf16" : "f32",
-             p->bias ? ", with bias" : "", p->add ? ", added" : "");
-    cuda_fail(s, what, reason);
-}
-
-static const Plan *plan_for(CudaState *s, const Matmul *p, const ProductLayout *l) {
-    ProductKey key = product_key(p, l);
-    bool found;
-    Plan *plan = shape_cache_get(s->products->plans, &key, &found);
-    if (found) return plan;
-    for (BiasWay way = BIAS_NONE; way < BIAS_WAYS; way++) {
-        if (!way_fits(way, p)) continue;
-        *plan = (Plan){.bias = way};
-        if (try_way(s->products, plan, p, l, &key)) return plan;
-        plan_drop(plan);
-    }
-    no_plan(s, p, "cuBLASLt has no kernel for it");
-}
-
-// ---- running ----
-
-// A sum over nothing.
-static void no_terms(Backend *b, const Matmul *p) {
+static void no_terms(CudaState *s, const Matmul *p) {
     size_t size = dtype_size(p->out);
-    check(!p->bias);
-    for (int64_t i = 0; i < p->batch && !p->add; i++)
-        cuda_must(cuda_state(b),
-                  cudaMemset2DAsync((char *)p->c + (size_t)(i * p->c_batch) * size, (size_t)p->c_row * size, 0,
-                                    (size_t)p->n * size, (size_t)p->m, cuda_state(b)->stream),
-                  "zeroing");
+    check(!p->bias && p->epilogue == EPILOGUE_NONE && !p->sums);
+    for (int64_t i = 0; i < p->batch && !p->add; i++) {
+        Rows r = {s, (char *)p->c + (size_t)(i * p->c_batch) * size, (size_t)p->c_row * size, (size_t)p->n * size,
+                  (size_t)p->m};
+        cuda_list_call(s, start_zeroing, &r, sizeof r);
+    }
 }
 
-static void matmul(Backend *b, const Matmul *p) {
+// ---- the backend's functions ----
+
+static void matmul(Backend *b, const Matmul *given) {
     CudaState *s = cuda_state(b);
     ProductLayout layout;
-    if (p->m == 0 || p->n == 0 || p->batch == 0) return;
-    if (p->k == 0) {
-        no_terms(b, p);
+    Matmul p = *given;
+    if (p.m == 0 || p.n == 0 || p.batch == 0) return;
+    if (p.k == 0) {
+        no_terms(s, &p);
         return;
     }
-    check(product_layout(p, &layout));
-    const Plan *plan = plan_for(s, p, &layout);
+    check(product_layout(&p, &layout));
+    const ProductPlan *plan = product_plan(s, &p, &layout);
+    check(plan->operation && "matmul_wins said so");
     size_t mark = cuda_scratch_mark(s);
-    const void *bias = p->bias;
-    if (plan->bias == BIAS_ROUNDED || (plan->bias == BIAS_BEHIND && p->out == BF16)) {
-        void *rounded = cuda_scratch(s, (size_t)p->n * dtype_size(BF16));
-        b->convert(b, rounded, BF16, bias, F32, p->n);
-        bias = rounded;
+    if (plan->bias == BIAS_ROUNDED || (plan->bias == BIAS_BEHIND && p.out == BF16)) {
+        void *rounded = cuda_scratch(s, (size_t)p.n * dtype_size(BF16));
+        b->convert(b, rounded, BF16, p.bias, F32, p.n);
+        p.bias = rounded;
     }
-    if (plan->bias == BIAS_F32 || plan->bias == BIAS_ROUNDED)
-        check(set(plan->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
-    float one = 1, zero = 0;
-    cublasStatus_t status = cublasLtMatmul(s->products->handle, plan->operation, &one, p->b, plan->left, p->a,
-                                           plan->right, p->add ? &one : &zero, p->c, plan->out, p->c, plan->out,
-                                           &plan->algorithm, s->products->workspace, WORKSPACE, s->stream);
-    if (status != CUBLAS_STATUS_SUCCESS) no_plan(s, p, cublasLtGetStatusString(status));
-    if (plan->bias == BIAS_BEHIND) b->add(b, p->c, p->c, bias, p->m * p->n, p->n, p->out);
+    if (p.sums && p.add_sums) p.sums = cuda_scratch(s, (size_t)p.m * sizeof *p.sums);
+    ProductCall call = product_call(s, plan, &p);
+    cuda_list_call(s, start, &call, sizeof call);
+    if (plan->bias == BIAS_BEHIND) b->add(b, p.c, p.c, p.bias, p.m * p.n, p.n, p.out);
+    if (p.sums && p.add_sums) b->add_in_place(b, given->sums, p.sums, p.m, F32, F32);
     cuda_scratch_rewind(s, mark);
     cuda_after(s, "matmul");
 }
 
-void cuda_products_install(Backend *b) { b->matmul = matmul; }
+// Whole rows: the kernels that an epilogue takes the place of know no others.
+static bool matmul_wins(Backend *b, const Matmul *p) {
+    CudaState *s = cuda_state(b);
+    ProductLayout layout;
+    if (p->m == 0 || p->n == 0 || p->k == 0 || p->batch != 1 || p->in != BF16 || !s->products->memory) return false;
+    if (p->epilogue != EPILOGUE_NONE && (p->out != BF16 || p->add || p->c_row != p->n || p->n % 8 || p->sums))
+        return false;
+    if (p->sums && (p->a_row != 1 || p->a_column != p->m || p->bias)) return false;
+    if (p->epilogue == EPILOGUE_GELU_BACKWARD && p->bias) return false;
+    return product_layout(p, &layout) && product_plan(s, p, &layout)->operation != NULL;
+}
+
+void cuda_products_install(Backend *b) { b->matmul = matmul, b->matmul_wins = matmul_wins; }

@@ -20,8 +20,9 @@ bool product_layout(const Matmul *, ProductLayout *);
 typedef struct ProductKey {
     int64_t m, n, k, batch;
     int64_t left_leading, right_leading, out_leading, left_batch, right_batch, out_batch;
-    int64_t left_align, right_align, out_align, bias_align; // bytes, powers of two up to 256; bias 0: none
-    int64_t flags;                                          // transposed left, right; types; add
+    int64_t left_align, right_align, out_align; // bytes, powers of two up to 256
+    int64_t bias_align, aux_align;              // likewise; 0: there is none
+    int64_t flags;                              // transposed left, right; add; types; epilogue; sums
 } ProductKey;
 ProductKey product_key(const Matmul *, const ProductLayout *);
 int64_t pointer_alignment(const void *); // the largest power of two that divides it, at most 256
