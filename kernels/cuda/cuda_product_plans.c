@@ -52,8 +52,7 @@ static bool describe_epilogue(const ProductPlan *plan, const Matmul *p, const Pr
     cublasLtEpilogue_t epilogue = epilogue_of(plan, p);
     cudaDataType vector = plan->bias == BIAS_ROUNDED ? type_of(p->out) : CUDA_R_32F, aux = type_of(p->out);
     if (!set(plan, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue)) return false;
-    if ((plan->bias != BIAS_NONE || p->sums) &&
-        !set(plan, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &vector, sizeof vector))
+    if ((plan->bias != BIAS_NONE || p->sums) && !set(plan, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &vector, sizeof vector))
         return false;
     return p->epilogue == EPILOGUE_NONE ||
            (set(plan, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &l->out.leading, sizeof l->out.leading) &&

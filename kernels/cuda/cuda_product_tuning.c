@@ -13,7 +13,7 @@ enum { REPEATS = 5, ALIGNMENT = 256 };
 typedef struct Trial {
     CudaState *state;
     const ProductPlan *plan;
-    Matmul product; // whose outputs lie in `memory`
+    Matmul product;      // whose outputs lie in `memory`
     const Matmul *whole; // of a trial of calls apart: with its epilogue and sums
     void *memory;
     cudaEvent_t begin, end;

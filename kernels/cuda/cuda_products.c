@@ -67,7 +67,8 @@ ProductCall product_call(CudaState *s, const ProductPlan *plan, const Matmul *p)
 }
 
 static bool point(const ProductCall *c, cublasLtMatmulDescAttributes_t attribute, const void *to) {
-    return !to || cublasLtMatmulDescSetAttribute(c->plan->operation, attribute, &to, sizeof to) == CUBLAS_STATUS_SUCCESS;
+    return !to ||
+           cublasLtMatmulDescSetAttribute(c->plan->operation, attribute, &to, sizeof to) == CUBLAS_STATUS_SUCCESS;
 }
 
 cublasStatus_t product_start(const ProductCall *c, CudaStream stream) {

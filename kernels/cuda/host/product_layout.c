@@ -42,6 +42,7 @@ ProductKey product_key(const Matmul *p, const ProductLayout *l) {
     key.bias_align = p->bias ? pointer_alignment(p->bias) : 0;
     key.aux_align = p->aux ? pointer_alignment(p->aux) : 0;
     key.flags = (int64_t)l->left.transposed | (int64_t)l->right.transposed << 1 | (int64_t)p->add << 2 |
-                (int64_t)p->in << 3 | (int64_t)p->out << 6 | (int64_t)p->epilogue << 9 | (int64_t)(p->sums != NULL) << 12;
+                (int64_t)p->in << 3 | (int64_t)p->out << 6 | (int64_t)p->epilogue << 9 |
+                (int64_t)(p->sums != NULL) << 12;
     return key;
 }
