@@ -19,7 +19,8 @@ typedef struct Group {  // prompts of equal length that run together
     int rows, length;
     int64_t most; // new tokens
     KvCache *cache;
-    int32_t *next;  // (rows) the token chosen last
+    Tensor next;    // (rows) I32, device: the tokens chosen last
+    int32_t *ids;   // (rows) the same on the host
     bool *finished; // (rows)
 } Group;
 
@@ -80,22 +81,48 @@ static const float *read_floats(Generator *g, const Tensor *x) {
     return values;
 }
 
-// Chooses each row's token number `step` from hidden (R, T, C) at its last position.
-static bool choose(Generator *g, Group *group, Tensor *hidden, int64_t step, Error *error) {
-    int64_t vocabulary = g->config->text.vocabulary, length = hidden ? hidden->shape[1] : 1;
+static bool greedy(const Generator *g) { return g->options->sampling.temperature == 0; }
+
+// ---- one token of each row ----
+
+// (R, T, C) -> (R, V) at the last position
+static Tensor *last_logits(Generator *g, const Group *group, Tensor *hidden) {
+    int64_t length = hidden ? hidden->shape[1] : 1, width = hidden ? hidden->shape[2] : 0;
+    if (length == 1) return joint_logits(g->tape, g->joint, tape_reshape(g->tape, hidden, SHAPE(group->rows, width)));
     int32_t *last = arena_array(g->memory, int32_t, group->rows);
     for (int r = 0; r < group->rows; r++) last[r] = (int32_t)(r * length + length - 1);
     Tensor *rows = gather_rows(g->tape, hidden, tape_constant(g->tape, I32, SHAPE(group->rows), last)); // (R, C)
-    Tensor *logits = joint_logits(g->tape, g->joint, rows);                                             // (R, V)
-    if (!tape_ok(g->tape, error)) return false;
+    return joint_logits(g->tape, g->joint, rows);
+}
+
+// By lot, on the host: token number `step` of each row.
+static void draw_tokens(Generator *g, Group *group, const Tensor *logits, int64_t step) {
+    int64_t vocabulary = g->config->text.vocabulary;
     const float *values = read_floats(g, logits);
     Candidate *scratch = arena_allocate(g->memory, sizeof(Candidate) * (size_t)vocabulary);
+    for (int r = 0; r < group->rows; r++)
+        group->ids[r] = sample_token(&g->options->sampling, values + r * vocabulary, vocabulary,
+                                     g->prompts[group->members[r]].number, (uint64_t)step, scratch);
+    Backend *b = tape_backend(g->tape);
+    b->upload(b, group->next.data, group->ids, tensor_bytes(&group->next));
+}
+
+// Chooses each row's token number `step` from hidden (R, T, C); what comes back is read by take_tokens.
+static BackendRead *choose_tokens(Generator *g, Group *group, Tensor *hidden, int64_t step) {
+    Backend *b = tape_backend(g->tape);
+    Tensor *logits = last_logits(g, group, hidden);
+    if (tape_error(g->tape)) return NULL;
+    if (!greedy(g)) return draw_tokens(g, group, logits, step), NULL;
+    b->argmax_rows(b, group->next.data, logits->data, group->rows, g->config->text.vocabulary, logits->dtype);
+    return backend_read_start(b, group->next.data, tensor_bytes(&group->next));
+}
+
+static bool take_tokens(Generator *g, Group *group, BackendRead *read, Error *error) {
+    if (read) backend_read_finish(tape_backend(g->tape), read, group->ids);
+    if (!tape_ok(g->tape, error)) return false;
     for (int r = 0; r < group->rows; r++) {
-        const Prompt *p = &g->prompts[group->members[r]];
-        int32_t id = sample_token(&g->options->sampling, values + r * vocabulary, vocabulary, p->number, (uint64_t)step,
-                                  scratch);
+        int32_t id = group->ids[r];
         if (id < 0) return error_set(error, ERROR_FAILED, "generating: the model's scores are not numbers");
-        group->next[r] = id;
         if (id == g->special.end) group->finished[r] = true;
         if (!group->finished[r]) token_ids_push(&g->out[group->members[r]], id);
     }
@@ -108,16 +135,55 @@ static bool all_finished(const Group *group) {
     return true;
 }
 
-// Runs the chosen tokens, all at `position`. Finished rows run on unheard, so that the others keep their places.
-static Tensor *advance(Generator *g, const Group *group, int position) {
-    Sequences one;
-    sequences_new(&one, g->memory, group->rows, 1, g->special);
-    for (int r = 0; r < group->rows; r++) {
-        one.tokens[r] = group->next[r];
-        one.positions[r] = position;
-        one.range[2 * r + 1] = position + 1;
+// Runs the tokens chosen last, all at `position`, and chooses the next. Finished rows run on unheard, so that the
+// others keep their places. All that differs from token to token is data: to the device every token is the same work.
+static BackendRead *next_tokens(Generator *g, Group *group, int64_t step) {
+    Tape *t = g->tape;
+    int rows = group->rows, position = group->length + (int)step - 1;
+    int32_t *positions = arena_array(g->memory, int32_t, rows), *range = arena_array(g->memory, int32_t, 2 * rows);
+    for (int r = 0; r < rows; r++) positions[r] = position, range[2 * r] = 0, range[2 * r + 1] = position + 1;
+    backend_sequence_begin(tape_backend(t), "token");
+    tape_reset(t);
+    BlockContext context = {.cache = group->cache,
+                            .positions = tape_constant(t, I32, SHAPE(rows), positions),
+                            .range = tape_constant(t, I32, SHAPE(rows, 1, 2), range)};
+    Tensor *ids = tape_reshape(t, &group->next, SHAPE(rows, 1));
+    const Text *text = joint_text(g->joint);
+    BackendRead *read = choose_tokens(g, group, text_forward(t, text, text_embed(t, text, ids), &context), step);
+    backend_sequence_end(tape_backend(t));
+    return read;
+}
+
+// ---- a group ----
+
+// A device that works beside the host gets the next token's work before the host knows this one: the last of it may be
+// in vain. Draws on the host cannot be ahead.
+static bool run_tokens(Generator *g, Group *group, Tensor *hidden, Error *error) {
+    Backend *b = tape_backend(g->tape);
+    bool ahead = greedy(g) && b->read_start, ok = true;
+    ArenaMark mark = arena_mark(g->memory);
+    BackendRead *read = choose_tokens(g, group, hidden, 0), *next = NULL;
+    for (int64_t step = 1; ok; step++) {
+        bool more = step < group->most;
+        arena_rewind(g->memory, mark);
+        if (ahead && more && !tape_error(g->tape)) next = next_tokens(g, group, step);
+        ok = take_tokens(g, group, read, error);
+        if (!ok || !more || all_finished(group)) break;
+        read = ahead ? next : next_tokens(g, group, step);
+        next = NULL;
     }
-    return joint_hidden(g->tape, g->joint, &one, NULL, &(BlockContext){.cache = group->cache});
+    if (next) backend_read_finish(b, next, NULL);
+    return ok;
+}
+
+static void group_open(Generator *g, Group *group) {
+    Backend *b = tape_backend(g->tape);
+    group->ids = arena_array(g->memory, int32_t, group->rows);
+    group->finished = arena_array(g->memory, bool, group->rows);
+    group->cache = text_cache_new(b, joint_text(g->joint), group->rows, group->length + group->most);
+    group->next = (Tensor){.rank = 1, .dtype = I32, .shape = {group->rows}, .borrowed = true, .name = "tokens"};
+    group->next.data = b->allocate(b, tensor_bytes(&group->next));
+    check(group->next.data);
 }
 
 static bool run_group(Generator *g, Group *group, Error *error) {
@@ -125,19 +191,13 @@ static bool run_group(Generator *g, Group *group, Error *error) {
     arena_reset(g->memory);
     tape_reset(g->tape);
     if (!group_rows(g, group, &rows, error)) return false;
-    group->next = arena_array(g->memory, int32_t, group->rows);
-    group->finished = arena_array(g->memory, bool, group->rows);
-    group->cache =
-        text_cache_new(tape_backend(g->tape), joint_text(g->joint), group->rows, group->length + group->most);
+    group_open(g, group);
     Tensor *images = group_images(g, group);
     Tensor *hidden = joint_hidden(g->tape, g->joint, &rows, images, &(BlockContext){.cache = group->cache});
-    ArenaMark mark = arena_mark(g->memory);
-    bool ok = choose(g, group, hidden, 0, error);
-    for (int64_t step = 1; ok && step < group->most && !all_finished(group); step++) {
-        arena_rewind(g->memory, mark);
-        tape_reset(g->tape);
-        ok = choose(g, group, advance(g, group, group->length + (int)step - 1), step, error);
-    }
+    bool ok = run_tokens(g, group, hidden, error);
+    Backend *b = tape_backend(g->tape);
+    b->wait(b);
+    b->release(b, group->next.data, tensor_bytes(&group->next));
     kv_cache_free(group->cache);
     return ok;
 }
@@ -171,8 +231,8 @@ static bool run_groups(Generator *g, const Order *order, int *members, int count
     return true;
 }
 
-bool generate(Tape *tape, Joint *joint, const Tokenizer *tokenizer, const Prompt *prompts, int count,
-              const GenerateOptions *options, TokenIds *out, Error *error) {
+bool generate_words(Tape *tape, Joint *joint, SequenceIds special, const Prompt *prompts, int count,
+                    const GenerateOptions *options, TokenIds *out, Error *error) {
     const char *wrong = sampling_check(&options->sampling);
     if (wrong) return error_set(error, ERROR_USAGE, "%s", wrong);
     check(!tape_recording(tape) && options->batch > 0 && options->max_tokens > 0);
@@ -188,10 +248,15 @@ bool generate(Tape *tape, Joint *joint, const Tokenizer *tokenizer, const Prompt
                            "the model was not trained to speak of images (its caption weight is 0); leave them out");
     }
     qsort(order, (size_t)count, sizeof *order, by_length);
-    Generator g = {tape, joint, config, options, sequence_ids(tokenizer), arena_new(1 << 20), prompts, out};
+    Generator g = {tape, joint, config, options, special, arena_new(1 << 20), prompts, out};
     ok = ok && run_groups(&g, order, members, count, error);
     arena_free(g.memory);
     free(order);
     free(members);
     return ok;
+}
+
+bool generate(Tape *tape, Joint *joint, const Tokenizer *tokenizer, const Prompt *prompts, int count,
+              const GenerateOptions *options, TokenIds *out, Error *error) {
+    return generate_words(tape, joint, sequence_ids(tokenizer), prompts, count, options, out, error);
 }

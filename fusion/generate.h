@@ -25,5 +25,7 @@ int64_t prompt_length(const JointConfig *, const Prompt *);
 
 // Appends the new tokens of prompt i to out[i], without </s>, which ends a text; so do max_tokens and the context. The
 // tape must not record. A prompt that does not fit into the context is an error.
+bool generate_words(Tape *, Joint *, SequenceIds special, const Prompt *, int count, const GenerateOptions *,
+                    TokenIds *out, Error *); // without a tokenizer; special.end -1: texts do not end by themselves
 bool generate(Tape *, Joint *, const Tokenizer *, const Prompt *, int count, const GenerateOptions *, TokenIds *out,
               Error *);

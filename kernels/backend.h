@@ -143,6 +143,10 @@ struct Backend {
     // y[r] = x[m] where rows[m] = r, else base, of type t too (rank 1: base_rows 1; whole: base_rows count; NULL: zeros)
     void (*scatter_rows)(Backend *, void *y, const void *base, int64_t base_rows, const void *x, const int32_t *rows, int64_t m,
                          int64_t width, int64_t count, Dtype t);
+    // y[rows[m]] = x[m], of type t too: the rows differ, and what they do not name stays
+    void (*put_rows)(Backend *, void *y, const void *x, const int32_t *rows, int64_t m, int64_t width, int64_t count, Dtype t);
+    // ids[r]: the first of the largest x[r, .]; -1 where one is NaN or the largest is not finite
+    void (*argmax_rows)(Backend *, int32_t *ids, const void *x, int64_t rows, int64_t width, Dtype t);
     // copies `count` rows for each of `batch`: out row b * out_stride + out_first + i (+)= in row b * in_stride + in_first + i
     void (*copy_rows)(Backend *, void *out, Dtype to, int64_t out_stride, int64_t out_first, const void *in, Dtype from, int64_t in_stride,
                       int64_t in_first, int64_t batch, int64_t count, int64_t width, bool add);

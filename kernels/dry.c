@@ -153,6 +153,9 @@ static double elements_in(const FloatSpan *spans, int count) {
       from, const int32_t *rows, int64_t m, int64_t width, int64_t count)                                             \
     X(scatter_rows, 0, 2 * count * width * SIZE(t), void *y, const void *base, int64_t base_rows, const void *x,      \
       const int32_t *rows, int64_t m, int64_t width, int64_t count, Dtype t)                                          \
+    X(put_rows, 0, 2 * m * width * SIZE(t), void *y, const void *x, const int32_t *rows, int64_t m, int64_t width,    \
+      int64_t count, Dtype t)                                                                                         \
+    X(argmax_rows, 0, rows * width * SIZE(t), int32_t *ids, const void *x, int64_t rows, int64_t width, Dtype t)      \
     X(copy_rows, 0, batch * count * width * (SIZE(from) + SIZE(to)), void *out, Dtype to, int64_t out_stride,         \
       int64_t out_first, const void *in, Dtype from, int64_t in_stride, int64_t in_first, int64_t batch, int64_t      \
       count, int64_t width, bool add)                                                                                 \

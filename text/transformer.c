@@ -118,6 +118,7 @@ Tensor *text_leave(Tape *t, const Text *m, Tensor *x, const BlockContext *contex
 
 Tensor *text_forward(Tape *t, const Text *m, Tensor *x, const BlockContext *given) {
     BlockContext context = *given;
+    if (context.cache && x) context.slots = kv_cache_slots(t, context.cache, x->shape[1]);
     x = text_enter(t, m, x, &context);
     for (int i = 0; i < m->config.layers; i++) x = block_forward(t, &m->blocks[i], x, &context);
     if (context.cache && x) context.cache->used += x->shape[1];

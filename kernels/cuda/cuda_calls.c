@@ -122,6 +122,13 @@ static void scatter_rows(Backend *be, void *y, const void *base, int64_t base_ro
                          int64_t m, int64_t width, int64_t count, Dtype t) {
     CALL(scatter_rows, y, base, base_rows, x, rows, m, width, count, t);
 }
+static void put_rows(Backend *be, void *y, const void *x, const int32_t *rows, int64_t m, int64_t width, int64_t count,
+                     Dtype t) {
+    CALL(put_rows, y, x, rows, m, width, count, t);
+}
+static void argmax_rows(Backend *be, int32_t *ids, const void *x, int64_t rows, int64_t width, Dtype t) {
+    CALL(argmax_rows, ids, x, rows, width, t);
+}
 static void copy_rows(Backend *be, void *out, Dtype to, int64_t out_stride, int64_t out_first, const void *in,
                       Dtype from, int64_t in_stride, int64_t in_first, int64_t batch, int64_t count, int64_t width,
                       bool add) {
@@ -238,6 +245,7 @@ void cuda_calls_install(Backend *be) {
     be->layernorm_backward_weight = layernorm_backward_weight, be->rmsnorm_forward = rmsnorm_forward,
     be->rmsnorm_backward_input = rmsnorm_backward_input, be->rmsnorm_backward_weight = rmsnorm_backward_weight,
     be->embedding_forward = embedding_forward, be->local_ids = local_ids, be->gather_rows = gather_rows,
+    be->put_rows = put_rows, be->argmax_rows = argmax_rows,
     be->scatter_rows = scatter_rows, be->copy_rows = copy_rows, be->scatter_add_rows = scatter_add_rows,
     be->embedding_backward = embedding_backward, be->mean_rows_forward = mean_rows_forward,
     be->mean_rows_backward = mean_rows_backward, be->l2_normalize_forward = l2_normalize_forward,

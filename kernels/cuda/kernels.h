@@ -85,12 +85,17 @@ void cuda_gather_rows(const CudaQueue *, void *y, const void *x, const int32_t *
                       int64_t count, Dtype t, bool add);
 void cuda_scatter_rows(const CudaQueue *, void *y, const void *base, int64_t base_rows, const void *x, const int32_t *rows,
                        int64_t m, int64_t width, int64_t count, Dtype t);
+void cuda_put_rows(const CudaQueue *, void *y, const void *x, const int32_t *rows, int64_t m, int64_t width, int64_t count,
+                   Dtype t);
 void cuda_copy_rows(const CudaQueue *, void *out, Dtype to, int64_t out_stride, int64_t out_first, const void *in,
                     Dtype from, int64_t in_stride, int64_t in_first, int64_t batch, int64_t count, int64_t width, bool add);
 void cuda_scatter_add_rows(const CudaQueue *, void *y, Dtype to, const void *x, Dtype from, const int32_t *rows, int64_t m,
                            int64_t width, int64_t count);
 void cuda_embedding_backward(const CudaQueue *, float *dtable, const void *dy, const int32_t *ids, int64_t n, int64_t width,
                              int64_t vocab, Dtype t, bool add);
+
+// ---- choose.cu ----
+void cuda_argmax_rows(const CudaQueue *, int32_t *ids, const void *x, int64_t rows, int64_t width, Dtype t);
 
 // ---- pooling.cu ----
 void cuda_mean_rows_forward(const CudaQueue *, void *y, const void *x, const float *mask, int64_t batch, int64_t rows,

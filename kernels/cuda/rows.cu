@@ -32,6 +32,17 @@ template <class From> struct Copied { // runs of `count` rows
     }
 };
 
+template <class From> struct Put { // y[rows[r]] = x[r]
+    const From *x;
+    const int32_t *rows;
+    int64_t width, count;
+    __device__ __forceinline__ const From *from(int64_t r) const { return x + r * width; }
+    __device__ __forceinline__ int64_t to(int64_t r) const {
+        if (rows[r] < 0 || rows[r] >= count) __trap();
+        return rows[r];
+    }
+};
+
 template <class From> struct Placed { // y[r] = x[place[r]], or the base where that is negative
     const From *x, *base;
     const int32_t *place;
@@ -101,6 +112,15 @@ void cuda_gather_rows(const CudaQueue *q, void *y, const void *x, const int32_t 
 void cuda_embedding_forward(const CudaQueue *q, void *y, const int32_t *ids, const void *table, int64_t n,
                             int64_t width, int64_t vocab, Dtype t) {
     cuda_gather_rows(q, y, table, ids, n, width, vocab, t, false);
+}
+
+void cuda_put_rows(const CudaQueue *q, void *y, const void *x, const int32_t *rows, int64_t m, int64_t width,
+                   int64_t count, Dtype t) {
+    with_type(t, [&](auto zero) {
+        typedef decltype(zero) T;
+        const T *from = static_cast<const T *>(x), *none = nullptr;
+        move_rows(q, static_cast<T *>(y), from, none, Put<T>{from, rows, width, count}, m, width, false);
+    });
 }
 
 void cuda_copy_rows(const CudaQueue *q, void *out, Dtype to, int64_t out_stride, int64_t out_first, const void *in,

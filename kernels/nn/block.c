@@ -100,13 +100,14 @@ static Tensor *linear_rows(Tape *t, const Linear *l, Tensor *x, int64_t first, i
     return linear(t, x, &weight, l->bias ? &bias : NULL);
 }
 
-// (B, T, 2 K D) into the cache's slots [used, used + T)
-static void cache_write(KvCache *cache, int layer, const Tensor *kv) {
+// (B, T, 2 K D) into the cache's slots
+static void cache_write(KvCache *cache, int layer, const Tensor *kv, const Tensor *slots) {
     Tensor *to = &cache->kv[layer];
     check(layer < cache->layers && kv->shape[0] == to->shape[0] && kv->shape[2] == to->shape[2]);
     check(kv->dtype == to->dtype && cache->used + kv->shape[1] <= cache->capacity);
-    cache->backend->copy_rows(cache->backend, to->data, to->dtype, cache->capacity, cache->used, kv->data, kv->dtype,
-                              kv->shape[1], 0, kv->shape[0], kv->shape[1], kv->shape[2], false);
+    check(tensor_count(slots) == tensor_rows(kv));
+    cache->backend->put_rows(cache->backend, to->data, kv->data, slots->data, tensor_rows(kv), kv->shape[2],
+                             tensor_rows(to), kv->dtype);
 }
 
 // (B, T, C) -> (B, T, H D), over the cached positions and the new ones
@@ -120,8 +121,8 @@ static Tensor *attend_cached(Tape *t, const Block *b, Tensor *x, const BlockCont
         q = rope(t, q, context->positions, c->heads, (int)d, c->rope_base);
         kv = rope(t, kv, context->positions, c->kv_heads, (int)d, c->rope_base);
     }
-    if (!q || !kv) return NULL;
-    cache_write(context->cache, b->site, kv);
+    if (!q || !kv || !context->slots) return NULL;
+    cache_write(context->cache, b->site, kv, context->slots);
     return attention(t, q, &context->cache->kv[b->site], context->range, (Heads){c->heads, c->kv_heads, false});
 }
 
@@ -263,4 +264,15 @@ void kv_cache_free(KvCache *cache) {
         cache->backend->release(cache->backend, cache->kv[i].data, tensor_bytes(&cache->kv[i]));
     free(cache->kv);
     free(cache);
+}
+
+Tensor *kv_cache_slots(Tape *t, const KvCache *cache, int64_t count) {
+    int64_t batch = cache->kv[0].shape[0];
+    int32_t *rows = malloc((size_t)(batch * count) * sizeof *rows + 1);
+    check(rows && batch * cache->capacity <= INT32_MAX);
+    for (int64_t i = 0; i < batch * count; i++)
+        rows[i] = (int32_t)(i / count * cache->capacity + cache->used + i % count);
+    Tensor *slots = tape_constant(t, I32, SHAPE(batch * count), rows);
+    free(rows);
+    return slots;
 }

@@ -67,6 +67,7 @@ typedef struct BlockContext {
     // positions that lies here
     int64_t batch, length, first;
     KvCache *cache; // generation (tapes that do not record); NULL in training
+    Tensor *slots;  // (B T) I32: the cache's rows that the new keys and values go to (kv_cache_slots)
 } BlockContext;
 
 Norm norm_declare(Parameters *, const char *name, int64_t width, NormKind, double epsilon);
@@ -91,3 +92,6 @@ double block_activations(const BlockConfig *, double tokens, Recompute, const Pa
 // A cache for `layers` blocks of this config; kv_cache_free(NULL) is allowed.
 KvCache *kv_cache_new(Backend *, const BlockConfig *, int layers, int64_t batch, int64_t capacity, Dtype);
 void kv_cache_free(KvCache *);
+// Rows of (B, capacity) for `count` new positions of each row of the batch, from `used` on: (B count) I32. They are data,
+// so that passes at other positions are the same to a device that repeats them.
+Tensor *kv_cache_slots(Tape *, const KvCache *, int64_t count);

@@ -1,5 +1,6 @@
 /* Gathers, scatters, copies, embedding, means and L2 normalisation against the CPU backend. */
 #include "tests/simt/support.h"
+#include <math.h>
 
 struct Shape {
     int64_t m, width, count;
@@ -46,6 +47,41 @@ static void places(const Case &c) {
     }
 }
 static void rows_over_a_base_have_the_same_bits(void **) { for_cases("scatter rows", places); }
+
+static void puts_rows(const Case &c) {
+    for (Shape s : SHAPES) {
+        int64_t m = s.m < s.count ? s.m : s.count;
+        Array x = Array(c.t, m * s.width, c.shift).normal(c.rng), rows(I32, m);
+        for (int64_t i = 0; i < m; i++)
+            rows.put(i, static_cast<double>(permute_index(static_cast<uint64_t>(i), static_cast<uint64_t>(s.count), 7,
+                                                          PURPOSE_TEST, 3)));
+        Array y = Array(c.t, s.count * s.width, c.shift).normal(c.rng), want(y);
+        x.put(0, -0.0);
+        cuda_put_rows(QUEUE, y, x, rows.i32(), m, s.width, s.count, c.t);
+        cpu()->put_rows(cpu(), want, x, rows.i32(), m, s.width, s.count, c.t);
+        expect_bits(y, want, c.name);
+    }
+}
+static void rows_are_put_where_they_belong(void **) { for_cases("put rows", puts_rows); }
+
+static void choices(const Case &c) {
+    const int64_t rows = 6;
+    for (int64_t width : {1, 31, 1024, 5003}) {
+        Array x = Array(c.t, rows * width, c.shift).integers(c.rng, -40, 40), ids(I32, rows), want(I32, rows);
+        for (int64_t i = 0; i < width; i++) x.put(width + i, -INFINITY); // of row 1; row 2 has words ruled out
+        for (int64_t i = 0; i < width / 2; i++) x.put(2 * width + i, -INFINITY);
+        x.put(3 * width + width / 2, INFINITY);
+        x.put(4 * width + width - 1, NAN);
+        cuda_argmax_rows(QUEUE, ids.i32(), x, rows, width, c.t);
+        cpu()->argmax_rows(cpu(), want.i32(), x, rows, width, c.t);
+        expect_bits(ids, want, c.name);
+        assert_int_equal(want.i32()[1], -1);
+        assert_int_equal(want.i32()[3], -1);
+        assert_int_equal(want.i32()[4], -1);
+        assert_true(want.i32()[0] >= 0 && want.i32()[0] < width);
+    }
+}
+static void the_first_of_the_largest_is_chosen(void **) { for_cases("argmax", choices); }
 
 static void copies(const Case &c) {
     for (Dtype from : {F32, BF16}) {
@@ -137,9 +173,10 @@ static void l2_normalisation_agrees(void **) { for_cases("l2 normalize", lengths
 
 int main() {
     const CMUnitTest tests[] = {
-        cmocka_unit_test(gathers_have_the_same_bits), cmocka_unit_test(rows_over_a_base_have_the_same_bits),
-        cmocka_unit_test(copies_have_the_same_bits),  cmocka_unit_test(rows_that_meet_add_up_and_repeat_to_the_bit),
-        cmocka_unit_test(local_ids_are_the_same),     cmocka_unit_test(means_of_rows_agree),
+        cmocka_unit_test(gathers_have_the_same_bits),     cmocka_unit_test(rows_over_a_base_have_the_same_bits),
+        cmocka_unit_test(rows_are_put_where_they_belong), cmocka_unit_test(the_first_of_the_largest_is_chosen),
+        cmocka_unit_test(copies_have_the_same_bits),      cmocka_unit_test(rows_that_meet_add_up_and_repeat_to_the_bit),
+        cmocka_unit_test(local_ids_are_the_same),         cmocka_unit_test(means_of_rows_agree),
         cmocka_unit_test(l2_normalisation_agrees),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);

@@ -3,6 +3,7 @@
 #include "base/error.h"
 #include "kernels/cpu/ranges.h"
 #include "kernels/cpu/simd/vec.h"
+#include <math.h>
 
 enum { COLUMNS = 256 }; // of a piece, where a row is cut so that one that meets many does not hold up the others
 
@@ -70,6 +71,44 @@ static void local_ids(Backend *b, int32_t *local, const int32_t *ids, int64_t n,
         bool held = ids[i] >= v.first && ids[i] < v.first + v.held;
         local[i] = held ? ids[i] - (int32_t)v.first : -1;
     }
+}
+
+// ---- y[rows[m]] = x[m] ----
+
+static void put_task(void *context, int64_t first, int64_t end, int worker) {
+    (void)worker;
+    const Rows *j = context;
+    for (int64_t m = first; m < end; m++) {
+        check(j->rows[m] >= 0 && j->rows[m] < j->count);
+        move_row_of(row_at(j->y, j->rows[m], j->width, j->to), row_of(j->x, m, j->width, j->from), j->width, j->to,
+                    j->from, false);
+    }
+}
+
+static void put_rows(Backend *b, void *y, const void *x, const int32_t *rows, int64_t m, int64_t width, int64_t count,
+                     Dtype t) {
+    Rows j = {y, x, rows, m, width, count, t, t, false};
+    cpu_run_ranges(b, m, range_rows(width, RANGE_ELEMENTS), put_task, &j);
+}
+
+// ---- the largest of each row ----
+
+static int32_t argmax(const void *x, int64_t row, int64_t width, Dtype t) {
+    const float *f32 = (const float *)x + row * width;
+    const uint16_t *bf16 = (const uint16_t *)x + row * width;
+    float most = -INFINITY;
+    int64_t best = 0;
+    for (int64_t i = 0; i < width; i++) {
+        float value = t == F32 ? f32[i] : bf16_to_f32(bf16[i]);
+        if (isnan(value)) return -1;
+        if (value > most) most = value, best = i;
+    }
+    return isfinite(most) ? (int32_t)best : -1;
+}
+
+static void argmax_rows(Backend *b, int32_t *ids, const void *x, int64_t rows, int64_t width, Dtype t) {
+    (void)b;
+    for (int64_t r = 0; r < rows; r++) ids[r] = argmax(x, r, width, t);
 }
 
 // ---- y[rows[m]] += x[m], in the order of m ----
@@ -207,5 +246,5 @@ static void copy_rows(Backend *b, void *out, Dtype to, int64_t out_stride, int64
 void SIMD_NAME(install_rows)(Backend *b) {
     b->gather_rows = gather_rows, b->scatter_rows = scatter_rows, b->scatter_add_rows = scatter_add_rows;
     b->embedding_forward = embedding_forward, b->embedding_backward = embedding_backward;
-    b->copy_rows = copy_rows, b->local_ids = local_ids;
+    b->copy_rows = copy_rows, b->local_ids = local_ids, b->put_rows = put_rows, b->argmax_rows = argmax_rows;
 }
