@@ -62,6 +62,7 @@ cudaError_t cudaRuntimeGetVersion(int *);
 cudaError_t cudaDriverGetVersion(int *);
 cudaError_t cudaGetDeviceCount(int *);
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *, int device);
+cudaError_t cudaDeviceGetPCIBusId(char *text, int size, int device);
 cudaError_t cudaSetDevice(int);
 cudaError_t cudaGetLastError(void);
 cudaError_t cudaPeekAtLastError(void);
