@@ -1,7 +1,9 @@
-/* Attention backward, without atomics and so with the same bits in every run: one kernel walks over the queries for a
- * tile of keys (dk, dv), one over the keys for a tile of queries (dq). Both form the probabilities again from the kept
- * logsumexp: p = exp(s - lse), ds = p (do v^T - delta) / sqrt(D), delta = sum of do o. See attention_tiles.h. */
+/* Attention backward in f32 arithmetic, for what the tensor cores do not take, without atomics and so with the same
+ * bits in every run: one kernel walks over the queries for a tile of keys (dk, dv), one over the keys for a tile of
+ * queries (dq). Both form the probabilities again from the kept logsumexp: p = exp(s - lse), ds = p (do v^T - delta) /
+ * sqrt(D), delta = sum of do o. See attention_tiles.h. */
 #include "kernels/cuda/attention_tiles.h"
+#include "kernels/cuda/attention_mma.h"
 
 template <int D> struct BackwardTiles {
     static constexpr int QUERIES = D > 128 ? 16 : 32, KEYS = D > 128 ? 16 : 32;
@@ -152,14 +154,15 @@ static bool fits(const void *x, int64_t stride, size_t size) { return !x || four
 void cuda_attention_backward(const CudaQueue *queue, void *dq, void *dk, void *dv, const void *d_o, const void *o,
                              const float *lse, const void *q, const void *k, const void *v, const AttentionShape *s,
                              Dtype t, bool add) {
+    if (cuda_attention_backward_mma(queue, dq, dk, dv, d_o, o, lse, q, k, v, s, t, add)) return;
     const size_t size = dtype_size(t);
     const int64_t rows = s->batch * s->heads * s->queries;
     AttentionCall c = attention_call(q, k, v, s, t);
     c.d_o = d_o;
     c.lse = const_cast<float *>(lse);
     c.delta = static_cast<float *>(queue->scratch(queue->owner, static_cast<size_t>(rows) * sizeof(float)));
-    c.packed = c.packed && fits(dq, s->q_stride, size) && fits(dk, s->k_stride, size) && fits(dv, s->v_stride, size) &&
-               fits(d_o, s->o_stride, size) && fits(o, s->o_stride, size);
+    c.packed = packed_at(c) && fits(dq, s->q_stride, size) && fits(dk, s->k_stride, size) &&
+               fits(dv, s->v_stride, size) && fits(d_o, s->o_stride, size) && fits(o, s->o_stride, size);
     launch_tiles<attention_delta_kernel>(queue, divide_up<int64_t>(rows, ATTENTION_THREADS / WARP), 0, c, o);
     with_head_size(s->head_size, [&](auto head_size) {
         constexpr int D = decltype(head_size)::value;

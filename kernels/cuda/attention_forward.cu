@@ -1,6 +1,8 @@
-/* Attention forward: a block keeps a tile of queries and walks over the keys they see, tile by tile, with a running
- * maximum and sum; scores never leave the block. See attention_tiles.h. */
+/* Attention forward in f32 arithmetic, for what the tensor cores do not take: a block keeps a tile of queries and walks
+ * over the keys they see, tile by tile, with a running maximum and sum; scores never leave the block. See
+ * attention_tiles.h. */
 #include "kernels/cuda/attention_tiles.h"
+#include "kernels/cuda/attention_mma.h"
 
 template <int D> struct ForwardTiles {
     static constexpr int QUERIES = D > 128 ? 32 : 64, KEYS = D > 128 ? 16 : 32;
@@ -107,9 +109,10 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS) attention_forward_ke
 
 void cuda_attention_forward(const CudaQueue *queue, void *o, float *lse, const void *q, const void *k, const void *v,
                             const AttentionShape *s, Dtype t) {
+    if (cuda_attention_forward_mma(queue, o, lse, q, k, v, s, t)) return;
     AttentionCall c = attention_call(q, k, v, s, t);
     c.lse = lse;
-    c.packed = c.packed && four_at(o, s->o_stride, dtype_size(t));
+    c.packed = packed_at(c) && four_at(o, s->o_stride, dtype_size(t));
     with_head_size(s->head_size, [&](auto size) {
         constexpr int D = decltype(size)::value;
         typedef ForwardTiles<D> Tiles;

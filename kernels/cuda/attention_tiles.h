@@ -1,35 +1,13 @@
-/* What attention's kernels share: tiles of queries, keys and values in shared memory as f32, products of tiles in
- * registers, and the interval of keys that each query sees (Dao et al. 2022, on plain f32 arithmetic).
+/* What attention's f32 kernels share: tiles of queries, keys and values in shared memory as f32, and products of tiles in
+ * registers (Dao et al. 2022, on plain f32 arithmetic).
  *
  * A block has 128 threads, 16 groups of 8: group g works on rows g, g + 16, .. of a product, thread c of a group on
  * columns c, c + 8, .. of it (or 4 at c * 4 + 32 k where a column is a head's element). The 8 threads of a group lie
  * side by side in a warp. B batch, T queries, S keys, H heads, K key-value heads, D head size. */
 #pragma once
-#include "kernels/cuda/attention.h"
-#include "kernels/cuda/language.h"
-#include <math.h>
+#include "kernels/cuda/attention_call.h"
 
-enum { ATTENTION_THREADS = 128, GROUPS = 16, GROUP = 8, TILE_PAD = 4 };
-
-static constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
-
-struct AttentionCall {
-    AttentionShape shape;
-    const void *q, *k, *v, *d_o;
-    float *lse, *delta; // (B, H, T); delta: the sum of d_o o over a head
-    float scale;        // 1 / sqrt(D)
-    bool bf16, packed;  // packed: four elements at a time may be read and written everywhere
-};
-
-// Where one head's rows of one batch element lie.
-struct HeadRows {
-    const void *data;
-    int64_t first, stride; // elements
-};
-
-__device__ __forceinline__ HeadRows head_rows(const void *data, int64_t batch, int64_t rows, int64_t stride, int head, int size) {
-    return HeadRows{data, batch * rows * stride + static_cast<int64_t>(head) * size, stride};
-}
+enum { GROUPS = 16, GROUP = 8, TILE_PAD = 4 };
 
 __device__ __forceinline__ Floats<4> read_four(const AttentionCall &c, const void *data, int64_t at, int left) {
     Floats<4> f;
@@ -127,24 +105,6 @@ __device__ __forceinline__ float group_max(float x) {
     return x;
 }
 
-struct Interval { // of keys: [first, end)
-    int first, end;
-};
-
-// The keys that a query sees; none for a query beyond the last.
-__device__ __forceinline__ Interval keys_of(const AttentionShape &s, int64_t batch, int64_t query) {
-    Interval all = {0, static_cast<int>(s.keys)};
-    if (query >= s.queries) return Interval{0, 0};
-    if (s.range) {
-        const int32_t *range = s.range + (batch * s.queries + query) * 2;
-        all.first = larger(range[0], 0);
-        all.end = smaller(range[1], all.end);
-    } else if (s.causal) {
-        all.end = static_cast<int>(smaller(s.keys, query + 1 + s.keys - s.queries));
-    }
-    return all.first < all.end ? all : Interval{0, 0};
-}
-
 // Puts the intervals of ROWS queries into shared memory; returns one that holds them all. With barriers around.
 template <int ROWS>
 __device__ __forceinline__ Interval tile_keys(Interval *memory, const AttentionShape &s, int64_t batch, int64_t query) {
@@ -158,18 +118,6 @@ __device__ __forceinline__ Interval tile_keys(Interval *memory, const AttentionS
         all.end = larger(all.end, memory[i].end);
     }
     return all;
-}
-
-__device__ __forceinline__ bool sees(Interval keys, int64_t key) { return key >= keys.first && key < keys.end; }
-
-// A launch with more shared memory than a kernel gets unasked.
-template <auto Kernel, class... A>
-static void launch_tiles(const CudaQueue *q, int64_t blocks, size_t shared, const A &...arguments) {
-    if (blocks <= 0) return;
-#ifdef __CUDACC__
-    (void)cudaFuncSetAttribute(Kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-#endif
-    launch<Kernel>(dim3(static_cast<unsigned>(blocks)), dim3(ATTENTION_THREADS), shared, q, arguments...);
 }
 
 // The head size that kernels are compiled for.
@@ -186,14 +134,9 @@ static inline bool four_at(const void *x, int64_t stride, size_t size) {
     return reinterpret_cast<uintptr_t>(x) % (4 * size) == 0 && stride % 4 == 0;
 }
 
-static inline AttentionCall attention_call(const void *q, const void *k, const void *v, const AttentionShape *s, Dtype t) {
-    AttentionCall c = {};
-    size_t size = dtype_size(t);
-    c.shape = *s;
-    c.q = q, c.k = k, c.v = v;
-    c.scale = 1 / sqrtf(static_cast<float>(s->head_size));
-    c.bf16 = t == BF16;
-    c.packed = s->head_size % 4 == 0 && four_at(q, s->q_stride, size) && four_at(k, s->k_stride, size) &&
-               four_at(v, s->v_stride, size) && s->o_stride % 4 == 0;
-    return c;
+static inline bool packed_at(const AttentionCall &c) { // its inputs
+    const AttentionShape &s = c.shape;
+    const size_t size = c.bf16 ? sizeof(Bf16) : sizeof(float);
+    return s.head_size % 4 == 0 && four_at(c.q, s.q_stride, size) && four_at(c.k, s.k_stride, size) &&
+           four_at(c.v, s.v_stride, size) && s.o_stride % 4 == 0;
 }

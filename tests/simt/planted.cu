@@ -1,5 +1,5 @@
 #include "tests/simt/planted.h"
-#include "kernels/cuda/language.h"
+#include "kernels/cuda/mma.h"
 
 enum { THREADS = 256 };
 
@@ -142,4 +142,59 @@ static __global__ void reuse_kernel(float *out, const float *x, int rounds, bool
 }
 void planted_reuse(float *out, const float *x, int rounds, bool without_barrier) {
     launch<reuse_kernel>(dim3(1), dim3(THREADS), 0, nullptr, out, x, rounds, without_barrier);
+}
+
+// All fragments of a product of 16 x 16 by 16 x 16, by their definition in the manual of PTX.
+static __global__ void matrices_kernel(float *out, const Bf16 *x, const Bf16 *y, bool transposed,
+                                       PlantedMatrices fault) {
+    typedef Pack<Bf16, 8> Eight; // 16 bytes, aligned to as many
+    SHARED(Eight, left_memory, 32 + 1);
+    SHARED(Eight, right_memory, 32);
+    Bf16 *left = left_memory->at, *right = right_memory->at;
+    const int lane = lane_of_thread(), g = lane / 4, t = lane % 4;
+    for (int i = lane * 8; i < 256; i += WARP * 8) {
+        copy_async<16>(left + i, x + i, true);
+        copy_async<16>(right + i, y + i, true);
+    }
+    copy_commit();
+    copy_wait<0>();
+    __syncwarp();
+    uint32_t a[4], b[4];
+    const Bf16 *from = fault == MATRICES_GLOBAL ? x : left;
+    load_matrices(a, from + lane % 16 * 16 + lane / 16 * 8 + (fault == MATRICES_MISALIGNED));
+    if (transposed) // y (columns, inner)
+        load_matrices(b, right + (lane % 8 + lane / 16 * 8) * 16 + lane / 8 % 2 * 8);
+    else
+        load_matrices_turned(b, right + lane % 16 * 16 + lane / 16 * 8);
+    const uint32_t kept[4] = {a[0], a[fault == MATRICES_SWAPPED ? 2 : 1], a[fault == MATRICES_SWAPPED ? 1 : 2], a[3]};
+    for (int half = 0; half < 2; half++) {
+        const uint32_t columns[2] = {b[2 * half], b[2 * half + 1]};
+        float c[4] = {1, 1, 1, 1};
+        mma_bf16(c, kept, columns);
+        for (int i = 0; i < 4; i++) out[(g + i / 2 * 8) * 16 + half * 8 + 2 * t + i % 2] = c[i] - 1;
+    }
+}
+void planted_matrices(float *out, const uint16_t *x, const uint16_t *y, bool transposed, PlantedMatrices fault) {
+    launch<matrices_kernel>(dim3(1), dim3(WARP), 0, nullptr, out, reinterpret_cast<const Bf16 *>(x),
+                            reinterpret_cast<const Bf16 *>(y), transposed, fault);
+}
+
+static __global__ void copies_kernel(float *out, const float *x, PlantedCopies fault) {
+    SHARED(uint64_t, pairs, 2 * THREADS);
+    float *tile = reinterpret_cast<float *>(pairs);
+    const int i = static_cast<int>(threadIdx.x), first = static_cast<int>(blockIdx.x) * 4 * THREADS;
+    for (int part = 0; part < 2; part++) { // 8 bytes each
+        copy_async<8>(tile + 2 * (i + part * THREADS), x + first + 2 * (i + part * THREADS), true);
+        copy_commit();
+    }
+    if (fault == COPIES_TOO_EARLY)
+        copy_wait<1>(); // the second group is still under way
+    else if (fault != COPIES_NOT_WAITED)
+        copy_wait<0>();
+    if (fault != COPIES_NO_BARRIER) __syncthreads();
+    for (int k = 0; k < 4; k++) out[first + i + k * THREADS] = tile[4 * THREADS - 1 - i - k * THREADS];
+    if (fault == COPIES_TOO_EARLY) copy_wait<0>();
+}
+void planted_copies(float *out, const float *x, int n, PlantedCopies fault) {
+    launch<copies_kernel>(dim3(static_cast<unsigned>(n / THREADS / 4)), dim3(THREADS), 0, nullptr, out, x, fault);
 }

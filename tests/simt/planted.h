@@ -18,6 +18,12 @@ void planted_shuffle(float *out, unsigned mask, int lanes);                    /
 void planted_warp(float *out, bool without_barrier); // lanes pass numbers through shared memory
 void planted_misaligned(float *out, const float *x); // reads 16 bytes at x
 void planted_trap(float *out);
+// out (16, 16) = x (16, 16) times y (16, 16) or its transpose, in bf16 by tensor cores; one warp.
+typedef enum { MATRICES_RIGHT, MATRICES_SWAPPED, MATRICES_MISALIGNED, MATRICES_GLOBAL } PlantedMatrices;
+void planted_matrices(float *out, const uint16_t *x, const uint16_t *y, bool transposed, PlantedMatrices);
+// Each block reverses its 1024 numbers, which come by asynchronous copies in two groups.
+typedef enum { COPIES_RIGHT, COPIES_NO_BARRIER, COPIES_TOO_EARLY, COPIES_NOT_WAITED } PlantedCopies;
+void planted_copies(float *out, const float *x, int n, PlantedCopies);
 void planted_votes(unsigned *out); // (4, 32): ballot of odd lanes, any, all, and match of lane / 4
 void planted_reuse(float *out, const float *x, int rounds, bool without_barrier); // shared memory used again
 #ifdef __cplusplus

@@ -116,6 +116,20 @@ void wide(const Case &c) {
 }
 void every_head_size_agrees(void **) { for_cases("wide heads", wide); }
 
+// What the tensor cores take: heads of multiples of 8, tiles that are not full, one warp's rows or two.
+void tensor_cores(const Case &c) {
+    if (c.shift || c.t != BF16) return;
+    static const Sizes sizes[] = {{2, 37, 37, 2, 1, 16, true},   {1, 131, 131, 1, 1, 64, true},
+                                  {1, 70, 150, 2, 1, 64, false}, {1, 33, 40, 1, 1, 80, false},
+                                  {1, 50, 70, 2, 2, 88, false},  {1, 80, 67, 2, 1, 128, false}};
+    int number = 0;
+    for (const Sizes &s : sizes)
+        for (int mask = 0; mask < MASKS; mask++)
+            if ((mask != DOCUMENTS || s.queries == s.keys) && number++ % 2 == c.add)
+                compare(c, s, static_cast<Mask>(mask));
+}
+void tensor_cores_agree_for_every_mask(void **) { for_cases("tensor cores", tensor_cores); }
+
 // Gradients that nobody wants are not touched.
 void parts(const Case &c) {
     if (c.shift || c.add) return;
@@ -151,6 +165,7 @@ int main() {
     const CMUnitTest tests[] = {
         cmocka_unit_test(every_mask_agrees),
         cmocka_unit_test(every_head_size_agrees),
+        cmocka_unit_test(tensor_cores_agree_for_every_mask),
         cmocka_unit_test(each_gradient_may_be_asked_for_alone),
         cmocka_unit_test(nan_reaches_the_queries_that_see_it),
     };

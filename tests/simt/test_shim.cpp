@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <string.h>
 extern "C" {
+#include "kernels/tensor.h"
 #include <cmocka.h>
 }
 
@@ -172,6 +173,50 @@ static void votes_and_matches_are_those_of_a_warp(void **) {
     in_all_orders([] { assert_string_equal(fault_of(false, 0, votes), ""); });
 }
 
+// Whole numbers that bf16 holds, and products that no two places share.
+static void matrices(void *context) {
+    Memory *m = static_cast<Memory *>(context);
+    uint16_t *x = reinterpret_cast<uint16_t *>(m->x), *y = x + 256;
+    const bool transposed = m->number % 2;
+    float a[16][16], b[16][16];
+    for (int i = 0; i < 256; i++) {
+        a[i / 16][i % 16] = static_cast<float>((i * 37 + i / 16) % 61 - 30);
+        b[i / 16][i % 16] = static_cast<float>((i * 53 + i / 7) % 59 - 29);
+        x[i] = f32_to_bf16(a[i / 16][i % 16]);
+        y[transposed ? i % 16 * 16 + i / 16 : i] = f32_to_bf16(b[i / 16][i % 16]);
+    }
+    planted_matrices(m->out, x, y, transposed, static_cast<PlantedMatrices>(m->number / 2));
+    for (int row = 0; row < 16; row++)
+        for (int column = 0; column < 16; column++) {
+            float sum = 0;
+            for (int k = 0; k < 16; k++) sum += a[row][k] * b[k][column];
+            m->wrong |= !(m->out[row * 16 + column] == sum);
+        }
+}
+static void products_of_matrices_are_those_of_their_fragments(void **) {
+    for (int transposed = 0; transposed < 2; transposed++) {
+        in_all_orders([] { assert_string_equal(fault_of(false, 2 * MATRICES_RIGHT, matrices), ""); });
+        assert_string_equal(fault_of(false, 2 * MATRICES_RIGHT + transposed, matrices), "");
+        assert_string_equal(fault_of(true, 2 * MATRICES_SWAPPED + transposed, matrices), "wrong numbers");
+    }
+    expect(fault_of(true, 2 * MATRICES_MISALIGNED, matrices), "matrices_kernel", "misaligned: a vector of 16 bytes");
+    expect(fault_of(true, 2 * MATRICES_GLOBAL, matrices), "matrices_kernel", "memory that is not shared");
+}
+
+static void copies(void *context) {
+    Memory *m = static_cast<Memory *>(context);
+    planted_copies(m->out, m->x, COUNT, static_cast<PlantedCopies>(m->number));
+    for (int i = 0; i < COUNT; i++) m->wrong |= !(m->out[i] == static_cast<float>(COUNT - 1 - i));
+}
+static void an_asynchronous_copy_is_there_behind_its_wait_and_a_barrier(void **) {
+    in_all_orders([] {
+        assert_string_equal(fault_of(false, COPIES_RIGHT, copies), "");
+        expect(fault_of(true, COPIES_NO_BARRIER, copies), "copies_kernel", "shared array pairs");
+        expect(fault_of(true, COPIES_NOT_WAITED, copies), "copies_kernel", "2 asynchronous copies under way");
+        assert_string_not_equal(fault_of(true, COPIES_TOO_EARLY, copies), "");
+    });
+}
+
 int main() {
     const CMUnitTest tests[] = {
         cmocka_unit_test(a_missing_barrier_is_found),
@@ -185,6 +230,8 @@ int main() {
         cmocka_unit_test(a_misaligned_vector_is_found),
         cmocka_unit_test(a_trap_names_its_thread),
         cmocka_unit_test(votes_and_matches_are_those_of_a_warp),
+        cmocka_unit_test(products_of_matrices_are_those_of_their_fragments),
+        cmocka_unit_test(an_asynchronous_copy_is_there_behind_its_wait_and_a_barrier),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);
 }

@@ -13,7 +13,7 @@
 #include <vector>
 
 enum { WARP = 32, MAX_THREADS = 1024 };
-enum State { READY, AT_BARRIER, AT_WARP_BARRIER, AT_SHUFFLE, AT_MATCH, DONE };
+enum State { READY, AT_BARRIER, AT_WARP_BARRIER, AT_SHUFFLE, AT_MATCH, AT_WORK, DONE };
 
 struct Thread {
     Fiber fiber;
@@ -23,6 +23,8 @@ struct Thread {
     unsigned mask;
     uint64_t value; // given, then taken
     int source;
+    SimtWork *work; // of AT_WORK
+    void *brought;
 };
 
 struct Warp {
@@ -148,6 +150,11 @@ uint64_t simt_shuffle(unsigned mask, uint64_t value, int source, const char *fil
 unsigned simt_match(unsigned mask, uint64_t value, const char *file, int line) {
     return static_cast<unsigned>(wait_at(AT_MATCH, mask, value, 0, file, line)->value);
 }
+void simt_together(SimtWork *work, void *mine, const char *file, int line) {
+    Thread *t = &engine.thread[position.thread];
+    t->work = work, t->brought = mine;
+    wait_at(AT_WORK, 0xffffffffu, 0, 0, file, line);
+}
 
 // ---- the threads of a block ----
 
@@ -164,6 +171,7 @@ static void run_thread(int number) {
 
 static void thread_main() {
     engine.call->run(engine.call->parameters);
+    async_end_thread();
     Thread *t = &engine.thread[position.thread];
     t->state = DONE;
     fiber_switch(&t->fiber, &engine.host);
@@ -190,6 +198,9 @@ static int ordered(int i, int count) {
 // Gives each lane of the group what it asked for.
 static void exchange(Thread *lanes, unsigned mask, State kind) {
     uint64_t taken[WARP] = {};
+    void *brought[WARP];
+    for (int lane = 0; lane < WARP; lane++) brought[lane] = lanes[lane].brought;
+    if (kind == AT_WORK) lanes[0].work(brought);
     for (int lane = 0; lane < WARP; lane++) {
         if (!(mask >> lane & 1)) continue;
         if (kind == AT_SHUFFLE) {
@@ -206,7 +217,7 @@ static void exchange(Thread *lanes, unsigned mask, State kind) {
     }
 }
 
-static bool in_warp(State s) { return s == AT_WARP_BARRIER || s == AT_SHUFFLE || s == AT_MATCH; }
+static bool in_warp(State s) { return s != READY && s != AT_BARRIER && s != DONE; }
 
 // Whether the group that lane `lane` waits for is complete; then lets it go on.
 static bool try_group(int warp, int lane) {
@@ -335,6 +346,7 @@ void simt_launch(const SimtCall &call) {
             throw 0;
         }
         catch_signals();
+        async_begin_launch();
         run_grid();
     } catch (int) {
         // engine.fault tells

@@ -23,3 +23,8 @@ const char *simt_thread_name(int thread); // "(x, y, z)"; the last two calls' te
 enum AccessKind { ACCESS_READ, ACCESS_WRITE, ACCESS_ATOMIC };
 void memory_access(const void *at, size_t bytes, AccessKind kind);
 void memory_begin_block(size_t dynamic_bytes); // forgets the block's shared arrays
+bool memory_is_shared(const void *at);
+
+// Asynchronous copies: those of a thread that ends must have been waited for.
+void async_end_thread();
+void async_begin_launch(); // forgets what a fault left

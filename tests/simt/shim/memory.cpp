@@ -150,6 +150,11 @@ static Region *region_of(const char *at) {
     return nullptr;
 }
 
+bool memory_is_shared(const void *at) {
+    const Region *r = region_of(static_cast<const char *>(at));
+    return r && r->shared;
+}
+
 // ---- faults ----
 
 static const char *verb(AccessKind kind) {

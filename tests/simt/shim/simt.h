@@ -103,6 +103,20 @@ static inline int __all_sync(unsigned mask, int predicate, SIMT_SITE) {
     return predicate && alike;
 }
 
+// ---- instructions of a whole warp (shim/warp.cpp); what they do is told in kernels/cuda/mma.h ----
+
+// Once all 32 lanes are here, `work` is done once on what they brought; then they go on.
+typedef void SimtWork(void *const *lanes); // (32)
+void simt_together(SimtWork *work, void *mine, const char *file, int line);
+void simt_mma_bf16(float *c, const uint32_t *a, const uint32_t *b, const char *file, int line);
+void simt_load_matrices(uint32_t *to, const void *row, bool turned, const char *file, int line);
+
+// ---- asynchronous copies (shim/async.cpp): until the wait, what they are to write is garbage ----
+
+void simt_copy_async(void *shared, const void *global, size_t bytes, bool there);
+void simt_copy_commit();
+void simt_copy_wait(size_t latest);
+
 // ---- atomics; the old value comes back ----
 
 int atomicAdd(int *, int);
