@@ -115,18 +115,22 @@ static void *touch(void *saver) {
     return NULL;
 }
 
-static void *write_all(void *saver) {
-    Saver *s = saver;
+static void copy_all(Saver *s) {
     double begin = trace_now();
     checkpoint_copy_exchange(&s->job.copy, s->exchange);
     checkpoint_copy_own(&s->job.copy);
     checkpoint_copy_end(&s->job.copy);
-    double copied = trace_now();
+    trace_slice(s->options.trace, "save", "copy", begin, trace_now());
     tell(s, &s->copied);
+}
+
+static void *write_all(void *saver) {
+    Saver *s = saver;
+    if (!s->options.backend->apart) copy_all(s);
+    double begin = trace_now();
     s->ok = checkpoint_job_write(&s->job, &s->error);
     if (s->ok && s->ranks == 1) s->ok = checkpoint_job_seal(&s->job, s->job.own, CHECKPOINT_PARTS, &s->error);
-    trace_slice(s->options.trace, "save", "copy", begin, copied);
-    trace_slice(s->options.trace, "save", "write", copied, trace_now());
+    trace_slice(s->options.trace, "save", "write", begin, trace_now());
     tell(s, &s->done);
     return NULL;
 }
@@ -183,6 +187,7 @@ bool checkpoint_start(Saver *s, const TrainState *state, Error *error) {
     checkpoint_copy_begin(&s->job.copy, ranges, count);
     s->phase = WRITING;
     s->copied = false;
+    if (s->options.backend->apart) copy_all(s); // a device is used by one thread
     run_beside(s, write_all);
     s->held += clock_seconds() - s->started;
     return true;

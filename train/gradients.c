@@ -52,6 +52,7 @@ struct Gradients {
     bool draws;       // whole pieces: their halves are drawn
     double since;     // when the half of the piece under way began
     bool in_backward; // which half
+    FloatSpan *spans; // (of all ranges owned) work space
 };
 
 static bool keeps_tree(const Gradients *g) { return g->parallel->ordered && g->pieces > 1; }
@@ -263,7 +264,10 @@ Gradients *gradients_new(Parameters *parameters, Tape *tape, Trace *trace) {
     g->flows = calloc((size_t)buckets + 1, sizeof *g->flows);
     g->order = calloc((size_t)buckets + 1, sizeof *g->order);
     g->noticed = calloc((size_t)buckets + 1, sizeof *g->noticed);
-    check(g->flows && g->order && g->noticed);
+    int owned;
+    parameters_owned(parameters, &owned);
+    g->spans = calloc((size_t)owned + 1, sizeof *g->spans);
+    check(g->flows && g->order && g->noticed && g->spans);
     list_parts(g);
     if (tape) gradients_follow(g, tape);
     return g;
@@ -287,6 +291,7 @@ void gradients_free(Gradients *g) {
     free(g->flows);
     free(g->order);
     free(g->noticed);
+    free(g->spans);
     free(g->parts);
     free(g);
 }
@@ -393,8 +398,8 @@ static void add_copies(Gradients *g) {
     for (int i = 0; i < g->count; i++) collect(g, g->order[i]);
 }
 
-double gradients_norm(Gradients *g) {
-    double since = trace_now();
+// All sums are where the optimizer looks for them.
+static void end_step(Gradients *g) {
     for (int i = 0; i < g->part_count; i++) check(g->parts[i].done == g->pieces || !g->parts[i].count);
     for (int i = 0; i < g->count; i++) {
         Bucket *b = bucket_at(g->parameters, g->order[i]);
@@ -402,9 +407,26 @@ double gradients_norm(Gradients *g) {
         if (g->stage < 2) bucket_set_sums(g->parameters, b, b->gradients + elements(b->own));
     }
     add_copies(g);
+}
+
+double gradients_norm(Gradients *g) {
+    double since = trace_now();
+    end_step(g);
     double norm = parameters_gradient_norm(g->parameters);
     trace_slice(g->trace, "compute", "gradient norm", since, trace_now());
     return norm;
+}
+
+void gradients_squares(Gradients *g, double *out, const float *finite, int64_t n) {
+    int owned, count = 0;
+    const OwnedRange *ranges = parameters_owned(g->parameters, &owned);
+    check(comm_size(g->parallel->data) == 1 && comm_size(g->parallel->tensor) == 1 &&
+          comm_size(g->parallel->pipeline) == 1);
+    end_step(g);
+    for (int i = 0; i < owned; i++)
+        if (!ranges[i].parameter->frozen && !ranges[i].parameter->is_replica)
+            g->spans[count++] = (FloatSpan){ranges[i].gradient, ranges[i].count};
+    g->backend->sum_squares(g->backend, out, g->spans, count, finite, n);
 }
 
 ParameterMemory gradients_memory(const Gradients *g) {

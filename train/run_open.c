@@ -214,6 +214,9 @@ static void open_step(Run *r) {
     r->inference = tape_new(r->backend, false);
     parameters_follow(parameters, r->inference);
     r->gradients = gradients_new(parameters, r->parallel.pipeline ? NULL : r->tape, r->trace);
+    // Over several ranks, and where sums have one order for every layout, the host judges.
+    if (r->backend->read_start && r->layout.ranks == 1 && !r->parallel.ordered)
+        r->gate = step_gate_new(r->backend, r->layout.pieces);
     if (!r->parallel.pipeline) return;
     r->pipeline = pipeline_new(&(PipelineSetup){.table = &r->stages.table,
                                                 .units = r->stages.first,
@@ -355,6 +358,8 @@ void run_close(Run *r) {
     saver_free(r->saver);
     run_trace_free(r->trace, r->options->world);
     metrics_close(r->metrics);
+    if (r->late.work) step_finish(r->late.work, NULL, NULL);
+    step_gate_free(r->gate);
     pipeline_free(r->pipeline);
     gradients_free(r->gradients);
     tape_free(r->tape);

@@ -1,6 +1,7 @@
 /* The inside of a run, shared by the files that make it up: run_open.c builds it up and takes it down, run.c works. */
 #pragma once
 #include "base/progress.h"
+#include "train/agree.h"
 #include "train/checkpoint.h"
 #include "train/hosts.h"
 #include "train/layout.h"
@@ -14,6 +15,12 @@ typedef struct Traffic { // of this rank's steps in this call
     int64_t steps;
     double sent, waited, seconds; // bytes to other ranks; seconds for other ranks, and in all
 } Traffic;
+
+typedef struct LateStep { // a step whose numbers the host does not have yet
+    StepUnderWay *work;   // NULL: none
+    int64_t number;       // counted from 1
+    Vote sum;
+} LateStep;
 
 typedef struct Run {
     const TrainOptions *options;
@@ -36,11 +43,13 @@ typedef struct Run {
     Optimizer *optimizer;
     Loader *loader, *validation; // validation: NULL where no source has any
     Tape *tape, *inference;
-    Trace *trace;       // NULL where none is asked for
-    Metrics *metrics;   // NULL where another rank leads
-    Progress *progress; // likewise
-    Error unwritten;    // a record that could not be written here: the next vote ends the run
-    Traffic traffic;
+    Trace *trace;           // NULL where none is asked for
+    Metrics *metrics;       // NULL where another rank leads
+    Progress *progress;     // likewise
+    Error unwritten;        // a record that could not be written here: the next vote ends the run
+    Traffic traffic, begin; // of all steps; when the one under way began
+    StepGate *gate;         // where the device judges steps, so that the host may be ahead; else NULL
+    LateStep late;
     TrainState state;
     Saver *saver;
     int64_t saved; // step of the newest checkpoint that was begun; -1: none yet

@@ -13,40 +13,41 @@ typedef struct PieceLoss {
     double failed;           // 0 or 1
 } PieceLoss;
 
-// A step under way.
-typedef struct Step {
-    const StepSetup *setup;
-    const Batch *batch;
+typedef struct PieceReads {
+    BackendRead *mean[OBJECTIVES]; // under way; NULL: no such loss, or the gate has it
+} PieceReads;
+
+typedef struct StepUnderWay {
+    StepSetup setup;
+    const Batch *batch; // the caller's, until step_start returns
     JointPass pass;
-    PieceLoss *pieces;                       // (setup->pieces)
+    PieceLoss *pieces;                       // (setup.pieces)
+    PieceReads *reads;                       // (setup.pieces) of the own ones
+    BackendRead *verdict;                    // of the gate
     Arena *memory;                           // host
     float *images, *texts;                   // (own pairs, E) features of the own pairs, later their gradients
     float *scale_gradients, *bias_gradients; // (own pieces) of the logits' scale and bias
-    StepLoss *loss;
-    Error *error; // the first on this rank
+    StepLoss loss;
+    Error error; // the first on this rank
 } Step;
 
-static float read_scalar(Tape *t, const Tensor *x) {
-    float value = 0;
-    tape_read(t, x, &value);
-    return value;
-}
+static Backend *backend_of(const Step *s) { return tape_backend(s->setup.tape); }
 
 // Keeps the tape's message. A rank that failed still takes part in all that the others wait for.
 static bool failed(Step *s) {
-    if (s->error->kind) return true;
-    const char *message = tape_error(s->setup->tape);
-    return message && !error_set(s->error, ERROR_FAILED, "%s", message);
+    if (s->error.kind) return true;
+    const char *message = tape_error(s->setup.tape);
+    return message && !error_set(&s->error, ERROR_FAILED, "%s", message);
 }
 
 static Batch piece_of(const Step *s, int piece) {
-    const JointConfig *c = joint_config(s->setup->joint);
-    return microbatch(s->batch, piece, s->setup->pieces, c->has_vision ? joint_image_tokens(c) : 1, s->memory);
+    const JointConfig *c = joint_config(s->setup.joint);
+    return microbatch(s->batch, piece, s->setup.pieces, c->has_vision ? joint_image_tokens(c) : 1, s->memory);
 }
 
 // The first of the piece's pairs, counted from this rank's first.
 static int64_t first_pair(const Step *s, int piece) {
-    int64_t all = s->batch->contrastive.rows, before = 0, pieces = s->setup->pieces;
+    int64_t all = s->batch->contrastive.rows, before = 0, pieces = s->setup.pieces;
     if (s->batch->parts > 1) {
         all = s->batch->all_rows[OBJECTIVE_CONTRASTIVE];
         before = batch_share(all, s->batch->part, s->batch->parts);
@@ -54,39 +55,69 @@ static int64_t first_pair(const Step *s, int piece) {
     return batch_share(all, piece, pieces) - before;
 }
 
-// Forward, and backward where the tape records.
+// Forward, and backward where the tape records. Losses are read behind it: small outputs stay until the reset.
 static void run_piece(Step *s, int piece, const Batch *batch, const JointPass *pass) {
-    Tape *t = s->setup->tape;
-    PieceLoss *out = &s->pieces[piece];
+    Tape *t = s->setup.tape;
     tape_reset(t);
-    JointLoss loss = joint_loss(t, s->setup->joint, batch, pass);
+    JointLoss loss = joint_loss(t, s->setup.joint, batch, pass);
     if (failed(s)) return;
-    for (int o = 0; o < OBJECTIVES; o++)
-        if (loss.mean[o]) out->mean[o] = read_scalar(t, loss.mean[o]);
     if (loss.total && tape_recording(t)) tape_backward(t, loss.total, ALL_GRADIENTS);
+    for (int o = 0; o < OBJECTIVES; o++) {
+        if (!loss.mean[o]) continue;
+        if (s->setup.gate)
+            step_gate_loss(s->setup.gate, piece - s->setup.first, (Objective)o, loss.mean[o]);
+        else
+            s->reads[piece].mean[o] = backend_read_start(backend_of(s), loss.mean[o]->data, sizeof(float));
+    }
     failed(s);
 }
 
-// Features of this rank's pairs, piece by piece, into host memory.
+// The losses of own pieces, from where they were left.
+static void read_losses(Step *s) {
+    const StepSetup *setup = &s->setup;
+    int own = setup->end - setup->first;
+    float *judged = setup->gate ? arena_array(s->memory, float, own *OBJECTIVES) : NULL, value = 0;
+    Gate gate = {0};
+    if (setup->gate) step_gate_finish(setup->gate, s->verdict, &gate, judged);
+    s->loss.norm = gate.norm;
+    for (int i = 0; i < own; i++)
+        for (int o = 0; o < OBJECTIVES; o++) {
+            BackendRead *read = s->reads[setup->first + i].mean[o];
+            if (read) backend_read_finish(backend_of(s), read, &value);
+            double *mean = &s->pieces[setup->first + i].mean[o];
+            if (read) *mean = (double)value;
+            if (judged) *mean += (double)judged[i * OBJECTIVES + o];
+        }
+}
+
+// Of a piece's pairs, into host memory from row `row` on.
+static void read_features(Step *s, const Batch *piece, int64_t row) {
+    Tape *t = s->setup.tape;
+    int64_t width = joint_config(s->setup.joint)->embedding;
+    Tensor *image_features, *text_features;
+    backend_sequence_begin(backend_of(s), "features of pairs");
+    joint_pair_features(t, s->setup.joint, piece, &s->pass, &image_features, &text_features);
+    if (!failed(s)) {
+        tape_read(t, image_features, s->images + row * width);
+        tape_read(t, text_features, s->texts + row * width);
+    }
+    backend_sequence_end(backend_of(s));
+}
+
+// Features of this rank's pairs, piece by piece.
 static void cache_features(Step *s) {
-    Tape *t = s->setup->tape;
+    Tape *t = s->setup.tape;
     bool recording = tape_recording(t);
-    int64_t width = joint_config(s->setup->joint)->embedding;
+    int64_t width = joint_config(s->setup.joint)->embedding;
     size_t bytes = (size_t)(s->batch->contrastive.rows * width) * sizeof(float);
     s->images = arena_zeroed(s->memory, bytes); // a rank that fails has something to bring all the same
     s->texts = arena_zeroed(s->memory, bytes);
     tape_set_recording(t, false);
-    for (int i = s->setup->first; i < s->setup->end && !failed(s); i++) {
+    for (int i = s->setup.first; i < s->setup.end && !failed(s); i++) {
         ArenaMark mark = arena_mark(s->memory);
         Batch piece = piece_of(s, i);
-        Tensor *image_features, *text_features;
         tape_reset(t);
-        if (piece.contrastive.rows) {
-            joint_pair_features(t, s->setup->joint, &piece, &s->pass, &image_features, &text_features);
-            if (failed(s)) break;
-            tape_read(t, image_features, s->images + first_pair(s, i) * width);
-            tape_read(t, text_features, s->texts + first_pair(s, i) * width);
-        }
+        if (piece.contrastive.rows) read_features(s, &piece, first_pair(s, i));
         arena_rewind(s->memory, mark);
     }
     tape_set_recording(t, recording);
@@ -94,10 +125,10 @@ static void cache_features(Step *s) {
 
 // The loss over the pairs of all ranks; features of the own pairs become their gradients.
 static void pair_gradients(Step *s) {
-    const StepSetup *setup = s->setup;
+    const StepSetup *setup = &s->setup;
     Tape *t = setup->tape;
     bool recording = tape_recording(t);
-    int64_t all = s->loss->count[OBJECTIVE_CONTRASTIVE], *rows = arena_array(s->memory, int64_t, setup->pieces);
+    int64_t all = s->loss.count[OBJECTIVE_CONTRASTIVE], *rows = arena_array(s->memory, int64_t, setup->pieces);
     for (int i = 0; i < setup->pieces; i++)
         rows[i] = batch_share(all, i + 1, setup->pieces) - batch_share(all, i, setup->pieces);
     int own = setup->end - setup->first;
@@ -122,9 +153,9 @@ static void pair_gradients(Step *s) {
 }
 
 static void run_pieces(Step *s) {
-    const StepSetup *setup = s->setup;
+    const StepSetup *setup = &s->setup;
     int64_t width = joint_config(setup->joint)->embedding;
-    bool pairs = s->loss->count[OBJECTIVE_CONTRASTIVE] > 0 && setup->pieces > 1;
+    bool pairs = s->loss.count[OBJECTIVE_CONTRASTIVE] > 0 && setup->pieces > 1;
     if (pairs) {
         double begin = trace_now();
         cache_features(s);
@@ -139,6 +170,8 @@ static void run_pieces(Step *s) {
         ArenaMark mark = arena_mark(s->memory);
         Batch piece = piece_of(s, i);
         JointPass pass = s->pass;
+        backend_sequence_begin(backend_of(s), recording ? "training step" : "losses");
+        if (setup->gate && i == setup->first) step_gate_begin(setup->gate);
         if (pairs && recording) {
             pass.image_gradient = s->images + first_pair(s, i) * width;
             pass.text_gradient = s->texts + first_pair(s, i) * width;
@@ -149,6 +182,7 @@ static void run_pieces(Step *s) {
         if (recording) gradients_begin_piece(setup->gradients, i - setup->first);
         if (!failed(s)) run_piece(s, i, &piece, &pass);
         if (recording) gradients_end_piece(setup->gradients);
+        if (!setup->gate || i + 1 < setup->end) backend_sequence_end(backend_of(s)); // else step_send does
         arena_rewind(s->memory, mark);
     }
 }
@@ -158,15 +192,15 @@ static void run_pieces(Step *s) {
 static void run_rows(Step *s, PipelineMode mode, const PipelineMicrobatch *microbatches, PipelineResult *results,
                      const int64_t *first_pairs) {
     Error error;
-    if (!pipeline_run(s->setup->pipeline, mode, microbatches, results, first_pairs, s->images, s->texts, &error) &&
-        !s->error->kind)
-        *s->error = error;
+    if (!pipeline_run(s->setup.pipeline, mode, microbatches, results, first_pairs, s->images, s->texts, &error) &&
+        !s->error.kind)
+        s->error = error;
 }
 
 // What is formed on the stage of the last part: features of all microbatches, then their loss and gradients, which the
 // microbatches get.
 static void run_pairs(Step *s, PipelineMicrobatch *microbatches, PipelineResult *results) {
-    const StepSetup *setup = s->setup;
+    const StepSetup *setup = &s->setup;
     int count = setup->end - setup->first;
     bool last = pipeline_has_last(setup->pipeline);
     int64_t width = joint_config(setup->joint)->embedding, *at = arena_array(s->memory, int64_t, count);
@@ -194,14 +228,14 @@ static void run_pairs(Step *s, PipelineMicrobatch *microbatches, PipelineResult 
 }
 
 static void run_stage(Step *s) {
-    const StepSetup *setup = s->setup;
+    const StepSetup *setup = &s->setup;
     int count = setup->end - setup->first;
     bool recording = tape_recording(setup->tape);
     PipelineMicrobatch *microbatches = arena_array(s->memory, PipelineMicrobatch, count);
     PipelineResult *results = arena_array(s->memory, PipelineResult, count);
     for (int i = 0; i < count; i++)
         microbatches[i] = (PipelineMicrobatch){.batch = piece_of(s, setup->first + i), .pass = s->pass};
-    if (s->loss->count[OBJECTIVE_CONTRASTIVE] > 0 && setup->pieces > 1) run_pairs(s, microbatches, results);
+    if (s->loss.count[OBJECTIVE_CONTRASTIVE] > 0 && setup->pieces > 1) run_pairs(s, microbatches, results);
     if (recording) gradients_begin_step(setup->gradients, count);
     run_rows(s, recording ? PIPELINE_TRAIN : PIPELINE_LOSSES, microbatches, results, NULL);
     for (int i = 0; i < count; i++)
@@ -212,46 +246,76 @@ static void run_stage(Step *s) {
 
 // Every rank adds up the losses of all pieces, in their order.
 static bool add_losses(Step *s) {
-    const StepSetup *setup = s->setup;
+    const StepSetup *setup = &s->setup;
     const JointConfig *c = joint_config(setup->joint);
     bool ok = true;
     PieceLoss *own = s->pieces + setup->first;
-    if (s->error->kind && setup->first < setup->end) own->failed = 1;
+    if (s->error.kind && setup->first < setup->end) own->failed = 1;
     if (setup->pipeline) // each number is formed on one stage, and 0 on the others
         comm_all_reduce(setup->stages, own, (setup->end - setup->first) * (int64_t)(sizeof *own / sizeof(double)),
                         COMM_F64, COMM_SUM, COMM_ORDERED, "losses of stages");
     comm_all_gather(setup->data, s->pieces, own, setup->pieces, sizeof *s->pieces, "losses");
     for (int i = 0; i < setup->pieces; i++) {
-        for (int o = 0; o < OBJECTIVES; o++) s->loss->mean[o] += s->pieces[i].mean[o];
+        for (int o = 0; o < OBJECTIVES; o++) s->loss.mean[o] += s->pieces[i].mean[o];
         ok &= s->pieces[i].failed == 0;
     }
     for (int o = 0; o < OBJECTIVES; o++)
-        if (s->loss->count[o]) s->loss->total += c->weight[o] * s->loss->mean[o];
-    if (!ok && !s->error->kind) error_set(s->error, ERROR_FAILED, "another rank could not do its part of the step");
+        if (s->loss.count[o]) s->loss.total += c->weight[o] * s->loss.mean[o];
+    if (!ok && !s->error.kind) error_set(&s->error, ERROR_FAILED, "another rank could not do its part of the step");
+    return ok;
+}
+
+StepUnderWay *step_start(const StepSetup *setup, const Batch *batch) {
+    Arena *memory = arena_new(1 << 20);
+    Step *s = arena_zeroed(memory, sizeof *s);
+    *s = (Step){.setup = *setup, .batch = batch, .memory = memory};
+    joint_counts(joint_config(setup->joint), batch, s->loss.count);
+    comm_all_reduce(setup->data, s->loss.count, OBJECTIVES, COMM_I64, COMM_SUM, COMM_FAST, "counts");
+    s->pass = (JointPass){.seed = setup->seed,
+                          .training = tape_recording(setup->tape),
+                          .global_count = s->loss.count,
+                          .trace = setup->trace};
+    s->pieces = arena_array(memory, PieceLoss, setup->pieces);
+    s->reads = arena_array(memory, PieceReads, setup->pieces);
+    check(!setup->gate || (!setup->pipeline && comm_size(setup->data) == 1 && setup->end > setup->first));
+    if (setup->pipeline)
+        run_stage(s);
+    else
+        run_pieces(s);
+    parameters_meet(joint_parameters(setup->joint));
+    return s;
+}
+
+bool step_failed(const StepUnderWay *s) { return s->error.kind != 0; }
+
+void step_send(StepUnderWay *s) {
+    s->verdict = step_gate_read(s->setup.gate);
+    backend_sequence_end(backend_of(s));
+}
+
+static void forget(Step *s) {
+    for (int i = 0; i < s->setup.pieces; i++)
+        for (int o = 0; o < OBJECTIVES; o++) backend_read_finish(backend_of(s), s->reads[i].mean[o], NULL);
+    if (s->verdict) step_gate_finish(s->setup.gate, s->verdict, NULL, NULL);
+}
+
+bool step_finish(StepUnderWay *s, StepLoss *loss, Error *error) {
+    bool ok = true;
+    if (loss) {
+        read_losses(s);
+        ok = add_losses(s);
+        *loss = s->loss;
+        *error = s->error;
+    } else {
+        forget(s);
+    }
+    arena_free(s->memory);
     return ok;
 }
 
 bool step_run(const StepSetup *setup, const Batch *batch, StepLoss *loss, Error *error) {
-    bool recording = tape_recording(setup->tape);
-    *loss = (StepLoss){0};
-    *error = (Error){0};
-    joint_counts(joint_config(setup->joint), batch, loss->count);
-    comm_all_reduce(setup->data, loss->count, OBJECTIVES, COMM_I64, COMM_SUM, COMM_FAST, "counts");
-    Step s = {.setup = setup,
-              .batch = batch,
-              .pass = {.seed = setup->seed, .training = recording, .global_count = loss->count, .trace = setup->trace},
-              .memory = arena_new(1 << 20),
-              .loss = loss,
-              .error = error};
-    s.pieces = arena_array(s.memory, PieceLoss, setup->pieces);
-    if (setup->pipeline)
-        run_stage(&s);
-    else
-        run_pieces(&s);
-    parameters_meet(joint_parameters(setup->joint));
-    bool ok = add_losses(&s);
-    arena_free(s.memory);
-    return ok;
+    check(!setup->gate && "the host judges");
+    return step_finish(step_start(setup, batch), loss, error);
 }
 
 void step_check_finite(const StepSetup *setup, bool on) {

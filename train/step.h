@@ -4,11 +4,13 @@
 #pragma once
 #include "fusion/joint.h"
 #include "train/pipeline.h"
+#include "train/step_gate.h"
 
 typedef struct StepLoss {
     double total;              // what was minimised
     double mean[OBJECTIVES];   // each objective's own mean; meaningless where count is 0
     int64_t count[OBJECTIVES]; // target tokens, pairs, masked patches
+    double norm;               // of the gradients, where the device forms it (StepSetup.gate); else 0
 } StepLoss;
 
 typedef struct StepSetup { // what stays from step to step; all borrowed
@@ -20,6 +22,7 @@ typedef struct StepSetup { // what stays from step to step; all borrowed
     Comm *stages;           // its group
     Comm *data;             // the ranks that share out the pieces; NULL: alone
     int pieces, first, end; // of a step, over all data ranks; this rank's own: [first, end)
+    StepGate *gate;         // where the device is to judge a step; NULL: the host does
     uint64_t seed;
     Trace *trace; // may be NULL
 } StepSetup;
@@ -27,6 +30,16 @@ typedef struct StepSetup { // what stays from step to step; all borrowed
 // Collective over `data` and `stages`. The batch is the part of the step that this rank's pieces lie in. False on every
 // rank of both where something is wrong on one of them, with the tape's message there.
 bool step_run(const StepSetup *, const Batch *, StepLoss *, Error *);
+
+// The same in parts, with a gate, so that steps may follow each other without the host's waiting. The batch is used
+// until step_start returns; behind it comes the update, unless step_failed, then in any case step_send.
+typedef struct StepUnderWay StepUnderWay;
+StepUnderWay *step_start(const StepSetup *, const Batch *);
+bool step_failed(const StepUnderWay *); // something was wrong before the device came to it
+void step_send(StepUnderWay *);         // all of the step is on its way
+// Waits for its losses, and frees it; loss NULL: frees it. They may be other than finite: then nothing was updated.
+bool step_finish(StepUnderWay *, StepLoss *, Error *);
+
 // For a step that goes wrong, run again: tape_check_finite and tape_not_finite of whatever runs the model.
 void step_check_finite(const StepSetup *, bool on);
 const char *step_not_finite(const StepSetup *);
