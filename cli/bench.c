@@ -1,5 +1,5 @@
-/* bifocal bench: ops | train | loader | comm | checkpoint | contrastive. Every figure stands beside the machine's
- * limit, or a peer's in the same run. */
+/* bifocal bench: ops | train | generate | loader | comm | checkpoint | contrastive. Every figure stands beside the
+ * machine's limit, or a peer's in the same run. */
 #include "base/json.h"
 #include "base/log.h"
 #include "cli/commands.h"
@@ -170,16 +170,17 @@ int bench_train_main(int argc, char **argv) {
 }
 
 int bench_main(int argc, char **argv) {
-    static const char *const names[] = {"ops", "train", "loader", "comm", "checkpoint", "contrastive"};
-    static int (*const acts[])(int, char **) = {bench_ops_main,  bench_train_main,      bench_loader_main,
-                                                bench_comm_main, bench_checkpoint_main, bench_contrastive_main};
+    static const char *const names[] = {"ops", "train", "loader", "comm", "checkpoint", "contrastive", "generate"};
+    static int (*const acts[])(int, char **) = {bench_ops_main,     bench_train_main,      bench_loader_main,
+                                                bench_comm_main,    bench_checkpoint_main, bench_contrastive_main,
+                                                bench_generate_main};
     enum { ACTS = sizeof names / sizeof *names };
     for (int i = 0; argc > 1 && i < ACTS; i++)
         if (!strcmp(argv[1], names[i])) return acts[i](argc - 1, argv + 1);
     bool help = argc > 1 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h"));
     Error error = {0};
     if (argc < 2 || help)
-        fputs("usage: bifocal bench ops | train | loader | comm | checkpoint | contrastive [--help]\n",
+        fputs("usage: bifocal bench ops | train | loader | comm | checkpoint | contrastive | generate [--help]\n",
               help ? stdout : stderr);
     else
         option_unknown(&error, "act", argv[1], names, ACTS, "bench --help"),

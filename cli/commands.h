@@ -20,6 +20,7 @@ int plan_trace_main(int argc, char **argv);
 int bench_main(int argc, char **argv);
 int bench_ops_main(int argc, char **argv);
 int bench_train_main(int argc, char **argv);
+int bench_generate_main(int argc, char **argv);
 int bench_comm_main(int argc, char **argv);
 int bench_contrastive_main(int argc, char **argv);
 int bench_loader_main(int argc, char **argv);

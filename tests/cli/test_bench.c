@@ -35,8 +35,28 @@ static void the_checkpoint_bench_says_what_a_save_holds(void **state) {
     temporary_free(folder);
 }
 
+static void the_benches_of_training_and_generation_count_what_a_model_must_do(void **state) {
+    (void)state;
+    json_t *r = command_json(0, "/",
+                             WORDS("bench", "train", "--preset", "nanochar", "--iterations", "1", "--rounds", "1",
+                                   "--threads", "1", "--memory", "1", "--json"));
+    double tokens = 12 * 64, products = 4 * 12 * 128 * 128 + 65 * 128, attention = 4 * 2 * 128 * 65;
+    assert_true(number_of(r, "model_flop") == 3 * tokens * (2 * products + attention));
+    assert_true(number_of(r, "median_ms") > 0 && number_of(r, "per_second") > 0);
+    json_decref(r);
+    r = command_json(0, "/",
+                     WORDS("bench", "generate", "--preset", "nanochar", "--tokens", "5", "--prompt", "3", "--batch",
+                           "2", "--rounds", "1", "--threads", "1", "--json"));
+    assert_true(number_of(r, "per_second") > 0 && number_of(r, "share") > 0);
+    json_decref(r);
+    assert_refuses(2, "no language model", "/", "bench", "generate", "--preset", "vit_ti");
+    assert_refuses(2, "computed again", "/", "bench", "train", "--preset", "nanochar", "--memory", "0.001");
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(the_contrastive_bench_prints_speed_and_memory),
-                                       cmocka_unit_test(the_checkpoint_bench_says_what_a_save_holds)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_contrastive_bench_prints_speed_and_memory),
+        cmocka_unit_test(the_benches_of_training_and_generation_count_what_a_model_must_do),
+        cmocka_unit_test(the_checkpoint_bench_says_what_a_save_holds)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -5,6 +5,7 @@
  *   gpu_step [--device cpu|cuda] [--tiny] [--only NAME] [--memory GIB] [--seconds S] */
 #include "base/clock.h"
 #include "kernels/bench_ops.h"
+#include "train/bench_generate.h"
 #include "train/bench_train.h"
 #include <getopt.h>
 #include <stdio.h>
@@ -77,6 +78,47 @@ static bool run_row(const Arguments *a, const Row *row, double peak, Log *log) {
     return false;
 }
 
+// ---- generation ----
+
+typedef struct Speech {
+    const char *row, *preset;
+    int batch;
+    double goal; // share of the bandwidth; 0: none
+} Speech;
+
+static const Speech speeches[] = {
+    {"generate_124m_1", "gpt2_124m", 1, 0.70},
+    {"generate_124m_64", "gpt2_124m", 64, 0},
+    {"generate_1558m_1", "gpt2_1558m", 1, 0.70},
+    {"generate_1558m_64", "gpt2_1558m", 64, 0},
+};
+
+static bool run_speech(const Arguments *a, const Speech *s, Log *log) {
+    Error error = {0};
+    BenchGenerateResult r;
+    BenchGenerateOptions options = {.preset = s->preset, .shrink = a->tiny, .precision = BF16, .device = a->device};
+    options.batch = s->batch, options.rounds = a->tiny ? 1 : 3;
+    options.prompt = a->tiny ? 4 : 32, options.tokens = a->tiny ? 8 : 256;
+    char goal[16] = "null";
+    if (a->only && strcmp(a->only, s->row) != 0) return true;
+    if (s->goal > 0) snprintf(goal, sizeof goal, "%.2f", s->goal);
+    if (!bench_generate(&options, &r, log, &error)) {
+        fprintf(stderr, "%s: %s\n", s->row, error.message);
+        return false;
+    }
+    printf(
+        "{\"row\": \"%s\", \"unit\": \"tokens\", \"batch\": %d, \"prompt\": %lld, \"tokens\": %lld, \"seconds\": %.6g, "
+        "\"per_second\": %.6g, \"bytes_a_token\": %.6g, \"bandwidth_share\": %.4f, \"goal_share\": %s, \"goal_met\": "
+        "%s}\n",
+        s->row, s->batch, (long long)options.prompt, (long long)options.tokens, r.seconds, r.per_second, r.bytes,
+        r.share, goal,
+        s->goal <= 0         ? "null"
+        : r.share >= s->goal ? "true"
+                             : "false");
+    fflush(stdout);
+    return true;
+}
+
 static bool parse(Arguments *a, int argc, char **argv) {
     static const struct option options[] = {
         {"device", required_argument, 0, 'd'},  {"tiny", no_argument, 0, 't'},
@@ -126,6 +168,7 @@ int main(int argc, char **argv) {
     double peak = measure_peak(&a, log);
     bool ok = peak > 0;
     for (size_t i = 0; peak > 0 && i < sizeof rows / sizeof *rows; i++) ok &= run_row(&a, &rows[i], peak, log);
+    for (size_t i = 0; peak > 0 && i < sizeof speeches / sizeof *speeches; i++) ok &= run_speech(&a, &speeches[i], log);
     log_free(log);
     return peak <= 0 ? 77 : !ok;
 }

@@ -3,6 +3,7 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/dry.h"
 #include "tests/support/test.h"
+#include "train/bench_generate.h"
 #include "train/bench_model.h"
 #include "train/bench_train.h"
 #include <math.h>
@@ -107,12 +108,31 @@ static void memory_says_how_much_is_computed_again(void **state) {
     assert_non_null(strstr(error.message, "gpt2_124m"));
 }
 
+static void generation_is_held_against_the_bytes_it_reads(void **state) {
+    (void)state;
+    BenchGenerateOptions o = {.preset = "gpt2_124m", .shrink = true, .precision = F32, .threads = 1, .batch = 3};
+    BenchGenerateResult r;
+    Error error = {0};
+    o.prompt = 4, o.tokens = 9, o.rounds = 1;
+    assert_done(bench_generate(&o, &r, NULL, &error), &error);
+    // 2 blocks of 12 C^2, 97 words; the cache holds 4 to 12 positions, 8 on average, 2 C wide in each block
+    assert_true(r.bytes == 4 * (2 * 12 * 32 * 32 + 97 * 32 + 3 * 2 * 8 * 2 * 32));
+    assert_true(r.seconds > 0 && r.share > 0 && r.copy_gbytes > 0);
+    assert_true(fabs(r.per_second * r.seconds - 27) < 1e-6);
+    o.tokens = 100;
+    assert_false(bench_generate(&o, &r, NULL, &error));
+    assert_non_null(strstr(error.message, "context of 24"));
+    o.preset = "vit_ti";
+    assert_false(bench_generate(&o, &r, NULL, &error));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(models_have_the_published_number_of_parameters),
         cmocka_unit_test(flop_are_the_published_ones),
         cmocka_unit_test(every_kind_of_step_runs),
         cmocka_unit_test(pieces_add_up_to_the_loss_of_the_step),
+        cmocka_unit_test(generation_is_held_against_the_bytes_it_reads),
         cmocka_unit_test(memory_says_how_much_is_computed_again),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
