@@ -10,6 +10,7 @@ extern "C" {
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <vector>
 
 static constexpr uintptr_t APART = static_cast<uintptr_t>(0x5a) << 56;
 static constexpr int GPUS = 2;
@@ -100,6 +101,23 @@ template <auto Field> static void take(Backend *b, const Backend *cpu) {
 }
 #define TAKE(name) take<&Backend::name>(b, cpu)
 
+// ---- kernels with tables of memory, which the host writes ----
+
+static void adamw_parts(Backend *b, const AdamWPart *parts, int count, const AdamW *rule, const Gate *gate) {
+    std::vector<AdamWPart> own(parts, parts + count);
+    for (AdamWPart &p : own) {
+        p.parameter = device(p.parameter), p.m = device(p.m), p.v = device(p.v), p.shadow = device(p.shadow);
+        p.gradient = device(p.gradient);
+    }
+    cpu_of(b)->adamw_parts(cpu_of(b), own.data(), count, rule, device(gate));
+}
+
+static void sum_squares(Backend *b, double *out, const FloatSpan *spans, int count, const float *finite, int64_t n) {
+    std::vector<FloatSpan> own(spans, spans + count);
+    for (FloatSpan &s : own) s.x = device(s.x);
+    cpu_of(b)->sum_squares(cpu_of(b), device(out), own.data(), count, device(finite), n);
+}
+
 // ---- memory ----
 
 static void *allocate(void *backend, size_t bytes) {
@@ -145,7 +163,8 @@ static void take_kernels(Backend *b, const Backend *cpu) {
     TAKE(masked_patch_mse_forward), TAKE(masked_patch_mse_backward), TAKE(attention_forward), TAKE(attention_backward);
     TAKE(cross_entropy_forward), TAKE(cross_entropy_combine), TAKE(cross_entropy_backward), TAKE(clip_sums);
     TAKE(clip_logsumexp), TAKE(clip_losses), TAKE(clip_gradient), TAKE(siglip_sums), TAKE(siglip_gradient);
-    TAKE(sum_rows), TAKE(adamw);
+    TAKE(sum_rows), TAKE(gate);
+    b->adamw_parts = adamw_parts, b->sum_squares = sum_squares;
 }
 
 // A kernel that is new in backend.h would be missing here only when it is called.
