@@ -104,7 +104,7 @@ bool bench_generate(const BenchGenerateOptions *o, BenchGenerateResult *out, Log
     for (int i = 0; ok && i < rounds; i++) ok = (seconds[i] = speak(&b, error)) >= 0;
     if (ok) {
         qsort(seconds, (size_t)rounds, sizeof *seconds, by_value);
-        double median = seconds[rounds / 2], copy = bench_peak(b.backend, o->shrink ? 0.001 : 0.1).copy;
+        double median = seconds[rounds / 2], copy = o->shrink ? 1 : bench_peak(b.backend, 0.1).copy;
         *out = (BenchGenerateResult){.seconds = median,
                                      .per_second = (double)o->batch * (double)o->tokens / median,
                                      .bytes = bytes_of_token(&b),

@@ -6,7 +6,7 @@
 
 typedef struct BenchGenerateOptions {
     const char *preset; // of a language model: see bench_presets
-    bool shrink;        // bench_preset_shrink
+    bool shrink;        // bench_preset_shrink; the memory is then taken for one of 1 GB/s
     Dtype precision;
     Device device;
     int threads;            // 0: one per core

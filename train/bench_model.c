@@ -5,18 +5,29 @@
 #include "train/gradients.h"
 #include "train/step.h"
 #include "train/synthetic.h"
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_PIECES = 64, MOST_INPUTS = 8, DRAWN = 1000003 }; // numbers drawn before they come again: prime, no row's
+enum {
+    MOST_PIECES = 64,
+    MOST_INPUTS = 8,
+    MOST_UNDER_WAY = 2, // steps
+    DRAWN = 1000003,    // numbers drawn before they come again: prime, no row's
+};
 
 typedef struct Shared { // of a joint model
     TrainConfig config;
     SourceConfig sources[2];
     Joint *joint;
-    Gradients *gradients;
     Batch batch;
 } Shared;
+
+typedef struct UnderWay { // a step
+    StepUnderWay *joint;
+    BackendRead *read; // of the gate
+    double loss;       // where the host judged it
+} UnderWay;
 
 struct BenchModel {
     BenchPreset preset;
@@ -35,7 +46,11 @@ struct BenchModel {
     int32_t *keep, *masked;                                     // of mae, on the host
     Tensor *inputs[MOST_INPUTS];                                // all of them, to be released
     int input_count;
-    Shared *shared; // NULL: not a joint one
+    Gradients *gradients;
+    StepGate *gate; // NULL: the host judges
+    UnderWay steps[MOST_UNDER_WAY];
+    int started, finished; // steps
+    Shared *shared;        // NULL: not a joint one
 };
 
 // ---- inputs ----
@@ -168,31 +183,56 @@ static Tensor *loss_of_piece(BenchModel *m) {
     check_failed("a preset of its own", __FILE__, __LINE__);
 }
 
-static bool own_step(BenchModel *m, double *loss, double *norm, Error *error) {
-    BackendRead *reads[MOST_PIECES];
-    int64_t pieces = m->preset.pieces, started = 0;
-    *loss = 0;
-    parameters_begin_step(m->parameters);
-    for (int64_t i = 0; i < pieces && !tape_error(m->tape); i++) {
+// Forward and backward over all pieces; what the host wants of their losses is read behind it.
+static void run_pieces(BenchModel *m, BackendRead **reads) {
+    int pieces = (int)m->preset.pieces;
+    gradients_begin_step(m->gradients, pieces);
+    for (int i = 0; i < pieces; i++) {
+        gradients_begin_piece(m->gradients, i);
         tape_reset(m->tape);
         Tensor *mean = loss_of_piece(m);
-        if (mean) reads[started++] = backend_read_start(m->backend, mean->data, sizeof(float));
+        if (mean && m->gate) step_gate_loss(m->gate, i, OBJECTIVE_LM, mean);
+        if (mean && !m->gate) reads[i] = backend_read_start(m->backend, mean->data, sizeof(float));
         if (mean) tape_backward(m->tape, mean, ALL_GRADIENTS);
+        gradients_end_piece(m->gradients);
+        if (tape_error(m->tape)) return;
     }
-    parameters_end_backward(m->parameters);
-    *norm = parameters_gradient_norm(m->parameters);
-    for (int64_t i = 0; i < started; i++) {
-        float part = 0;
-        backend_read_finish(m->backend, reads[i], &part);
-        *loss += (double)part;
+}
+
+static double sum_of(BenchModel *m, BackendRead **reads) {
+    double loss = 0;
+    for (int64_t i = 0; i < m->preset.pieces; i++) {
+        float part = NAN;
+        if (reads[i]) backend_read_finish(m->backend, reads[i], &part);
+        loss += (double)part;
     }
-    return !tape_error(m->tape) || error_set(error, ERROR_FAILED, "%s", tape_error(m->tape));
+    return loss;
+}
+
+static bool start_own(BenchModel *m, UnderWay *w, Optimizer *optimizer, int64_t number, double clip, Error *error) {
+    BackendRead *reads[MOST_PIECES] = {0};
+    backend_sequence_begin(m->backend, "step");
+    if (m->gate) step_gate_begin(m->gate);
+    run_pieces(m, reads);
+    bool ok = !tape_error(m->tape) || error_set(error, ERROR_FAILED, "%s", tape_error(m->tape));
+    if (ok && m->gate) {
+        const Gate *verdict = step_gate_close(m->gate, m->gradients, clip);
+        if (optimizer) optimizer_step_gated(optimizer, number, verdict);
+        w->read = step_gate_read(m->gate);
+    } else if (ok) {
+        double norm = gradients_norm(m->gradients);
+        if (optimizer) optimizer_step(optimizer, number, norm);
+    }
+    backend_sequence_end(m->backend);
+    if (!m->gate) w->loss = sum_of(m, reads);
+    return ok;
 }
 
 static bool open_own(BenchModel *m, Error *error) {
     m->parameters = parameters_new(m->backend, NULL);
     if (!declare(m, error) || !parameters_finish(m->parameters, m->compute, 1, error)) return false;
     m->tape = tape_new(m->backend, true);
+    m->gradients = gradients_new(m->parameters, m->tape, NULL);
     draw_inputs(m);
     return true;
 }
@@ -237,24 +277,37 @@ static bool open_joint(BenchModel *m, Error *error) {
     if (!m->shared->joint) return false;
     m->parameters = joint_parameters(m->shared->joint);
     m->tape = tape_new(m->backend, true);
-    m->shared->gradients = gradients_new(m->parameters, m->tape, NULL);
+    m->gradients = gradients_new(m->parameters, m->tape, NULL);
     joint_batch(m);
     return true;
 }
 
-static bool joint_step(BenchModel *m, double *loss, double *norm, Error *error) {
+static bool start_joint(BenchModel *m, UnderWay *w, Optimizer *optimizer, int64_t number, double clip, Error *error) {
     Shared *s = m->shared;
     StepLoss out;
     StepSetup setup = {.tape = m->tape,
                        .joint = s->joint,
-                       .gradients = s->gradients,
+                       .gradients = m->gradients,
                        .pieces = (int)m->preset.pieces,
                        .end = (int)m->preset.pieces,
+                       .gate = m->gate,
                        .seed = 1};
-    if (!step_run(&setup, &s->batch, &out, error)) return false;
-    *norm = gradients_norm(s->gradients);
-    *loss = out.total;
-    return true;
+    if (m->gate) {
+        w->joint = step_start(&setup, &s->batch);
+        const Gate *verdict = step_failed(w->joint) ? NULL : step_gate_close(m->gate, m->gradients, clip);
+        if (verdict && optimizer) optimizer_step_gated(optimizer, number, verdict);
+        step_send(w->joint);
+        return true;
+    }
+    backend_sequence_begin(m->backend, "step");
+    bool ok = step_run(&setup, &s->batch, &out, error);
+    if (ok) {
+        double norm = gradients_norm(m->gradients);
+        if (optimizer) optimizer_step(optimizer, number, norm);
+    }
+    backend_sequence_end(m->backend);
+    w->loss = out.total;
+    return ok;
 }
 
 // ---- both ----
@@ -265,6 +318,8 @@ BenchModel *bench_model_new(Backend *backend, const BenchPreset *p, Dtype comput
     *m = (BenchModel){.preset = *p, .rows = p->batch / p->pieces, .recompute = recompute, .compute = compute};
     m->backend = backend;
     m->memory = arena_new(1 << 20);
+    bool beside = strcmp(backend->name, "cpu") != 0 && !backend->dry;
+    m->gate = beside ? step_gate_new(backend, (int)p->pieces) : NULL;
     if (p->kind == BENCH_JOINT ? open_joint(m, error) : open_own(m, error)) return m;
     bench_model_free(m);
     return NULL;
@@ -272,7 +327,11 @@ BenchModel *bench_model_new(Backend *backend, const BenchPreset *p, Dtype comput
 
 void bench_model_free(BenchModel *m) {
     if (!m) return;
-    if (m->shared) gradients_free(m->shared->gradients);
+    double ignored;
+    Error error;
+    while (m->finished < m->started) bench_model_finish(m, &ignored, &error);
+    step_gate_free(m->gate);
+    gradients_free(m->gradients);
     tape_free(m->tape);
     for (int i = 0; i < m->input_count; i++)
         m->backend->release(m->backend, m->inputs[i]->data, tensor_bytes(m->inputs[i]));
@@ -298,6 +357,29 @@ double bench_model_flop(const BenchModel *m) {
     return m->shared ? joint_flop(&m->shared->config.model, &m->shared->batch) : bench_preset_flop(&m->preset);
 }
 
-bool bench_model_step(BenchModel *m, double *loss, double *norm, Error *error) {
-    return m->shared ? joint_step(m, loss, norm, error) : own_step(m, loss, norm, error);
+bool bench_model_start(BenchModel *m, Optimizer *optimizer, int64_t number, double clip, Error *error) {
+    check(m->started - m->finished < MOST_UNDER_WAY);
+    UnderWay *w = &m->steps[m->started % MOST_UNDER_WAY];
+    *w = (UnderWay){0};
+    bool ok =
+        m->shared ? start_joint(m, w, optimizer, number, clip, error) : start_own(m, w, optimizer, number, clip, error);
+    if (ok || w->joint || w->read) m->started++;
+    return ok;
+}
+
+bool bench_model_finish(BenchModel *m, double *loss, Error *error) {
+    check(m->finished < m->started);
+    UnderWay *w = &m->steps[m->finished++ % MOST_UNDER_WAY];
+    StepLoss of_joint;
+    Gate verdict;
+    float means[MOST_PIECES * OBJECTIVES];
+    *loss = w->loss;
+    if (w->joint) {
+        if (!step_finish(w->joint, &of_joint, error)) return false;
+        *loss = of_joint.total;
+    } else if (w->read) {
+        step_gate_finish(m->gate, w->read, &verdict, means);
+        for (int64_t i = 0; i < m->preset.pieces; i++) *loss += (double)means[i * OBJECTIVES + OBJECTIVE_LM];
+    }
+    return true;
 }
