@@ -2,6 +2,7 @@
  * with products of the CPU backend in place of cuBLASLt's. Stands in for cuda_backend_new, so that gpu_check and tests
  * of what lies above run anywhere; with the shim's way of looking at every access. */
 #include "tests/simt/runtime_queue.h"
+#include <cstdio>
 #include <cstring>
 extern "C" {
 #include "kernels/cpu/cpu.h"
@@ -17,6 +18,13 @@ extern "C" const CudaModule bifocal_cuda_module;
 int cuda_count(Error *error) { return bifocal_cuda_module.count(error); }
 Backend *cuda_backend_new(const CudaOptions *options, Log *log, Error *error) {
     return bifocal_cuda_module.open(options, log, error);
+}
+
+bool cuda_module_built(void) { return true; }
+void cuda_describe(int device, char *name, size_t name_size, char *pci, size_t pci_size) {
+    (void)device;
+    if (name_size) snprintf(name, name_size, "the shim");
+    if (pci_size) *pci = 0;
 }
 
 // ---- products ----
