@@ -2,6 +2,7 @@
  * over the keys they see, tile by tile, with a running maximum and sum; scores never leave the block. See
  * attention_tiles.h. */
 #include "kernels/cuda/attention_tiles.h"
+#include "kernels/cuda/attention_decode.h"
 #include "kernels/cuda/attention_mma.h"
 
 template <int D> struct ForwardTiles {
@@ -109,6 +110,7 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS) attention_forward_ke
 
 void cuda_attention_forward(const CudaQueue *queue, void *o, float *lse, const void *q, const void *k, const void *v,
                             const AttentionShape *s, Dtype t) {
+    if (cuda_attention_decode(queue, o, lse, q, k, v, s, t)) return;
     if (cuda_attention_forward_mma(queue, o, lse, q, k, v, s, t)) return;
     AttentionCall c = attention_call(q, k, v, s, t);
     c.lse = lse;

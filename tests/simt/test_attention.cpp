@@ -130,6 +130,33 @@ void tensor_cores(const Case &c) {
 }
 void tensor_cores_agree_for_every_mask(void **) { for_cases("tensor cores", tensor_cores); }
 
+// One query: several chunks of keys, groups of heads of any size, what is seen beginning and ending in any chunk.
+void decode(const Case &c) {
+    if (c.add) return;
+    static const Sizes sizes[] = {
+        {3, 1, 300, 2, 2, 64, false}, {2, 1, 131, 6, 2, 16, false}, {2, 1, 140, 5, 1, 80, false}};
+    for (const Sizes &s : sizes)
+        for (Mask mask : {CAUSAL, RANGES}) compare(c, s, mask);
+    compare(c, {1, 1, 200, 2, 1, 128, false}, RANGES);
+}
+void one_query_agrees(void **) { for_cases("decode", decode); }
+
+// What a cache holds beyond the range is not looked at, and its length leaves the bits alone.
+void filling(const Case &c) {
+    if (c.shift || c.add) return;
+    Problem p = problem(c, {1, 1, 400, 2, 1, 32, false}, RANGES);
+    p.range.i32()[0] = 0, p.range.i32()[1] = 150;
+    for (int64_t i = 150 * p.shape.k_stride; i < p.kv.count(); i++) p.kv.put(i, NAN);
+    Array o(c.t, p.d_o.count()), same(o), lse(F32, 2);
+    p.shape.range = p.range.i32();
+    cuda_attention_forward(QUEUE, o, lse.f32(), p.qkv, p.k(), p.v(), &p.shape, c.t);
+    p.shape.keys = 150, p.shape.range = nullptr;
+    cuda_attention_forward(QUEUE, same, lse.f32(), p.qkv, p.k(), p.v(), &p.shape, c.t);
+    for (int64_t i = 0; i < o.count(); i++) assert_false(std::isnan(o.at(i)));
+    expect_bits(o, same, c.name);
+}
+void a_cache_s_capacity_leaves_the_bits_alone(void **) { for_cases("filling", filling); }
+
 // Gradients that nobody wants are not touched.
 void parts(const Case &c) {
     if (c.shift || c.add) return;
@@ -166,6 +193,8 @@ int main() {
         cmocka_unit_test(every_mask_agrees),
         cmocka_unit_test(every_head_size_agrees),
         cmocka_unit_test(tensor_cores_agree_for_every_mask),
+        cmocka_unit_test(one_query_agrees),
+        cmocka_unit_test(a_cache_s_capacity_leaves_the_bits_alone),
         cmocka_unit_test(each_gradient_may_be_asked_for_alone),
         cmocka_unit_test(nan_reaches_the_queries_that_see_it),
     };
