@@ -1,6 +1,9 @@
 /* bifocal plan: what a run on so many processes would look like. */
 #include "cli/commands.h"
 #include "cli/options.h"
+#include "kernels/device.h"
+#include "kernels/gpus.h"
+#include "train/device_fit.h"
 #include "train/plan.h"
 #include <stdio.h>
 #include <string.h>
@@ -10,21 +13,27 @@ enum { MOST_RANKS = 1 << 20, MOST_SETTINGS = 256 };
 typedef struct Arguments {
     const char *config, *settings[MOST_SETTINGS];
     int n_settings, ranks; // ranks 0: what the config asks for
+    char gpu[64];          // what --gpu names; "": nothing
+    double memory;         // bytes of the GPU; 0: not given
     int status;            // -1: go on
 } Arguments;
 
 static void usage(FILE *out) {
     fputs(
-        "usage: bifocal plan CONFIG [section.key=value]... [--ranks N]\n"
+        "usage: bifocal plan CONFIG [section.key=value]... [--ranks N] [--gpu NAME] [--memory GB]\n"
         "       bifocal plan stages CONFIG [section.key=value]... --stages P [options]\n"
         "       bifocal plan schedule --stages P --microbatches M --schedule S [options]\n"
         "       bifocal plan step CONFIG [section.key=value]... --ranks N [options]\n"
         "       bifocal plan estimate --layers L --width H [options]\n\n"
         "  CONFIG              YAML file of a training run; its data need not be there\n"
         "  section.key=value   as for bifocal train\n"
-        "  --ranks N           processes; otherwise as many as parallel.* asks for\n\n"
+        "  --ranks N           processes; otherwise as many as parallel.* asks for\n"
+        "  --gpu NAME          what a GPU would hold: h100, a100, l40s, ..., or NAME:GIB; with device=cuda: h100\n"
+        "  --memory GB         that it has, in 1e9 bytes\n\n"
         "Prints the place of every process, the stages of a pipeline, what a process takes in memory, its share of a\n"
-        "step and what it sends to others; starts nothing. Exit status 2 where the sizes do not fit.\n"
+        "step and what it sends to others; starts nothing. For a GPU: all that it would hold, part by part, whether "
+        "it\n"
+        "fits, and the largest microbatch that does. Exit status 2 where the sizes do not fit together.\n"
         "`bifocal plan stages --help`: what the units of a model cost, and how they are cut into stages;\n"
         "`bifocal plan schedule --help`: pipelines;\n"
         "`bifocal plan step --help`: time of a step and memory of its stages on a cluster;\n"
@@ -49,31 +58,111 @@ static void take_words(Arguments *a, int argc, char **argv) {
     if (a->status < 0 && !a->config) a->status = wrong("CONFIG is missing", "");
 }
 
+static bool take_gpu(Arguments *a, const char *text, Error *error) {
+    const char *colon = strrchr(text, ':');
+    double gib = 0;
+    snprintf(a->gpu, sizeof a->gpu, "%.*s", (int)(colon ? colon - text : (long)strlen(text)), text);
+    if (colon && !option_number(colon + 1, 0.1, 1e6, "--gpu NAME:GIB", &gib, error)) return false;
+    if (colon) a->memory = gib * 0x1p30;
+    if (colon || gpu_kind(a->gpu)) return true;
+    Buffer names = {0};
+    for (int i = 0; gpu_kind_at(i); i++) buffer_printf(&names, "%s%s", i ? ", " : "", gpu_kind_at(i)->key);
+    error_set(error, ERROR_USAGE, "--gpu %s is not known; there are %s; or NAME:GIB says what it has", text,
+              names.data);
+    buffer_free(&names);
+    return false;
+}
+
+static bool take(Arguments *a, int option, Error *error) {
+    double number = 0;
+    if (option == 'g') return take_gpu(a, optarg, error);
+    if (option == 'm') {
+        if (!option_number(optarg, 0.1, 1e6, "--memory", &number, error)) return false;
+        a->memory = number * 1e9;
+        return true;
+    }
+    if (option != 'n' || !option_number(optarg, 1, MOST_RANKS, "--ranks", &number, error)) return false;
+    a->ranks = (int)number;
+    return true;
+}
+
 static void parse(Arguments *a, int argc, char **argv) {
-    static const struct option options[] = {{"ranks", required_argument, 0, 'n'}, {"help", no_argument, 0, 'h'}, {0}};
+    static const struct option options[] = {{"ranks", required_argument, 0, 'n'},
+                                            {"gpu", required_argument, 0, 'g'},
+                                            {"memory", required_argument, 0, 'm'},
+                                            {"help", no_argument, 0, 'h'},
+                                            {0}};
     Error error = {0};
     *a = (Arguments){.status = -1};
     for (int c; (c = option_next(argc, argv, options, "plan", &error)) != -1;) {
-        double ranks = 0;
         if (c == 'h') {
             usage(stdout);
             a->status = 0;
             return;
         }
-        if (c != 'n' || !option_number(optarg, 1, MOST_RANKS, "--ranks", &ranks, &error)) {
+        if (!take(a, c, &error)) {
             fprintf(stderr, "bifocal plan: %s\n", error.message);
             a->status = 2;
             return;
         }
-        a->ranks = (int)ranks;
     }
     take_words(a, argc, argv);
 }
 
-int plan_main(int argc, char **argv) {
-    Arguments a;
+// ---- on a GPU ----
+
+static void name_gpu(const Arguments *a, double limit, char *out, size_t size) {
+    const GpuKind *kind = gpu_kind(*a->gpu ? a->gpu : "h100");
+    if (kind)
+        snprintf(out, size, "a GPU (%s)", kind->key);
+    else
+        snprintf(out, size, "a GPU (%s, %.1f GiB)", a->gpu, limit / 0x1p30);
+}
+
+static double limit_of(const Arguments *a) {
+    const GpuKind *kind = gpu_kind(*a->gpu ? a->gpu : "h100");
+    return a->memory > 0 ? a->memory : kind->memory;
+}
+
+static void write_largest(const Layout *l, int pieces, Buffer *out) {
+    if (!pieces)
+        buffer_text(out, "  no microbatch is small enough\n");
+    else
+        buffer_printf(out, "  largest microbatch that fits: train.microbatches=%d%s\n", pieces,
+                      pieces == l->pieces ? ", as it is" : "");
+}
+
+static bool plan_gpu(const Arguments *a, TrainConfig *c, const Layout *l, Buffer *out, Error *error) {
+    static const char *const names[] = {"none", "selective", "full"};
+    double limit = limit_of(a);
+    char device[128];
+    DeviceMemory memory;
+    int pieces;
+    bool chosen = c->model.recompute == RECOMPUTE_AUTO;
+    if (!(chosen ? device_fit_recompute(c, l, limit, &memory, error)
+                 : device_memory_plan(c, l, limit, &memory, error)) ||
+        !device_fit_pieces(c, l->ranks, limit, &pieces, error))
+        return false;
+    name_gpu(a, limit, device, sizeof device);
+    device_memory_write(&memory, device, limit, out);
+    if (chosen) buffer_printf(out, "  train.recompute: auto takes %s\n", names[c->model.recompute]);
+    write_largest(l, pieces, out);
+    return true;
+}
+
+static bool make(const Arguments *a, Arena *memory, Buffer *out, Error *error) {
     TrainConfig config;
     Plan plan;
+    if (!train_config_read_planned(&config, a->config, a->settings, a->n_settings, memory, error)) return false;
+    if (*a->gpu || a->memory > 0) config.device = DEVICE_CUDA;
+    if (!plan_make(&config, a->ranks, memory, &plan, error)) return false;
+    plan_write(&config, &plan, out);
+    bool whole = plan.layout.size[MESH_PIPELINE] == 1;
+    return config.device != DEVICE_CUDA || !whole || plan_gpu(a, &config, &plan.layout, out, error);
+}
+
+int plan_main(int argc, char **argv) {
+    Arguments a;
     Error error = {0};
     Buffer text = {0};
     if (argc > 1 && !strcmp(argv[1], "stages")) return plan_stages_main(argc - 1, argv + 1);
@@ -83,12 +172,10 @@ int plan_main(int argc, char **argv) {
     parse(&a, argc, argv);
     if (a.status >= 0) return a.status;
     Arena *memory = arena_new(1 << 16);
-    bool ok = train_config_read_planned(&config, a.config, a.settings, a.n_settings, memory, &error) &&
-              plan_make(&config, a.ranks, memory, &plan, &error);
-    if (ok) {
-        plan_write(&config, &plan, &text);
+    bool ok = make(&a, memory, &text, &error);
+    if (ok)
         fwrite(text.data, 1, text.size, stdout);
-    } else
+    else
         fprintf(stderr, "bifocal plan: %s\n", error.message);
     buffer_free(&text);
     arena_free(memory);

@@ -4,6 +4,8 @@
 #include "cli/options.h"
 #include "train/schedule_svg.h"
 #include "train/stages.h"
+#include "kernels/device.h"
+#include "train/device_fit.h"
 #include "train/step_time.h"
 #include <stddef.h>
 #include <stdio.h>
@@ -148,13 +150,21 @@ static bool draw(const Arguments *a, const StepTime *t, Error *error) {
     return ok;
 }
 
+// Of auto: the cheapest with which a rank of the cluster has room for its step.
+static bool choose_recompute(const Arguments *a, TrainConfig *c, const Layout *l, Error *error) {
+    DeviceMemory found;
+    if (c->model.recompute != RECOMPUTE_AUTO) return true;
+    c->device = DEVICE_CUDA;
+    return device_fit_recompute(c, l, a->cluster.memory, &found, error);
+}
+
 static bool plan(const Arguments *a, Arena *arena, Error *error) {
     TrainConfig config;
     Layout layout;
     StepTime time;
     Buffer text = {0};
     if (!train_config_read_planned(&config, a->config, a->settings, a->n_settings, arena, error) ||
-        !layout_resolve(&config, (int)a->ranks, &layout, error) ||
+        !layout_resolve(&config, (int)a->ranks, &layout, error) || !choose_recompute(a, &config, &layout, error) ||
         !step_time(&config, &layout, &a->cluster, arena, &time, error) || (a->svg && !draw(a, &time, error)))
         return false;
     layout_describe(&config, &layout, &text);

@@ -60,6 +60,7 @@ typedef struct PairSums {
 struct Backend {
     const char *name; // "cpu", "cuda", "dry"
     const char *isa;  // "avx512-bf16", "avx512", "avx2", "plain"; for a GPU its architecture
+    const char *device; // a GPU's own name; NULL: no GPU
     bool        dry;  // memory is never there and nothing is computed (dry.h): do not draw what would be uploaded
     bool        apart; // its memory is a device's, which the host must not touch: see comm/comm_device.h
     const struct DeviceLinks *links; // moves its memory between devices (comm/device_link.h); NULL: nothing does
@@ -85,6 +86,7 @@ struct Backend {
     // backend_read_start and backend_read_finish
     BackendRead *(*read_start)(Backend *, const void *device, size_t bytes);
     void (*read_finish)(Backend *, BackendRead *, void *host);
+    bool (*memory)(Backend *, size_t *free, size_t *total); // bytes of a GPU's own memory; NULL: it has none of its own
     const char *(*fault)(Backend *); // what a device did wrong, which nothing can be done about; NULL: nothing (or no device)
 
     // matrix products

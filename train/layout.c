@@ -64,6 +64,11 @@ static bool check_pipeline(const TrainConfig *c, Layout *l, Error *error) {
     }
     l->pipeline = (PipelineShape){(PipelineKind)p->schedule, stages, l->pieces / l->size[MESH_DATA],
                                   pipeline_chunks((PipelineKind)p->schedule, (int)p->chunks)};
+    if (c->model.recompute == RECOMPUTE_AUTO)
+        return error_set(error, ERROR_USAGE,
+                         "train.recompute: auto does not go with parallel.pipeline %d: choose none, selective or full "
+                         "by what `bifocal plan stages` says of each",
+                         stages);
     if (p->zero >= 2)
         return error_set(error, ERROR_USAGE,
                          "parallel.zero %d does not go with parallel.pipeline %d: every microbatch would %s; take "

@@ -8,6 +8,7 @@
 #include "kernels/comm/watch.h"
 #include "kernels/device.h"
 #include "train/agree.h"
+#include "train/device_fit.h"
 #include "train/memory.h"
 #include "train/run_state.h"
 #include "train/schedule_trace.h"
@@ -79,7 +80,9 @@ static bool same_as_first(const Run *r, uint64_t hash, const char *what, Error *
 // Which units are where, before anything is made.
 static bool cut_model(Run *r, Error *error) {
     int64_t asked = r->config.parallel.stage_memory;
-    double limit = asked ? (double)asked : memory_available(r->hosts.local);
+    size_t left = 0, all = 0;
+    bool apart = r->backend->memory && r->backend->memory(r->backend, &left, &all);
+    double limit = asked ? (double)asked : apart ? (double)left : memory_available(r->hosts.local);
     if (r->layout.size[MESH_PIPELINE] == 1) return true;
     return stages_resolve(&r->config, &r->layout, limit, r->options->world, r->memory, &r->stages, error);
 }
@@ -96,17 +99,27 @@ static bool open_device(Run *r, Error *error) {
     return agree(r->options->world, r->backend != NULL, error);
 }
 
+// Collective. Whether the run fits into the memory of its device, before anything of it is there.
+static bool fit_device(Run *r, Error *error) {
+    DeviceRoom room = {r->backend, r->hosts.local, r->seat.gpus, r->options->resume ? r->options->run : NULL};
+    bool ok = r->backend->memory || r->config.device == DEVICE_CPU ||
+              memory_check(&r->config, &r->layout, memory_available(r->hosts.local), error);
+    return agree(r->options->world, ok, error) &&
+           device_fit_start(&r->config, &r->layout, &room, r->options->world, r->log, error);
+}
+
 static bool open_config(Run *r, char found[1024], Error *error) {
     Comm *world = r->options->world;
     r->hosts = hosts_gather(world, r->memory);
     bool ok = find_start(r->options, found, r->leads ? r->log : NULL, error) && read_config(r, error) &&
               layout_resolve(&r->config, comm_size(world), &r->layout, error) &&
-              memory_check(&r->config, &r->layout, memory_available(r->hosts.local), error);
+              (r->config.device != DEVICE_CPU ||
+               memory_check(&r->config, &r->layout, memory_available(r->hosts.local), error));
     if (!agree(world, ok, error)) return false;
     Buffer yaml = config_text(r);
     ok = same_as_first(r, hash_u64(yaml.data, yaml.size), "the configuration", error);
     buffer_free(&yaml);
-    if (!agree(world, ok, error) || !open_device(r, error) || !cut_model(r, error) ||
+    if (!agree(world, ok, error) || !open_device(r, error) || !fit_device(r, error) || !cut_model(r, error) ||
         !agree(world, open_log(r, error), error))
         return false;
     comm_broadcast(world, found, 1024, 0, "the checkpoint to go on from");

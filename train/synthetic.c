@@ -128,7 +128,7 @@ static void put_places(const TrainConfig *c, Batch *b, uint64_t *numbers, Arena 
         }
 }
 
-Batch synthetic_batch(const TrainConfig *c, int piece, int pieces, Arena *memory) {
+static Batch make_batch(const TrainConfig *c, int piece, int pieces, bool dry, Arena *memory) {
     SyntheticShape *shapes = arena_array(memory, SyntheticShape, pieces), *own = &shapes[piece];
     Batch b = {.part = piece, .parts = pieces, .side = c->model.has_vision ? (int)c->model.vision.image_size : 0};
     synthetic_shapes(c, pieces, shapes);
@@ -141,9 +141,18 @@ Batch synthetic_batch(const TrainConfig *c, int piece, int pieces, Arena *memory
     b.image_numbers = b.image_keys = numbers;
     b.contrastive_image = arena_array(memory, int32_t, own->rows[OBJECTIVE_CONTRASTIVE] + 1);
     b.mae_image = arena_array(memory, int32_t, own->rows[OBJECTIVE_MAE] + 1);
-    b.pixels = arena_zeroed(memory, (size_t)own->images * (size_t)b.side * (size_t)b.side * 3 + 1);
+    size_t pixels = (size_t)own->images * (size_t)b.side * (size_t)b.side * 3 + 1;
+    b.pixels = dry ? arena_allocate(memory, pixels) : arena_zeroed(memory, pixels);
     put_rows(c, &b, memory);
     put_places(c, &b, numbers, memory);
     check(b.images == own->images && b.seen == own->seen && b.mae_images == own->rows[OBJECTIVE_MAE]);
     return b;
+}
+
+Batch synthetic_batch(const TrainConfig *c, int piece, int pieces, Arena *memory) {
+    return make_batch(c, piece, pieces, false, memory);
+}
+
+Batch synthetic_batch_dry(const TrainConfig *c, int piece, int pieces, Arena *memory) {
+    return make_batch(c, piece, pieces, true, memory);
 }

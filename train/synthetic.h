@@ -14,5 +14,7 @@ typedef struct SyntheticShape { // what a piece costs depends on this alone
 } SyntheticShape;
 void synthetic_shapes(const TrainConfig *, int pieces, SyntheticShape *shapes); // (pieces)
 
-// Piece `piece` of `pieces` of a step, in the arena.
+// Piece `piece` of `pieces` of a step, in the arena; and the same with pictures that have a place but no contents, for
+// passes that compute nothing.
 Batch synthetic_batch(const TrainConfig *, int piece, int pieces, Arena *);
+Batch synthetic_batch_dry(const TrainConfig *, int piece, int pieces, Arena *);

@@ -265,9 +265,9 @@ static const ConfigKey train_keys[] = {
      .type = CONFIG_CHOICE,
      .offset = AT(model.recompute),
      .fallback = "none",
-     .choices = "none|selective|full",
-     .help =
-         "what of a block is computed again in backward, to save memory: nothing, norms and activations, all of it"},
+     .choices = "none|selective|full|auto",
+     .help = "what of a block is computed again in backward, to save memory: nothing, norms and activations, all of it; "
+             "auto: the least with which the run fits, chosen at its start"},
     {.name = "train.recompute_units",
      .type = CONFIG_STRINGS,
      .offset = AT(model.recompute_units),

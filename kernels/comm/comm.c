@@ -72,6 +72,7 @@ static int members(Place *places, int count, int colour) {
 
 Comm *comm_split(Comm *parent, int colour, int key, const char *name) {
     int p = comm_size(parent);
+    if (parent && !parent->engine && p > 1) return colour < 0 ? NULL : comm_dry_new(p); // as if all were of one colour
     Place *places = calloc((size_t)p, sizeof *places);
     check(places);
     bool alone = p == 1;

@@ -3,13 +3,8 @@
  * and two more products make dx and dw of it. So neither all logits nor any f32 copy of them are ever stored. N rows, C
  * width, V words held. */
 #include "kernels/cuda/cuda_state.h"
+#include "kernels/cuda/host/work_space.h"
 #include "kernels/cuda/kernels.h"
-
-enum {
-    CHUNK = 512 << 20, // bytes of logits at most
-    ROWS_UNIT = 128,   // rows of a chunk: a multiple
-    PADDING = 128,     // words of a row: a multiple
-};
 
 typedef struct Projection {
     Backend *backend;
@@ -24,10 +19,9 @@ static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static Projection projection(Backend *b, const void *x, const void *w, int64_t n, int64_t width, int64_t words,
                              Dtype t) {
     Projection p = {.backend = b, .x = x, .w = w, .n = n, .width = width, .words = words, .t = t};
-    p.stride = words > 0 ? (words + PADDING - 1) / PADDING * PADDING : PADDING; // a rank may hold none
-    int64_t rows = CHUNK / (p.stride * (int64_t)dtype_size(t)) / ROWS_UNIT * ROWS_UNIT;
-    p.chunk = least(n, rows > ROWS_UNIT ? rows : ROWS_UNIT);
-    p.logits = cuda_scratch(cuda_state(b), (size_t)(p.chunk * p.stride) * dtype_size(t));
+    LogitsChunk logits = work_logits(n, words, t);
+    p.stride = logits.stride, p.chunk = logits.rows;
+    p.logits = cuda_scratch(cuda_state(b), logits.bytes);
     return p;
 }
 

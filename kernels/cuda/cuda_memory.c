@@ -2,11 +2,12 @@
  * run time, so that the module does not link the driver. */
 #include "base/error.h"
 #include "kernels/cuda/cuda_list.h"
+#include "kernels/cuda/host/work_space.h"
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 #include <stdlib.h>
 
-enum { FIRST_SCRATCH = 32 << 20, SCRATCH_ALIGNMENT = 256, FIRST_BLOCK = 1 << 20 }; // bytes
+enum { FIRST_SCRATCH = WORK_SCRATCH_FIRST, SCRATCH_ALIGNMENT = WORK_SCRATCH_ALIGNMENT, FIRST_BLOCK = 1 << 20 }; // bytes
 
 typedef struct DriverCalls {
     CUresult (*reserve)(CUdeviceptr *, size_t, size_t, CUdeviceptr, unsigned long long);
@@ -181,4 +182,11 @@ CudaQueue cuda_queue(CudaState *s) { return (CudaQueue){s->stream, queue_scratch
 size_t cuda_scratch_mark(const CudaState *s) { return s->memory->scratch_used; }
 void cuda_scratch_rewind(CudaState *s, size_t mark) { s->memory->scratch_used = mark; }
 
-void cuda_memory_install(Backend *b) { b->allocate = allocate, b->extend = extend, b->release = release; }
+static bool memory(Backend *b, size_t *free, size_t *total) {
+    (void)b;
+    return cudaMemGetInfo(free, total) == cudaSuccess;
+}
+
+void cuda_memory_install(Backend *b) {
+    b->allocate = allocate, b->extend = extend, b->release = release, b->memory = memory;
+}

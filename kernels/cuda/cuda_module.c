@@ -85,8 +85,13 @@ static Backend *open_backend(const CudaOptions *options, Log *log, Error *error)
     Backend *b = calloc(1, sizeof *b);
     CudaState *s = calloc(1, sizeof *s);
     check(b && s);
-    *b = (Backend){
-        .name = "cuda", .isa = s->architecture, .apart = true, .state = s, .destroy = destroy, .fault = cuda_fault};
+    *b = (Backend){.name = "cuda",
+                   .isa = s->architecture,
+                   .device = s->gpu.name,
+                   .apart = true,
+                   .state = s,
+                   .destroy = destroy,
+                   .fault = cuda_fault};
     s->log = log;
     s->synchronous = options->synchronous;
     if (!choose(s, options->device, error) || !start(s, error)) {

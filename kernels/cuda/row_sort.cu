@@ -2,6 +2,7 @@
  * block turns the counts into places, blocks move their items there. Within a tile each warp takes items in order and
  * ranks equal digits by a match over its lanes, so that the sort is stable and the same always. */
 #include "kernels/cuda/row_sort.h"
+#include "kernels/cuda/host/work_space.h"
 #include "kernels/cuda/language.h"
 
 enum {
@@ -113,9 +114,8 @@ static __global__ void __launch_bounds__(THREADS)
 static int64_t tiles_of(int64_t m) { return divide_up<int64_t>(m, TILE); }
 static int64_t row_of_items(int64_t m) { return divide_up<int64_t>(m, 4) * 4; }
 
-size_t row_sort_bytes(int64_t m) {
-    return static_cast<size_t>(4 * row_of_items(m) + DIGITS * tiles_of(m)) * sizeof(int32_t);
-}
+static_assert(int{TILE} == int{WORK_SORT_TILE} && int{DIGITS} == int{WORK_SORT_DIGITS}, "what work_sort counts with");
+size_t row_sort_bytes(int64_t m) { return work_sort(m); }
 
 SortedRows row_sort(const CudaQueue *q, void *scratch, const int32_t *rows, int64_t m, int64_t count) {
     const int64_t tiles = tiles_of(m), step = row_of_items(m);

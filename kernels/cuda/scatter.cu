@@ -2,10 +2,11 @@
  * blocks take the sorted rows in chunks of fixed size, add up each run of one number and write it, once, to y. A run
  * that crosses a chunk's ends leaves partial sums, which the chunk where it begins adds up in order: the same bits
  * always, and a number that thousands share does not hold up the others. */
+#include "kernels/cuda/host/work_space.h"
 #include "kernels/cuda/language.h"
 #include "kernels/cuda/row_sort.h"
 
-enum { CHUNK = 16, ROUND = 4, MOST_WARPS = 8, JOIN_WARPS = 8, ZERO_THREADS = 256 };
+enum { CHUNK = WORK_SCATTER_CHUNK, ROUND = 4, MOST_WARPS = 8, JOIN_WARPS = 8, ZERO_THREADS = 256 };
 
 template <class To, class From> struct Scatter {
     To *y;                        // (count, C)
@@ -113,7 +114,7 @@ static void scatter(const CudaQueue *q, To *y, const From *x, const int32_t *row
     if (m <= 0 || width <= 0) return;
     const int64_t chunks = divide_up<int64_t>(m, CHUNK);
     const size_t sort = (row_sort_bytes(m) + 15) / 16 * 16, sums = static_cast<size_t>(chunks * width) * sizeof(float);
-    char *memory = static_cast<char *>(q->scratch(q->owner, sort + 2 * ((sums + 15) / 16 * 16)));
+    char *memory = static_cast<char *>(q->scratch(q->owner, work_scatter(m, width)));
     SortedRows sorted = row_sort(q, memory, rows, m, count);
     Scatter<To, From> s = {y,
                            x,

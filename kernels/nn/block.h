@@ -51,7 +51,7 @@ typedef struct KvCache {
 
 /* What of a block is computed again in the backward pass instead of being held. Selective: what is large and costs next
  * to nothing, the norms and the activation of the MLP. Full: everything but the block's input. */
-typedef enum { RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL } Recompute;
+typedef enum { RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL, RECOMPUTE_AUTO } Recompute; // auto: not yet chosen
 
 // What a pass over blocks shares.
 typedef struct BlockContext {

@@ -36,7 +36,8 @@ struct Gather {
     int before_count, now_count, before_room, now_room;
     int last;                    // bucket used last, which is here; -1: none is for certain
     int at;                      // where in `before` this step stands; -1: lost
-    CommRequest *round;          // the exchange of proposals that is under way
+    CommRequest *round;          // the exchange of proposals that is under way, where there is more than a rehearsal
+    bool proposed;               // a round is under way
     int32_t *proposals;          // (ranks, PROPOSALS)
     int64_t rounds;              // taken in so far
     bool all_done;               // so the last one said
@@ -148,9 +149,10 @@ static void start(Parameters *p, int number) {
 static void take_round(Parameters *p, bool wait) {
     Gather *g = p->gather;
     int count = comm_size(g->group) * PROPOSALS;
-    if (!g->round || (!wait && !comm_done(g->round))) return;
+    if (!g->proposed || (!wait && !comm_done(g->round))) return;
     comm_wait(g->round);
     g->round = NULL;
+    g->proposed = false;
     g->rounds++;
     g->all_done = true;
     for (int i = 0; i < count; i++) {
@@ -166,7 +168,9 @@ static void propose(Parameters *p, const int32_t wanted[PROPOSALS]) {
     Gather *g = p->gather;
     int rank = comm_rank(g->group), size = comm_size(g->group);
     take_round(p, true);
-    memcpy(g->proposals + rank * PROPOSALS, wanted, PROPOSALS * sizeof *wanted);
+    for (int r = 0; r < size; r++) // what comes from other ranks; in a rehearsal nothing does: they want the same
+        memcpy(g->proposals + r * PROPOSALS, wanted, PROPOSALS * sizeof *wanted);
+    g->proposed = true;
     g->round = comm_start_all_gather(g->group, g->proposals, g->proposals + rank * PROPOSALS, size,
                                      PROPOSALS * sizeof *wanted, "wanted parameters");
 }

@@ -1,0 +1,27 @@
+/* See work_space.h. */
+#include "kernels/cuda/host/work_space.h"
+
+static int64_t up(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+LogitsChunk work_logits(int64_t n, int64_t words, Dtype t) {
+    int64_t size = (int64_t)dtype_size(t),
+            stride = up(words > 0 ? words : 1, WORK_LOGITS_PADDING) * WORK_LOGITS_PADDING;
+    int64_t rows = WORK_LOGITS / (stride * size) / WORK_LOGITS_ROWS_UNIT * WORK_LOGITS_ROWS_UNIT;
+    rows = least(n, rows > WORK_LOGITS_ROWS_UNIT ? rows : WORK_LOGITS_ROWS_UNIT);
+    return (LogitsChunk){rows, stride, (size_t)(rows * stride * size)};
+}
+
+size_t work_sort(int64_t rows) {
+    return (size_t)(4 * up(rows, 4) * 4 + WORK_SORT_DIGITS * up(rows, WORK_SORT_TILE)) * sizeof(int32_t);
+}
+
+size_t work_scatter(int64_t rows, int64_t width) {
+    size_t sums = (size_t)up(up(rows, WORK_SCATTER_CHUNK) * width * (int64_t)sizeof(float), 16) * 16;
+    return (work_sort(rows) + 15) / 16 * 16 + 2 * sums;
+}
+
+size_t work_attention_backward(int64_t batch, int64_t queries, int64_t heads, int64_t head_size, bool cudnn) {
+    int64_t rows = batch * queries * heads;
+    return (size_t)(rows * (cudnn ? head_size + 1 : 1)) * sizeof(float);
+}

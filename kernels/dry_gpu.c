@@ -1,0 +1,151 @@
+/* See dry_gpu.h. Addresses come from where no memory can be: whoever touched them would fault. */
+#include "kernels/dry_gpu.h"
+#include "base/error.h"
+#include "kernels/cuda/host/regions.h"
+#include "kernels/cuda/host/work_space.h"
+#include "kernels/dry.h"
+#include <stdlib.h>
+
+static const uintptr_t FIRST_ADDRESS = (uintptr_t)1 << 48; // beyond what a process can have
+static const size_t MOST = (size_t)1 << 42;                // bytes: how far a region may grow
+
+typedef struct DryGpu {
+    Backend backend; // first: a Backend of this kind is one of these
+    Backend plain;   // whose kernels charge the clock
+    Regions *regions;
+    void *scratch;
+    size_t scratch_size, limit, backed; // bytes
+    uintptr_t next;                     // address
+    bool beyond;
+} DryGpu;
+
+static DryGpu *gpu_of(const void *backend) { return (DryGpu *)backend; }
+
+// ---- a device that counts ----
+
+static bool reserve(void *context, size_t bytes, uintptr_t *address) {
+    DryGpu *g = context;
+    *address = g->next;
+    g->next += bytes;
+    return true;
+}
+
+static void unreserve(void *context, uintptr_t address, size_t bytes) { (void)context, (void)address, (void)bytes; }
+
+static bool back(void *context, uintptr_t address, size_t bytes, uint64_t *piece) {
+    DryGpu *g = context;
+    (void)address;
+    if (g->limit && !g->beyond && bytes > g->limit - g->backed) return false;
+    g->backed += bytes;
+    *piece = 0;
+    return true;
+}
+
+static void unback(void *context, uintptr_t address, size_t bytes, uint64_t piece) {
+    (void)address, (void)piece;
+    gpu_of(context)->backed -= bytes;
+}
+
+// ---- memory ----
+
+// A pool that gets no block has failed to grow by as much before: there is no room in any other way.
+static void *allocate(void *backend, size_t bytes) {
+    DryGpu *g = gpu_of(backend);
+    void *memory = regions_allocate(g->regions, bytes);
+    if (memory) return memory;
+    g->beyond = true;
+    return regions_allocate(g->regions, bytes);
+}
+
+static bool extend(void *backend, void *memory, size_t bytes, size_t more) {
+    return regions_extend(gpu_of(backend)->regions, memory, bytes, more);
+}
+
+static void release(void *backend, void *memory, size_t bytes) {
+    (void)bytes;
+    regions_release(gpu_of(backend)->regions, memory);
+}
+
+// What a call takes of the work space while it runs, after cuda_scratch.
+static void take_scratch(Backend *backend, size_t bytes) {
+    DryGpu *g = gpu_of(backend);
+    size_t needed = (bytes + WORK_SCRATCH_ALIGNMENT - 1) / WORK_SCRATCH_ALIGNMENT * WORK_SCRATCH_ALIGNMENT;
+    if (needed <= g->scratch_size) return;
+    size_t more = needed - g->scratch_size;
+    if (!regions_extend(g->regions, g->scratch, g->scratch_size, more)) {
+        g->beyond = true;
+        check(regions_extend(g->regions, g->scratch, g->scratch_size, more));
+    }
+    g->scratch_size = needed;
+}
+
+// ---- kernels that take work space ----
+
+static void cross_entropy_forward(Backend *b, float *lse, float *picked, const void *x, const void *w,
+                                  const int32_t *targets, int64_t n, int64_t width, Vocabulary v, Dtype t) {
+    if (n) take_scratch(b, work_logits(n, v.held, t).bytes);
+    gpu_of(b)->plain.cross_entropy_forward(b, lse, picked, x, w, targets, n, width, v, t);
+}
+
+static void cross_entropy_backward(Backend *b, void *dx, bool add_x, float *dw, bool add_w, const float *d_loss,
+                                   const float *lse, const void *x, const void *w, const int32_t *targets,
+                                   const float *weight, int64_t n, int64_t width, Vocabulary v, Dtype t) {
+    if (n) take_scratch(b, work_logits(n, v.held, t).bytes);
+    gpu_of(b)->plain.cross_entropy_backward(b, dx, add_x, dw, add_w, d_loss, lse, x, w, targets, weight, n, width, v,
+                                            t);
+}
+
+static void attention_backward(Backend *b, void *dq, void *dk, void *dv, const void *d_o, const void *o,
+                               const float *lse, const void *q, const void *k, const void *v, const AttentionShape *s,
+                               Dtype t, bool add) {
+    bool cudnn = t == BF16 && !s->range;
+    take_scratch(b, work_attention_backward(s->batch, s->queries, s->heads, s->head_size, cudnn));
+    gpu_of(b)->plain.attention_backward(b, dq, dk, dv, d_o, o, lse, q, k, v, s, t, add);
+}
+
+static void embedding_backward(Backend *b, float *dtable, const void *dy, const int32_t *ids, int64_t n, int64_t width,
+                               int64_t vocab, Dtype t, bool add) {
+    if (n && width) take_scratch(b, work_scatter(n, width));
+    gpu_of(b)->plain.embedding_backward(b, dtable, dy, ids, n, width, vocab, t, add);
+}
+
+static void scatter_add_rows(Backend *b, void *y, Dtype to, const void *x, Dtype from, const int32_t *rows, int64_t m,
+                             int64_t width, int64_t count) {
+    if (m && width) take_scratch(b, work_scatter(m, width));
+    gpu_of(b)->plain.scatter_add_rows(b, y, to, x, from, rows, m, width, count);
+}
+
+// ---- life ----
+
+static void destroy(Backend *b) {
+    DryGpu *g = gpu_of(b);
+    void (*end)(Backend *) = g->plain.destroy;
+    regions_free(g->regions);
+    end(b); // frees the clock, and the backend with all that is around it
+}
+
+Backend *dry_gpu_new(size_t limit) {
+    Backend *plain = dry_backend_new();
+    DryGpu *g = calloc(1, sizeof *g);
+    check(g);
+    *g = (DryGpu){.backend = *plain, .plain = *plain, .limit = limit, .next = FIRST_ADDRESS};
+    free(plain); // what it held is in the new one
+    RegionDriver driver = {g, WORK_GRANULARITY, reserve, unreserve, back, unback};
+    g->regions = regions_new(&driver, MOST);
+    Backend *b = &g->backend;
+    b->destroy = destroy, b->allocate = allocate, b->extend = extend, b->release = release;
+    b->cross_entropy_forward = cross_entropy_forward, b->cross_entropy_backward = cross_entropy_backward;
+    b->attention_backward = attention_backward;
+    b->embedding_backward = embedding_backward, b->scatter_add_rows = scatter_add_rows;
+    g->scratch_size = WORK_SCRATCH_FIRST;
+    g->scratch = allocate(b, g->scratch_size);
+    return b;
+}
+
+DryGpuMemory dry_gpu_memory(const Backend *b) {
+    const DryGpu *g = gpu_of(b);
+    return (DryGpuMemory){.regions = regions_held(g->regions),
+                          .scratch = g->scratch_size,
+                          .products = WORK_PRODUCTS,
+                          .beyond = g->beyond};
+}

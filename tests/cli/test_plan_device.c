@@ -1,0 +1,84 @@
+/* `bifocal plan` for a GPU: what it says, whether the configs that come along fit where they are meant to, and what
+ * `train` chooses by it. */
+#include "base/files.h"
+#include "tests/cli/command.h"
+#include "tests/cli/tiny_project.h"
+#include <stdlib.h>
+#include <string.h>
+
+static char *project; // made once
+
+static int open_project(void **state) {
+    (void)state;
+    project = tiny_project_new();
+    return 0;
+}
+static int close_project(void **state) {
+    (void)state;
+    temporary_free(project);
+    return 0;
+}
+
+static void configs_for_one_gpu_fit_80_gb(void **state) {
+    (void)state;
+    static const char *const names[] = {"gpt2_124m", "gpt2_1558m", "vit_b16", "mae_vit_l", "clip_vit_b32"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char path[4096];
+        snprintf(path, sizeof path, "%s/configs/%s.yaml", SOURCE_FOLDER, names[i]);
+        assert_prints("it has 74.51 GiB: the run fits", "/", "plan", path, "--memory", "80");
+        assert_prints("it has 79.10 GiB: the run fits", "/", "plan", path, "--gpu", "a100");
+    }
+}
+
+static void what_a_gpu_would_hold_is_told_part_by_part(void **state) {
+    (void)state;
+    assert_prints("moments", project, "plan", "config.yaml", "device=cuda");
+    assert_prints("memory on a GPU (mine, 12.0 GiB)", project, "plan", "config.yaml", "--gpu", "mine:12");
+    assert_prints("largest microbatch that fits: train.microbatches=1", project, "plan", "config.yaml", "--gpu", "l4");
+    assert_prints("auto takes none", project, "plan", "config.yaml", "--gpu", "l4", "train.recompute=auto");
+    assert_prints("auto takes selective", "/", "plan", SOURCE_FOLDER "/configs/gpt2_124m.yaml", "train.microbatches=2",
+                  "train.recompute=auto");
+    assert_prints("the run does not fit", "/", "plan", SOURCE_FOLDER "/configs/gpt2_1558m.yaml", "--gpu", "a100-40gb");
+    assert_prints("no microbatch is small enough", "/", "plan", SOURCE_FOLDER "/configs/gpt2_1558m.yaml", "--gpu",
+                  "rtx4090");
+}
+
+static void what_is_wrong_is_refused(void **state) {
+    (void)state;
+    assert_refuses(2, "--gpu h1000 is not known; there are h100", project, "plan", "config.yaml", "--gpu", "h1000");
+    assert_refuses(2, "--memory", project, "plan", "config.yaml", "--memory", "0");
+    assert_refuses(2, "auto does not go with parallel.pipeline", project, "plan", "config.yaml", "parallel.pipeline=2",
+                   "train.microbatches=8", "train.recompute=auto");
+}
+
+static void assert_config_has(const char *run, const char *line) {
+    Buffer text = {0};
+    Error error = {0};
+    char name[64];
+    snprintf(name, sizeof name, "%s/config.yaml", run);
+    char *path = temporary_path(project, name);
+    assert_done(file_read(path, &text, &error), &error);
+    if (!strstr(text.data, line)) fail_msg("%s has no '%s'", name, line);
+    buffer_free(&text);
+    free(path);
+}
+
+static void what_auto_chose_is_kept_for_a_run_that_goes_on(void **state) {
+    (void)state;
+    assert_status(0, project, "train", "config.yaml", "train.recompute=auto", "train.steps=3", "--run", "auto");
+    assert_config_has("auto", "recompute: none");
+    assert_status(0, project, "train", "config.yaml", "train.recompute=selective", "train.steps=3", "--run", "kept");
+    assert_status(0, project, "train", "config.yaml", "train.recompute=auto", "train.steps=5", "--run", "kept",
+                  "--resume");
+    assert_config_has("kept", "recompute: selective");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(configs_for_one_gpu_fit_80_gb),
+        cmocka_unit_test(what_a_gpu_would_hold_is_told_part_by_part),
+        cmocka_unit_test(what_is_wrong_is_refused),
+        cmocka_unit_test(what_auto_chose_is_kept_for_a_run_that_goes_on),
+    };
+    return cmocka_run_group_tests(tests, open_project, close_project);
+}

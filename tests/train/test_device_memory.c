@@ -1,0 +1,250 @@
+/* What a plan says that a run holds on a GPU, against the same run on a CPU backend whose memory lies in regions as a
+ * GPU's does; what fits into a limit, and what is said where nothing does. */
+#include "kernels/cpu/cpu.h"
+#include "kernels/cuda/host/regions.h"
+#include "kernels/cuda/host/work_space.h"
+#include "kernels/device.h"
+#include "tests/support/test.h"
+#include "train/device_fit.h"
+#include "train/optimizer.h"
+#include "train/step.h"
+#include "train/synthetic.h"
+#include <string.h>
+#include <sys/mman.h>
+
+static Arena *arena;
+
+static int open_arena(void **state) {
+    (void)state;
+    arena = arena_new(1 << 20);
+    return 0;
+}
+static int close_arena(void **state) {
+    (void)state;
+    arena_free(arena);
+    return 0;
+}
+
+// ---- a CPU whose memory lies in regions ----
+
+enum { ADDRESSES = 1 << 30 }; // bytes that a region may grow to
+
+static bool reserve(void *context, size_t bytes, uintptr_t *address) {
+    (void)context;
+    void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    *address = (uintptr_t)memory;
+    return memory != MAP_FAILED;
+}
+static void unreserve(void *context, uintptr_t address, size_t bytes) {
+    (void)context;
+    munmap((void *)address, bytes); // NOLINT(performance-no-int-to-ptr)
+}
+static bool back(void *context, uintptr_t address, size_t bytes, uint64_t *piece) {
+    (void)context, (void)address, (void)bytes;
+    *piece = 0;
+    return true;
+}
+static void unback(void *context, uintptr_t address, size_t bytes, uint64_t piece) {
+    (void)context, (void)address, (void)bytes, (void)piece;
+}
+
+typedef struct RegionCpu {
+    Backend backend; // first
+    Backend *cpu;
+    Regions *regions;
+} RegionCpu;
+
+static void *allocate(void *backend, size_t bytes) { return regions_allocate(((RegionCpu *)backend)->regions, bytes); }
+static bool extend(void *backend, void *memory, size_t bytes, size_t more) {
+    return regions_extend(((RegionCpu *)backend)->regions, memory, bytes, more);
+}
+static void release(void *backend, void *memory, size_t bytes) {
+    (void)bytes;
+    regions_release(((RegionCpu *)backend)->regions, memory);
+}
+
+static void region_cpu_open(RegionCpu *r) {
+    RegionDriver driver = {NULL, WORK_GRANULARITY, reserve, unreserve, back, unback};
+    r->cpu = cpu_backend_new(2, NULL, NULL);
+    r->backend = *r->cpu;
+    r->backend.allocate = allocate, r->backend.extend = extend, r->backend.release = release;
+    r->regions = regions_new(&driver, ADDRESSES);
+}
+static void region_cpu_close(RegionCpu *r) {
+    regions_free(r->regions);
+    backend_free(r->cpu);
+}
+
+// ---- a run ----
+
+#define MODEL                                                                                                          \
+    "device=cuda", "tokenizer=words", "model.text.vocabulary=3000", "model.text.context=96", "model.text.width=96",    \
+        "model.text.layers=3", "model.text.heads=3", "model.vision.image_size=64", "model.vision.patch=8",             \
+        "model.vision.width=96", "model.vision.layers=2", "model.vision.heads=3", "model.vision.enabled=true",         \
+        "model.weight.caption=1", "model.weight.contrastive=1", "model.weight.mae=1", "data.0.path=text",              \
+        "data.0.objectives=[lm]", "data.0.batch=12", "data.0.validation=held"
+#define PICTURES "data.1.path=pairs", "data.1.objectives=[caption, contrastive, mae]", "data.1.batch=9"
+static const char *const base[] = {MODEL, PICTURES};
+enum { BASE = sizeof base / sizeof *base, MOST_SETTINGS = BASE + 8 };
+
+static TrainConfig config_of(const char *const *more, int count) {
+    const char *settings[MOST_SETTINGS];
+    TrainConfig c;
+    Error error = {0};
+    for (int i = 0; i < BASE; i++) settings[i] = base[i];
+    for (int i = 0; i < count; i++) settings[BASE + i] = more[i];
+    assert_done(train_config_read_planned(&c, NULL, settings, BASE + count, arena, &error), &error);
+    return c;
+}
+#define CONFIG(...)                                                                                                    \
+    config_of((const char *const[]){__VA_ARGS__}, (int)(sizeof((const char *const[]){__VA_ARGS__}) / sizeof(char *)))
+
+static Layout layout_of(const TrainConfig *c, int ranks) {
+    Layout l;
+    Error error = {0};
+    assert_done(layout_resolve(c, ranks, &l, &error), &error);
+    return l;
+}
+
+static DeviceMemory plan_of(const TrainConfig *c, double limit) {
+    Layout l = layout_of(c, 1);
+    DeviceMemory m;
+    Error error = {0};
+    assert_done(device_memory_plan(c, &l, limit, &m, &error), &error);
+    return m;
+}
+
+static double total_of(const TrainConfig *c, double limit) {
+    DeviceMemory m = plan_of(c, limit);
+    return device_memory_total(&m);
+}
+
+// Two steps and a validation, as run.c does them. Bytes that regions hold in the end.
+static double run(const TrainConfig *c) {
+    RegionCpu device;
+    Error error = {0};
+    StepLoss loss;
+    Layout l = layout_of(c, 1);
+    region_cpu_open(&device);
+    Backend *b = &device.backend;
+    Parallel alone = {.ordered = c->reproducible == REPRODUCIBLE_LAYOUT, .bucket_bytes = c->parallel.bucket};
+    Joint *joint = joint_new(b, &c->model, &alone, c->precision ? BF16 : F32, 1, &error);
+    if (!joint) fail_msg("%s", error.message);
+    Optimizer *optimizer = optimizer_new(b, joint_parameters(joint), &c->optimizer, 10);
+    Tape *tape = tape_new(b, true), *inference = tape_new(b, false);
+    Gradients *gradients = gradients_new(joint_parameters(joint), tape, NULL);
+    Batch batch = synthetic_batch(c, 0, 1, arena);
+    StepSetup setup = {tape, joint, gradients, .pieces = l.pieces, .end = l.pieces, .seed = 1};
+    for (int i = 0; i < 2; i++) {
+        assert_done(step_run(&setup, &batch, &loss, &error), &error);
+        optimizer_step(optimizer, i + 1, gradients_norm(gradients));
+    }
+    setup.tape = inference;
+    assert_done(step_run(&setup, &batch, &loss, &error), &error);
+    double held = (double)regions_held(device.regions);
+    gradients_free(gradients);
+    tape_free(tape);
+    tape_free(inference);
+    optimizer_free(optimizer);
+    joint_free(joint);
+    region_cpu_close(&device);
+    return held;
+}
+
+// ---- tests ----
+
+static void assert_foretold(const TrainConfig *c) {
+    DeviceMemory m = plan_of(c, 0);
+    double got = run(c), planned = m.tensors - m.scratch - m.products;
+    if (!(got == planned)) fail_msg("planned %.0f bytes of tensors, got %.0f", planned, got);
+}
+
+static void a_plan_is_what_a_run_holds_to_the_byte(void **state) {
+    (void)state;
+    TrainConfig plain = CONFIG("train.microbatches=1");
+    assert_foretold(&plain);
+    TrainConfig half = CONFIG("precision=bf16", "train.recompute=selective");
+    assert_foretold(&half);
+}
+
+static void pieces_of_several_shapes_are_foretold_too(void **state) {
+    (void)state;
+    TrainConfig pieces = CONFIG("train.microbatches=5"); // of 9 pictures and 12 rows
+    assert_foretold(&pieces);
+    TrainConfig ordered = CONFIG("train.microbatches=4", "train.reproducible=layout", "precision=bf16",
+                                 "train.recompute=full", "model.text.dropout=0.1");
+    assert_foretold(&ordered);
+}
+
+// Near the limit memory grows by what is needed alone.
+static void less_room_than_a_run_would_take_may_do(void **state) {
+    (void)state;
+    TrainConfig c = CONFIG("train.microbatches=1", "data.0.batch=200");
+    double wanted = total_of(&c, 0);
+    assert_true(plan_of(&c, wanted).fits);
+    assert_true(total_of(&c, wanted - 1) < wanted);
+    assert_false(plan_of(&c, 0.9 * wanted).fits);
+}
+
+static void the_largest_microbatch_that_fits_is_found(void **state) {
+    (void)state;
+    TrainConfig c = CONFIG("train.microbatches=1", "precision=bf16", "data.0.batch=240");
+    Layout l = layout_of(&c, 1);
+    Error error = {0};
+    int pieces;
+    c.microbatches = 4;
+    double limit = total_of(&c, 0);
+    c.microbatches = 3;
+    assert_false(plan_of(&c, limit).fits);
+    c.microbatches = 1;
+    assert_done(device_fit_pieces(&c, 1, limit, &pieces, &error), &error);
+    assert_int_equal(pieces, 4);
+    assert_false(device_fit_check(&c, &l, limit, &error));
+    assert_message_has(&error, "does not fit into the GPU's memory");
+    assert_message_has(&error, "of 60 samples: train.microbatches=4");
+    assert_false(device_fit_check(&c, &l, 8e8, &error));
+    assert_message_has(&error, "not even single samples do");
+    assert_done(device_fit_check(&c, &l, 80e9, &error), &error);
+}
+
+static void recomputation_is_the_least_that_fits(void **state) {
+    (void)state;
+    static const Recompute all[] = {RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL};
+    Error error = {0};
+    for (int i = 0; i < 3; i++) {
+        TrainConfig c = CONFIG("train.recompute=auto", "model.text.layers=12");
+        Layout l = layout_of(&c, 1);
+        DeviceMemory found;
+        c.model.recompute = all[i];
+        double limit = total_of(&c, 0);
+        c.model.recompute = RECOMPUTE_AUTO;
+        assert_done(device_fit_recompute(&c, &l, limit, &found, &error), &error);
+        assert_int_equal(c.model.recompute, all[i]);
+        assert_true(found.fits);
+    }
+}
+
+static void shards_take_their_part(void **state) {
+    (void)state;
+    TrainConfig c = CONFIG("train.microbatches=4");
+    DeviceMemory m[4];
+    Error error = {0};
+    for (int zero = 0; zero < 4; zero++) {
+        c.parallel.zero = zero;
+        Layout l = layout_of(&c, 4);
+        assert_done(device_memory_plan(&c, &l, 0, &m[zero], &error), &error);
+    }
+    assert_true(m[1].moments < m[0].moments && m[2].gradients < m[1].gradients && m[3].values < m[2].values);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_plan_is_what_a_run_holds_to_the_byte),
+        cmocka_unit_test(pieces_of_several_shapes_are_foretold_too),
+        cmocka_unit_test(less_room_than_a_run_would_take_may_do),
+        cmocka_unit_test(the_largest_microbatch_that_fits_is_found),
+        cmocka_unit_test(recomputation_is_the_least_that_fits),
+        cmocka_unit_test(shards_take_their_part),
+    };
+    return cmocka_run_group_tests(tests, open_arena, close_arena);
+}

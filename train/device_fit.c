@@ -1,0 +1,159 @@
+/* See device_fit.h. More pieces never take more memory but for sums that wait, so the first number that fits is found
+ * by halving. */
+#include "train/device_fit.h"
+#include "base/files.h"
+#include "kernels/cuda/host/work_space.h"
+#include "kernels/device.h"
+#include "kernels/dry_gpu.h"
+#include "train/agree.h"
+#include "train/memory.h"
+#include "train/synthetic.h"
+#include <inttypes.h>
+#include <stdio.h>
+
+static const double GIB = 0x1p30;
+
+static int64_t most_rows(const TrainConfig *c) {
+    int64_t rows[OBJECTIVES], most = 1;
+    synthetic_rows(c, rows);
+    for (int o = 0; o < OBJECTIVES; o++)
+        if (rows[o] > most) most = rows[o];
+    return most;
+}
+
+// The number of pieces that is `step` steps up: each data rank has as many, and a tree over them a power of two.
+static int pieces_at(const TrainConfig *c, int data, int step) {
+    return c->reproducible == REPRODUCIBLE_LAYOUT ? data << step : data * (step + 1);
+}
+
+// Whether a step in so many pieces fits; not where a layout cannot have them.
+static bool fits(const TrainConfig *given, int ranks, int pieces, double limit, bool *yes, Error *error) {
+    TrainConfig c = *given;
+    Layout l;
+    DeviceMemory m = {0};
+    Error none = {0};
+    c.microbatches = pieces;
+    *yes = layout_resolve(&c, ranks, &l, &none);
+    if (!*yes) return true;
+    bool ok = device_memory_plan(&c, &l, limit, &m, error);
+    *yes = m.fits;
+    return ok;
+}
+
+bool device_fit_pieces(const TrainConfig *c, int ranks, double limit, int *pieces, Error *error) {
+    Layout l;
+    *pieces = 0;
+    if (!layout_resolve(c, ranks, &l, error)) return false;
+    int data = l.size[MESH_DATA], low = 0, high = 0;
+    bool yes = false;
+    while (pieces_at(c, data, high) < most_rows(c)) high++; // a row in each: no piece is smaller
+    if (!fits(c, ranks, pieces_at(c, data, high), limit, &yes, error)) return false;
+    if (!yes) return true;
+    while (low < high) {
+        int middle = low + (high - low) / 2;
+        if (!fits(c, ranks, pieces_at(c, data, middle), limit, &yes, error)) return false;
+        if (yes)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    *pieces = pieces_at(c, data, high);
+    return true;
+}
+
+bool device_fit_recompute(TrainConfig *c, const Layout *l, double limit, DeviceMemory *found, Error *error) {
+    for (int again = RECOMPUTE_NONE; again <= RECOMPUTE_FULL; again++) {
+        c->model.recompute = (Recompute)again;
+        if (!device_memory_plan(c, l, limit, found, error)) return false;
+        if (found->fits) return true;
+    }
+    return true;
+}
+
+// What would fit, in words: with the config's own recomputation, and with all of it.
+static bool find_remedy(const TrainConfig *c, const Layout *l, double limit, char *out, size_t size, Error *error) {
+    TrainConfig changed = *c;
+    int pieces = 0;
+    if (!device_fit_pieces(&changed, l->ranks, limit, &pieces, error)) return false;
+    if (!pieces && c->model.recompute != RECOMPUTE_FULL) {
+        changed.model.recompute = RECOMPUTE_FULL;
+        if (!device_fit_pieces(&changed, l->ranks, limit, &pieces, error)) return false;
+    }
+    if (!pieces) {
+        snprintf(out, size,
+                 "not even single samples do: make model.* smaller, or share it out (parallel.zero, "
+                 "parallel.tensor, parallel.pipeline)");
+        return true;
+    }
+    snprintf(out, size, "the largest microbatch that does is of %" PRId64 " sample%s: train.microbatches=%d%s",
+             (most_rows(c) + pieces - 1) / pieces, most_rows(c) > pieces ? "s" : "", pieces,
+             changed.model.recompute != c->model.recompute ? " with train.recompute=full" : "");
+    return true;
+}
+
+bool device_fit_check(const TrainConfig *c, const Layout *l, double limit, Error *error) {
+    DeviceMemory m;
+    char remedy[256];
+    if (!device_memory_plan(c, l, limit, &m, error)) return false;
+    if (m.fits) return true;
+    if (!find_remedy(c, l, limit, remedy, sizeof remedy, error)) return false;
+    return error_set(
+        error, ERROR_USAGE,
+        "the run does not fit into the GPU's memory: a step takes %.2f GiB (%.2f for parameters, gradients "
+        "and moments, %.2f for the activations of a microbatch, %.2f for work space and CUDA itself), %.2f "
+        "GiB are there; %s",
+        device_memory_total(&m) / GIB, (m.values + m.gradients + m.moments) / GIB, (m.activations + m.validation) / GIB,
+        (m.scratch + m.products + m.context) / GIB, limit / GIB, remedy);
+}
+
+// ---- at the start of a run ----
+
+static const char *const settings[] = {"none", "selective", "full"};
+
+// Of this rank: what is left of its device, with what its backend took of it when it was opened.
+static double room_of(const TrainConfig *c, const Layout *l, const DeviceRoom *room) {
+    size_t left = 0, all = 0;
+    if (!room->backend->memory) return memory_available(room->local) - memory_copy(c, l);
+    if (!room->backend->memory(room->backend, &left, &all)) return 0;
+    int sharing = room->gpus > 0 ? (room->local + room->gpus - 1) / room->gpus : 1;
+    return (double)left / sharing + GPU_CONTEXT_BYTES + WORK_SCRATCH_FIRST + WORK_PRODUCTS;
+}
+
+// What a run that goes on has chosen before; RECOMPUTE_AUTO where it says nothing.
+static Recompute chosen_before(const char *run, Arena *memory) {
+    char path[4096];
+    TrainConfig before;
+    Error error = {0};
+    ConfigSchema schema = train_schema(memory);
+    snprintf(path, sizeof path, "%s/config.yaml", run ? run : "");
+    bool known = run && file_exists(path) && config_read(&schema, path, NULL, 0, &before, memory, &error);
+    return known ? before.model.recompute : RECOMPUTE_AUTO;
+}
+
+static bool choose(TrainConfig *c, const Layout *l, const DeviceRoom *room, double limit, Log *log, Error *error) {
+    Arena *memory = arena_new(1 << 16);
+    DeviceMemory found;
+    c->model.recompute = chosen_before(room->resumed, memory);
+    arena_free(memory);
+    if (c->model.recompute != RECOMPUTE_AUTO) {
+        log_info(log, "train.recompute: auto takes %s, as before", settings[c->model.recompute]);
+        return true;
+    }
+    if (!device_fit_recompute(c, l, limit, &found, error)) return false;
+    log_info(log, "train.recompute: auto takes %s: a step takes %.2f GiB, %.2f are there", settings[c->model.recompute],
+             device_memory_total(&found) / GIB, limit / GIB);
+    return true;
+}
+
+bool device_fit_start(TrainConfig *c, const Layout *l, const DeviceRoom *room, Comm *world, Log *log, Error *error) {
+    bool gpu = room->backend->memory != NULL;
+    int asked = c->device;
+    double limit = room_of(c, l, room);
+    comm_all_reduce(world, &limit, 1, COMM_F64, COMM_MIN, COMM_FAST, "memory of devices");
+    if (l->size[MESH_PIPELINE] > 1) return true;
+    c->device = gpu ? DEVICE_CUDA : DEVICE_CPU;
+    bool ok = c->model.recompute != RECOMPUTE_AUTO || choose(c, l, room, limit, log, error);
+    ok = ok && (!gpu || device_fit_check(c, l, limit, error));
+    c->device = asked;
+    return agree(world, ok, error);
+}

@@ -1,0 +1,25 @@
+/* Whether a step fits into a GPU's memory, and what would: found by planning it (device_memory.h) before anything is
+ * allocated. Limits are in bytes, of all that the process may take there, CUDA's own included; 0: none. */
+#pragma once
+#include "base/log.h"
+#include "kernels/backend.h"
+#include "train/device_memory.h"
+
+typedef struct DeviceRoom { // where a rank of a run finds its memory
+    Backend *backend;
+    int local, gpus;     // ranks on this machine, and GPUs they share; 0: none
+    const char *resumed; // folder of a run that goes on; NULL: it starts
+} DeviceRoom;
+
+// The smallest number of pieces (train.microbatches, over all data ranks), and so the largest microbatch, with which a
+// step fits. 0: it fits with none.
+bool device_fit_pieces(const TrainConfig *, int ranks, double limit, int *pieces, Error *);
+// An error where the step does not fit, with the largest microbatch that does.
+bool device_fit_check(const TrainConfig *, const Layout *, double limit, Error *);
+// Puts the cheapest setting with which the step fits in the place of RECOMPUTE_AUTO: none, selective, full; full where
+// none fits. Nothing else is changed. `found` gets what the chosen one takes.
+bool device_fit_recompute(TrainConfig *, const Layout *, double limit, DeviceMemory *found, Error *);
+// All of it at the start of a run, on its backend: what the device has left, the same on all ranks; recomputation,
+// which a resumed run takes from its folder; whether the step fits. The log is told. Collective over the world.
+// Pipelines are left as they are: their stages are planned where the model is cut.
+bool device_fit_start(TrainConfig *, const Layout *, const DeviceRoom *, Comm *world, Log *, Error *);

@@ -1,0 +1,235 @@
+/* See device_memory.h. A step in pieces runs as step.c runs it. Pieces of one shape leave memory alike, so that one of
+ * each shape is enough, but where sums over pieces are held beside them. */
+#include "train/device_memory.h"
+#include "kernels/cuda/host/work_space.h"
+#include "kernels/device.h"
+#include "kernels/dry.h"
+#include "kernels/dry_gpu.h"
+#include "train/gradients.h"
+#include "train/optimizer.h"
+#include "train/rehearsal.h"
+#include "train/synthetic.h"
+#include <string.h>
+
+typedef struct Rehearsed { // a rank of the run
+    const TrainConfig *config;
+    const Layout *layout;
+    Backend *backend;
+    Parallel parallel;
+    Joint *joint;
+    Optimizer *optimizer;
+    Gradients *gradients;
+    Tape *tape, *inference;
+    Arena *memory;
+    SyntheticShape *shapes; // (pieces)
+    const float *features;  // stands for gradients of features of pairs
+    int first, end;         // this rank's pieces
+} Rehearsed;
+
+double device_memory_total(const DeviceMemory *m) { return m->tensors + m->context; }
+
+static double held(const Rehearsed *r) { return (double)dry_gpu_memory(r->backend).regions; }
+static bool on_gpu(const Rehearsed *r) { return r->config->device != DEVICE_CPU; }
+
+// ---- a rank ----
+
+static bool open_rank(Rehearsed *r, size_t limit, Error *error) {
+    const TrainConfig *c = r->config;
+    const int *size = r->layout->size;
+    r->backend = on_gpu(r) ? dry_gpu_new(limit) : dry_backend_new();
+    r->parallel = rehearsal_parallel(c);
+    r->parallel.data = size[MESH_DATA] > 1 ? comm_dry_new(size[MESH_DATA]) : NULL;
+    r->parallel.zero = (int)c->parallel.zero;
+    r->parallel.bucket_bytes = c->parallel.bucket;
+    r->parallel.ordered = c->reproducible == REPRODUCIBLE_LAYOUT;
+    r->first = layout_first(r->layout, size[MESH_DATA] - 1);
+    r->end = layout_first(r->layout, size[MESH_DATA]);
+    r->joint = joint_new(r->backend, &c->model, &r->parallel, c->precision ? BF16 : F32, (uint64_t)c->seed, error);
+    return r->joint != NULL;
+}
+
+static void close_rank(Rehearsed *r) {
+    gradients_free(r->gradients);
+    tape_free(r->tape);
+    tape_free(r->inference);
+    optimizer_free(r->optimizer);
+    joint_free(r->joint);
+    comm_free(r->parallel.data);
+    rehearsal_parallel_free(&r->parallel);
+    backend_free(r->backend);
+    arena_free(r->memory);
+}
+
+static void open_step(Rehearsed *r) {
+    Parameters *parameters = joint_parameters(r->joint);
+    int pieces = r->layout->pieces, pairs = 0;
+    r->optimizer = optimizer_new(r->backend, parameters, &r->config->optimizer, r->config->steps);
+    r->tape = tape_new(r->backend, true);
+    r->inference = tape_new(r->backend, false);
+    parameters_follow(parameters, r->inference);
+    r->gradients = gradients_new(parameters, r->tape, NULL);
+    r->shapes = arena_array(r->memory, SyntheticShape, pieces);
+    synthetic_shapes(r->config, pieces, r->shapes);
+    for (int i = r->first; i < r->end; i++)
+        if (r->shapes[i].rows[OBJECTIVE_CONTRASTIVE] > pairs) pairs = r->shapes[i].rows[OBJECTIVE_CONTRASTIVE];
+    r->features = arena_array(r->memory, float, (int64_t)pairs * r->config->model.embedding + 1);
+}
+
+// ---- its step ----
+
+static bool seen_before(const Rehearsed *r, int piece) {
+    for (int i = r->first; i < piece; i++)
+        if (!memcmp(&r->shapes[i], &r->shapes[piece], sizeof *r->shapes)) return true;
+    return false;
+}
+
+// The loss over the pairs of several pieces is formed elsewhere (step.c); what it takes is on the host.
+static bool pairs_elsewhere(const Rehearsed *r, const Batch *piece) {
+    return r->layout->pieces > 1 && piece->contrastive.rows > 0;
+}
+
+static void run_features(const Rehearsed *r, Tape *t, const Batch *piece) {
+    JointPass pass = {.seed = 1, .training = t == r->tape};
+    Tensor *images, *texts;
+    if (!pairs_elsewhere(r, piece)) return;
+    tape_set_recording(t, false);
+    tape_reset(t);
+    joint_pair_features(t, r->joint, piece, &pass, &images, &texts);
+    tape_set_recording(t, t == r->tape);
+}
+
+static void run_piece(const Rehearsed *r, Tape *t, const Batch *given) {
+    Batch batch = *given, *piece = &batch;
+    bool training = t == r->tape, elsewhere = pairs_elsewhere(r, piece);
+    JointPass pass = {.seed = 1,
+                      .training = training,
+                      .image_gradient = elsewhere && training ? r->features : NULL,
+                      .text_gradient = elsewhere && training ? r->features : NULL};
+    if (elsewhere && !training) piece->contrastive.rows = 0;
+    tape_reset(t);
+    JointLoss loss = joint_loss(t, r->joint, piece, &pass);
+    if (loss.total && training) tape_backward(t, loss.total, ALL_GRADIENTS);
+}
+
+typedef void PieceRun(const Rehearsed *, Tape *, const Batch *);
+
+static void with_batch(const Rehearsed *r, Tape *t, int piece, PieceRun *run) {
+    ArenaMark mark = arena_mark(r->memory);
+    Batch batch = synthetic_batch_dry(r->config, piece, r->layout->pieces, r->memory);
+    run(r, t, &batch);
+    arena_rewind(r->memory, mark);
+}
+
+static void features_of_pieces(const Rehearsed *r, Tape *t) {
+    for (int i = r->first; i < r->end; i++)
+        if (!seen_before(r, i)) with_batch(r, t, i, run_features);
+}
+
+// Sums that wait for other pieces, or other ranks, are held while the next pieces run.
+static void run_step(const Rehearsed *r) {
+    bool every = r->parallel.ordered || (r->parallel.data && r->parallel.zero >= 2);
+    features_of_pieces(r, r->tape);
+    gradients_begin_step(r->gradients, r->end - r->first);
+    for (int i = r->first; i < r->end; i++) {
+        gradients_begin_piece(r->gradients, i - r->first);
+        if (every || !seen_before(r, i)) with_batch(r, r->tape, i, run_piece);
+        gradients_end_piece(r->gradients);
+    }
+    parameters_meet(joint_parameters(r->joint));
+    optimizer_step(r->optimizer, 1, gradients_norm(r->gradients));
+}
+
+static bool validates(const TrainConfig *c) {
+    bool any = false;
+    for (int i = 0; i < c->data.count; i++) any |= *((const SourceConfig *)c->data.items + i)->validation != 0;
+    return any && c->validation_every > 0;
+}
+
+static void run_validation(const Rehearsed *r) {
+    features_of_pieces(r, r->inference);
+    for (int i = r->first; i < r->end; i++)
+        if (!seen_before(r, i)) with_batch(r, r->inference, i, run_piece);
+}
+
+// ---- what it came to hold ----
+
+static void measure_host(Rehearsed *r, DeviceMemory *m) {
+    open_step(r);
+    run_step(r);
+    if (validates(r->config)) run_validation(r);
+    ParameterMemory model = gradients_memory(r->gradients);
+    m->values = model.parameters, m->gradients = model.gradients, m->buckets = model.buckets;
+    m->moments = 2 * sizeof(float) * (double)parameters_states(joint_parameters(r->joint));
+    m->activations = (double)tape_peak(r->tape), m->validation = (double)tape_peak(r->inference);
+    m->tensors = m->values + m->gradients + m->moments + m->buckets + m->activations + m->validation;
+}
+
+static void measure_gpu(Rehearsed *r, DeviceMemory *m) {
+    ParameterMemory model = parameters_memory(joint_parameters(r->joint));
+    double declared = held(r);
+    open_step(r);
+    double opened = held(r);
+    run_step(r);
+    m->buckets = gradients_memory(r->gradients).buckets;
+    double stepped = held(r), first = (double)WORK_SCRATCH_FIRST;
+    if (validates(r->config)) run_validation(r);
+    DryGpuMemory end = dry_gpu_memory(r->backend);
+    m->gradients = model.gradients;
+    m->values = declared - first - model.gradients;
+    m->moments = opened - declared;
+    m->scratch = (double)end.scratch;
+    m->validation = (double)end.regions - stepped;
+    m->activations = stepped - opened - m->buckets - (m->scratch - first);
+    m->products = (double)end.products;
+    m->tensors = (double)(end.regions + end.products);
+    m->context = GPU_CONTEXT_BYTES + GPU_LIBRARIES_BYTES;
+    m->fits = !end.beyond;
+}
+
+// Within the limit where it is passed nowhere; near it memory grows by less than it otherwise would.
+static bool plan_within(const TrainConfig *c, const Layout *l, size_t limit, DeviceMemory *m, Error *error) {
+    Rehearsed r = {.config = c, .layout = l, .memory = arena_new(1 << 20)};
+    *m = (DeviceMemory){.fits = true};
+    bool ok = open_rank(&r, limit, error);
+    if (ok) (on_gpu(&r) ? measure_gpu : measure_host)(&r, m);
+    const char *wrong = ok ? tape_error(r.tape) : NULL;
+    if (wrong) ok = error_set(error, ERROR_USAGE, "%s", wrong);
+    close_rank(&r);
+    return ok;
+}
+
+bool device_memory_plan(const TrainConfig *c, const Layout *l, double limit, DeviceMemory *m, Error *error) {
+    if (!plan_within(c, l, 0, m, error)) return false;
+    double left = limit - m->context - m->products;
+    if (limit <= 0 || device_memory_total(m) <= limit) return true;
+    m->fits = false;
+    if (c->device == DEVICE_CPU || left < WORK_SCRATCH_FIRST) return true;
+    DeviceMemory tight;
+    if (!plan_within(c, l, (size_t)left, &tight, error)) return false;
+    if (tight.fits) *m = tight;
+    return true;
+}
+
+// ---- in words ----
+
+static void write_part(Buffer *out, const char *what, double bytes) {
+    bool large = bytes >= 0x1p30;
+    if (bytes > 0)
+        buffer_printf(out, "  %-34s %9.2f %s\n", what, bytes / (large ? 0x1p30 : 0x1p20), large ? "GiB" : "MiB");
+}
+
+void device_memory_write(const DeviceMemory *m, const char *device, double limit, Buffer *out) {
+    buffer_printf(out, "memory on %s\n", device);
+    write_part(out, "parameters", m->values);
+    write_part(out, "gradients", m->gradients);
+    write_part(out, "moments", m->moments);
+    write_part(out, "buckets between ranks", m->buckets);
+    write_part(out, "activations of a piece, at most", m->activations);
+    write_part(out, "the same of validation", m->validation);
+    write_part(out, "logits and other work space", m->scratch);
+    write_part(out, "work space of products", m->products);
+    write_part(out, "CUDA and its libraries, about", m->context);
+    write_part(out, "together", device_memory_total(m));
+    if (limit > 0)
+        buffer_printf(out, "  it has %.2f GiB: the run %s\n", limit / 0x1p30, m->fits ? "fits" : "does not fit");
+}

@@ -1,0 +1,25 @@
+/* What a run takes on a GPU: its own model, optimizer and step over a backend that computes nothing and holds memory as
+ * a GPU does (kernels/dry_gpu.h), on batches of the run's shapes. Of a rank without a pipeline; stages of one are
+ * planned by plan_pipeline.h. */
+#pragma once
+#include "base/buffer.h"
+#include "train/layout.h"
+
+typedef struct DeviceMemory { // bytes
+    double values;            // parameters as operators read them, and f32 masters
+    double gradients, moments;
+    double buckets;     // of gradients and values on their way between ranks
+    double activations; // of a piece, with their gradients: the most at once
+    double validation;  // beside them, of a piece whose losses alone are wanted; 0: none is held out
+    double scratch;     // work space of kernels: logits, sums
+    double products;    // work space of matrix products
+    double tensors;     // all of these, as the run's own memory comes to hold them
+    double context;     // CUDA's own and its libraries', about
+    bool fits;          // within the limit; true where there is none
+} DeviceMemory;
+double device_memory_total(const DeviceMemory *);
+
+// limit: bytes that all may take, context included; 0: no limit. False where the config is wrong.
+bool device_memory_plan(const TrainConfig *, const Layout *, double limit, DeviceMemory *, Error *);
+// In lines, under a heading that names the device and what it has (limit 0: not known).
+void device_memory_write(const DeviceMemory *, const char *device, double limit, Buffer *out);
