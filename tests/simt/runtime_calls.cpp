@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <unistd.h>
 
 static constexpr size_t MEMORY = static_cast<size_t>(512) << 20, GRANULARITY = 64 << 10; // bytes of the device
 
@@ -39,6 +40,13 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int number) {
     if (number) return answer(cudaErrorInvalidValue);
     snprintf(p->name, sizeof p->name, "stand-in");
     p->totalGlobalMem = MEMORY, p->major = 9, p->minor = 0, p->multiProcessorCount = 4;
+    int process = getpid(); // the device of another process is another one
+    memcpy(p->uuid.bytes, &process, sizeof process);
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetPCIBusId(char *text, int size, int number) {
+    snprintf(text, static_cast<size_t>(size), "0000:%02X:00.0", number);
     return cudaSuccess;
 }
 

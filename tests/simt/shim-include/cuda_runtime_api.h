@@ -56,6 +56,9 @@ struct cudaDeviceProp { // what is read of it
     char name[256];
     size_t totalGlobalMem;
     int major, minor, multiProcessorCount;
+    struct {
+        char bytes[16];
+    } uuid;
 };
 
 cudaError_t cudaRuntimeGetVersion(int *);
