@@ -45,11 +45,6 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int number) {
     return cudaSuccess;
 }
 
-cudaError_t cudaDeviceGetPCIBusId(char *text, int size, int number) {
-    snprintf(text, static_cast<size_t>(size), "0000:%02X:00.0", number);
-    return cudaSuccess;
-}
-
 cudaError_t cudaDeviceGetPCIBusId(char *text, int size, int) { // there is no such device
     return snprintf(text, static_cast<size_t>(size), "ffff:ff:1f.0"), cudaSuccess;
 }
