@@ -163,7 +163,7 @@ static void take_kernels(Backend *b, const Backend *cpu) {
     TAKE(masked_patch_mse_forward), TAKE(masked_patch_mse_backward), TAKE(attention_forward), TAKE(attention_backward);
     TAKE(cross_entropy_forward), TAKE(cross_entropy_combine), TAKE(cross_entropy_backward), TAKE(clip_sums);
     TAKE(clip_logsumexp), TAKE(clip_losses), TAKE(clip_gradient), TAKE(siglip_sums), TAKE(siglip_gradient);
-    TAKE(sum_rows), TAKE(put_rows), TAKE(argmax_rows), TAKE(gate);
+    TAKE(sum_rows), TAKE(put_rows), TAKE(argmax_rows), TAKE(gate), TAKE(matmul_wins);
     b->adamw_parts = adamw_parts, b->sum_squares = sum_squares;
 }
 
