@@ -163,7 +163,7 @@ void cuda_list_wait(CudaState *s, int lane, CudaMark until) {
 static void join_lanes(CudaState *s, unsigned used) {
     CudaLists *l = s->lists;
     for (int i = 1; i < CUDA_LANES; i++)
-        if (used >> i & 1) follow(s, l->lanes[0], l->lanes[i], l->join);
+        if ((used >> i & 1) && l->lanes[i]) follow(s, l->lanes[0], l->lanes[i], l->join);
 }
 
 // ---- starting ----
@@ -278,8 +278,7 @@ static void begin(Backend *b, const char *name) {
     CudaLists *l = s->lists;
     if (s->synchronous || l->depth++) return;
     l->name = name;
-    for (int i = 1; i < CUDA_LANES; i++)
-        if (l->lanes[i]) follow(s, l->lanes[0], l->lanes[i], l->join);
+    join_lanes(s, ~0u);
 }
 
 static void end(Backend *b) {

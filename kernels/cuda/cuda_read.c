@@ -113,9 +113,8 @@ void cuda_reads_send(CudaState *s) {
     Batch *b = r->writing;
     if (!b) return;
     r->writing = NULL;
-    host_room(s, b);
+    host_room(s, b); // an older copy out of it may still be under way: nobody wants that one
     cuda_block_reach(s, &b->device, b->used);
-    cuda_must(s, cudaStreamWaitEvent(s->stream, b->done, 0), "a read"); // its memory may still be copied from
     cuda_must(s, cudaMemcpyAsync(b->device.memory, r->place.memory, b->used, cudaMemcpyDeviceToDevice, s->stream),
               "a read");
     cuda_must(s, cudaEventRecord(r->behind, s->stream), "a read");

@@ -224,6 +224,27 @@ static void reads_of_a_step_arrive_while_later_ones_run(void **) {
     });
 }
 
+static void the_host_may_run_many_steps_ahead(void **) {
+    in_all_orders([] {
+        enum { STEPS = 7 };
+        Gpu g;
+        Step step(g);
+        BackendRead *reads[STEPS];
+        for (int number = 0; number < STEPS; number++)
+            sequence(g, [&] {
+                step.run(g, number);
+                backend_read_finish(g.b, backend_read_start(g.b, step.x, N * sizeof(float)), nullptr);
+                reads[number] = backend_read_start(g.b, step.y, N * sizeof(float));
+            });
+        for (int number = 0; number < STEPS; number++) {
+            Numbers y(N), want = at_once(number);
+            want.resize(N);
+            backend_read_finish(g.b, reads[number], y.data());
+            assert_same(y, want);
+        }
+    });
+}
+
 static void a_read_that_is_wanted_within_its_sequence_starts_the_list(void **) {
     in_all_orders([] {
         Gpu g;
@@ -236,6 +257,7 @@ static void a_read_that_is_wanted_within_its_sequence_starts_the_list(void **) {
         backend_read_finish(g.b, read, y.data());
         backend_sequence_end(g.b);
         assert_same(y, want);
+        sequence(g, [&] { backend_read_finish(g.b, backend_read_start(g.b, step.x, N * sizeof(float)), nullptr); });
         step.run(g, 4);
         read = backend_read_start(g.b, step.y, N * sizeof(float)); // outside of sequences
         g.b->zero(g.b, step.y, N * sizeof(float));
@@ -292,6 +314,25 @@ static void lanes_run_beside_one_another_but_for_their_marks(void **) {
             assert_same(g.read(at[3]), given);
         }
         assert_counts(g, 1, 1, 2);
+    });
+}
+
+static void a_lane_without_marks_begins_behind_the_list_before_and_ends_ahead_of_the_next(void **) {
+    in_all_orders([] {
+        Gpu g;
+        CudaState *s = g.state();
+        float *x = g.memory(), *y = g.memory();
+        for (int number = 0; number < 4; number++) {
+            Numbers given = drawn(static_cast<uint64_t>(number));
+            sequence(g, [&] { g.b->upload(g.b, x, given.data(), N * sizeof(float)); });
+            sequence(g, [&] {
+                Put p = {s, y, x, N * sizeof(float)};
+                cuda_list_call_on(s, 3, start_put, &p, sizeof p);
+            });
+            sequence(g, [&] { g.b->zero(g.b, x, N * sizeof(float)); });
+            assert_same(g.read(y), given);
+        }
+        assert_counts(g, 3, 3, 6);
     });
 }
 
@@ -428,8 +469,10 @@ int main() {
         cmocka_unit_test(a_download_within_a_sequence_cuts_the_list_and_sees_what_came_before),
         cmocka_unit_test(uploads_of_many_megabytes_arrive_in_lists_that_grow),
         cmocka_unit_test(reads_of_a_step_arrive_while_later_ones_run),
+        cmocka_unit_test(the_host_may_run_many_steps_ahead),
         cmocka_unit_test(a_read_that_is_wanted_within_its_sequence_starts_the_list),
         cmocka_unit_test(lanes_run_beside_one_another_but_for_their_marks),
+        cmocka_unit_test(a_lane_without_marks_begins_behind_the_list_before_and_ends_ahead_of_the_next),
         cmocka_unit_test(marks_stay_good_when_their_list_has_ended_or_many_came_behind),
         cmocka_unit_test(a_list_without_a_graph_is_started_command_by_command_for_good),
         cmocka_unit_test(a_call_that_waits_keeps_its_list_from_becoming_a_graph),
