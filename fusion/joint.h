@@ -72,9 +72,29 @@ typedef struct JointPass {
 } JointPass;
 JointLoss joint_loss(Tape *, Joint *, const Batch *, const JointPass *);
 void joint_counts(const JointConfig *, const Batch *, int64_t count[OBJECTIVES]);
-// Model FLOP of one step on this batch, forward + backward, attention counted as computed. Of parts of a step they add
-// up to those of the whole.
-double joint_flop(const JointConfig *, const Batch *);
+// FLOP of one step on this batch for training, forward and backward (counted as twice the forward pass), a multiply and
+// an add as two; nothing that is computed again. Of parts of a step they add up to those of the whole.
+typedef struct JointFlop {
+    double vision, text; // the two trunks
+    double heads;        // output words, connector, pairs, MAE's decoder
+} JointFlop;
+static inline double joint_flop_sum(const JointFlop *f) { return f->vision + f->text + f->heads; }
+static inline void joint_flop_add(JointFlop *sum, const JointFlop *f) {
+    sum->vision += f->vision, sum->text += f->text, sum->heads += f->heads;
+}
+// Model FLOP: every matrix product and attention, causal rows as the pairs their ranges let through, pictures by patches,
+// words where there is a target.
+JointFlop joint_flop_parts(const JointConfig *, const Batch *);
+double joint_flop(const JointConfig *, const Batch *); // their sum
+// As PaLM's appendix B and nanoGPT count: 6 N a token, N all parameters that run over it but its position's, plus
+// 12 L C T for attention over rows of T, counted whole; every position of a row counts.
+typedef struct JointCount { // parameters
+    double vision, text, words, connector, pairs, mae; // text: without words and learned positions; vision and mae
+                                                       // without positions; words: those of the output
+    double all;
+} JointCount;
+JointCount joint_count(const Joint *); // of the whole model, over all ranks
+JointFlop joint_flop_by_count(const JointConfig *, const JointCount *, const Batch *);
 
 // Memory that training takes on a rank at the least, from shapes alone. A pass (a piece of a step) of these sizes:
 typedef struct JointSizes {

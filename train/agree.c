@@ -25,7 +25,10 @@ Vote agree_on(Comm *world, const Vote *own, bool counts) {
     int ranks = comm_size(world);
     Vote sum = {0}, *all = calloc((size_t)ranks, sizeof *all), given = *own;
     check(all);
-    if (!counts) given.bad = given.draws = given.tokens = given.images = 0, given.flop = 0;
+    if (!counts) {
+        given.bad = given.draws = given.tokens = given.images = 0;
+        given.flop = given.by_count = (JointFlop){0};
+    }
     comm_all_gather(world, all, &given, ranks, sizeof *all, "agreement");
     for (int r = 0; r < ranks; r++) { // in order: every rank gets the same bits
         sum.failed += all[r].failed;
@@ -35,7 +38,8 @@ Vote agree_on(Comm *world, const Vote *own, bool counts) {
         sum.draws += all[r].draws;
         sum.tokens += all[r].tokens;
         sum.images += all[r].images;
-        sum.flop += all[r].flop;
+        joint_flop_add(&sum.flop, &all[r].flop);
+        joint_flop_add(&sum.by_count, &all[r].by_count);
         if (all[r].data_wait > sum.data_wait) sum.data_wait = all[r].data_wait;
     }
     free(all);

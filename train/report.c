@@ -54,6 +54,10 @@ static void add_record(Table *t, json_t *record) {
     column_add(t, "rate/tokens", step, json_get_number(record, "tokens", 0) / seconds);
     column_add(t, "rate/images", step, json_get_number(record, "images", 0) / seconds);
     column_add(t, "rate/gflops", step, json_get_number(record, "flop", 0) / seconds / 1e9);
+    if (json_object_get(record, "mfu")) {
+        column_add(t, "rate/mfu", step, 100 * json_get_number(record, "mfu", 0));
+        column_add(t, "rate/mfu_6n", step, 100 * json_get_number(record, "mfu_6n", 0));
+    }
 }
 
 static bool read_metrics(const char *run, Table *t, Error *error) {
@@ -184,6 +188,8 @@ static void head(Buffer *b, const char *run, const Table *t) {
         rate_of(b, t, "rate/tokens", "tokens/s");
         rate_of(b, t, "rate/images", "images/s");
         rate_of(b, t, "rate/gflops", "GFLOP/s");
+        rate_of(b, t, "rate/mfu", "% of the devices' peak (MFU: model FLOP)");
+        rate_of(b, t, "rate/mfu_6n", "% by 6 N a token and whole attention");
     }
     buffer_text(b, "</p>\n");
 }

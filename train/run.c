@@ -104,6 +104,7 @@ bool train_run(const TrainOptions *options, TrainResult *result, Log *log, Error
     bool opened = run_open(&r, options, log, error), ok = opened && steps(&r, &stop, error);
     if (opened) parameters_meet(joint_parameters(r.joint)); // what some ranks gather ahead takes all of them
     if (ok) report_traffic(&r);
+    if (ok) utilisation_report(&r.utilisation, r.log);
     ok = ok && run_trace_write(r.trace, options->trace, options->world, error);
     Error ignored;
     if (!ok && r.saver) checkpoint_finish(r.saver, &ignored); // all ranks stop: what was begun before is whole

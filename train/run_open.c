@@ -222,6 +222,9 @@ static bool open_model(Run *r, Error *error) {
 // Collective: what works on the parameters.
 static void open_step(Run *r) {
     Parameters *parameters = joint_parameters(r->joint);
+    int ranks = r->layout.ranks, sharing = r->seat.gpus && r->hosts.local > r->seat.gpus ? r->hosts.local : 0;
+    utilisation_open(&r->utilisation, r->joint, r->backend, r->config.precision ? BF16 : F32,
+                     sharing ? ranks * r->seat.gpus / sharing : ranks);
     r->optimizer = optimizer_new(r->backend, parameters, &r->config.optimizer, r->config.steps);
     r->tape = tape_new(r->backend, true);
     r->inference = tape_new(r->backend, false);

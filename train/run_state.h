@@ -10,6 +10,7 @@
 #include "train/run_trace.h"
 #include "train/stages.h"
 #include "train/step.h"
+#include "train/utilisation.h"
 
 typedef struct Traffic { // of this rank's steps in this call
     int64_t steps;
@@ -48,6 +49,7 @@ typedef struct Run {
     Progress *progress;     // likewise
     Error unwritten;        // a record that could not be written here: the next vote ends the run
     Traffic traffic, begin; // of all steps; when the one under way began
+    Utilisation utilisation;
     StepGate *gate;         // where the device judges steps, so that the host may be ahead; else NULL
     LateStep late;
     TrainState state;

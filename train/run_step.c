@@ -53,7 +53,8 @@ static const Batch *take_batch(Run *r, Vote *sum, Error *error) {
     own.data_wait = loader_waited(r->loader) - waited;
     if (batch) {
         own.tokens = batch->lm.token_count + batch->caption.token_count + batch->contrastive.token_count;
-        own.flop = joint_flop(&r->config.model, batch);
+        own.flop = joint_flop_parts(&r->config.model, batch);
+        own.by_count = joint_flop_by_count(&r->config.model, &r->utilisation.count, batch);
     }
     *sum = agree_on(o->world, &own, r->mesh.place[MESH_TENSOR] == 0 && r->mesh.place[MESH_PIPELINE] == 0);
     if (sum->failed || !batch) return agree(o->world, ready, error), NULL; // no batch: this rank has failed
@@ -61,7 +62,7 @@ static const Batch *take_batch(Run *r, Vote *sum, Error *error) {
     return loader_budget(sum->bad, sum->draws, r->config.bad_samples, error) ? batch : NULL;
 }
 
-static json_t *step_record(const Run *r, int64_t number, const StepLoss *loss, const Vote *sum, double norm,
+static json_t *step_record(Run *r, int64_t number, const StepLoss *loss, const Vote *sum, double norm,
                            const Traffic *traffic) {
     char name[64];
     json_t *step = json_pack("{s:I, s:f}", "step", (json_int_t)number, "loss", loss->total);
@@ -78,7 +79,7 @@ static json_t *step_record(const Run *r, int64_t number, const StepLoss *loss, c
     json_object_set_new(step, "seconds", json_real(traffic->seconds));
     json_object_set_new(step, "waited", json_real(sum->data_wait));
     if (r->layout.ranks > 1) json_object_set_new(step, "communication", json_real(traffic->waited));
-    json_object_set_new(step, "flop", json_real(sum->flop));
+    utilisation_step(&r->utilisation, &sum->flop, &sum->by_count, traffic->seconds, step);
     return step;
 }
 
@@ -97,8 +98,13 @@ static void show(Run *r, int64_t number, const StepLoss *loss, const Vote *sum, 
         if (loss->count[o] && n < sizeof detail)
             n += (size_t)snprintf(detail + n, sizeof detail - n, " %s %.4f", objective_names[o], loss->mean[o]);
     if (n < sizeof detail)
-        snprintf(detail + n, sizeof detail - n, "; %.0f tokens/s %.0f images/s%s", (double)sum->tokens / seconds,
-                 (double)sum->images / seconds, sum->data_wait > 0.2 * seconds ? "; waits for data" : "");
+        n += (size_t)snprintf(detail + n, sizeof detail - n, "; %.0f tokens/s %.0f images/s",
+                              (double)sum->tokens / seconds, (double)sum->images / seconds);
+    double share = utilisation_share(&r->utilisation, &sum->flop, seconds);
+    if (n < sizeof detail && share > 0)
+        n += (size_t)snprintf(detail + n, sizeof detail - n, "; MFU %.1f %%", 100 * share);
+    if (n < sizeof detail && sum->data_wait > 0.2 * seconds)
+        snprintf(detail + n, sizeof detail - n, "; waits for data");
     progress_update(r->progress, number, detail);
 }
 

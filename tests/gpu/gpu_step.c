@@ -5,6 +5,7 @@
  *   gpu_step [--device cpu|cuda] [--tiny] [--only NAME] [--memory GIB] [--seconds S] */
 #include "base/clock.h"
 #include "kernels/bench_ops.h"
+#include "kernels/gpus.h"
 #include "train/bench_generate.h"
 #include "train/bench_train.h"
 #include <getopt.h>
@@ -33,13 +34,8 @@ static const Row rows[] = {
 
 // What MFU is a share of: the dense bf16 products that the maker states, FLOP/s; of other devices those measured.
 static double stated_peak(const Backend *b, const Peak *measured) {
-    static const struct {
-        const char *architecture;
-        double flops;
-    } stated[] = {{"sm_80", 312e12}, {"sm_90", 989.4e12}, {"sm_100", 2250e12}};
-    for (size_t i = 0; i < sizeof stated / sizeof *stated; i++)
-        if (!strcmp(stated[i].architecture, b->isa)) return stated[i].flops;
-    return 1e9 * (measured->bf16 > 0 ? measured->bf16 : measured->f32);
+    const GpuKind *kind = b->device ? gpu_kind(b->device) : NULL;
+    return kind ? gpu_peak(kind, BF16) : 1e9 * (measured->bf16 > 0 ? measured->bf16 : measured->f32);
 }
 
 static void print_row(const Row *row, const BenchTrainResult *r, double peak) {
