@@ -5,14 +5,24 @@
 # there is no GPU here.
 #
 #   tests/gpu.sh [OUT.json]
+#   tests/gpu.sh bench [OUT.json]
 #
-# BUILD=FOLDER takes programs that were built elsewhere (gpu_check, gpu_bench, libbifocal_cuda.so); PYTHON names one that
-# has torch.
+# bench: whole training steps and generation instead (gpu_step), in under 9 minutes, with PyTorch's in the same run, and
+# llm.c's where LLMC=FOLDER is a checkout of it with train_gpt2cu built and its data there. ONLY=NAME: one row.
+#
+# BUILD=FOLDER takes programs that were built elsewhere (gpu_check, gpu_bench, gpu_step, libbifocal_cuda.so); PYTHON names
+# one that has torch.
 set -uo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
-readonly OUT=${1:-gpu.json} BUILD_FOLDER=${BUILD:-build-kernels} PYTHON=${PYTHON:-python3}
+MODE=check
+if [ "${1:-}" = bench ]; then
+    MODE=bench
+    shift
+fi
+readonly MODE OUT=${1:-gpu.json} BUILD_FOLDER=${BUILD:-build-kernels} PYTHON=${PYTHON:-python3}
 readonly PARTS=$(mktemp -d)
 trap 'rm -rf "$PARTS"' EXIT
+readonly LIMIT=525 # seconds of bench; what is not reached is null
 export PATH=$PATH:/usr/local/cuda/bin
 
 say() { printf '== %4d s  %s\n' "$SECONDS" "$*" >&2; }
@@ -40,6 +50,16 @@ program() { # where a program lies: beside the module, or as the build left it
     printf '%s' "$place"
 }
 
+has_torch() { "$PYTHON" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; }
+
+# PyTorch compiles while ours is built, into its cache on disk; what it takes is no figure.
+warm=''
+if [ $MODE = bench ] && has_torch; then
+    timeout 150 "$PYTHON" tests/oracles/gpu_step_peers.py --warm --seconds 140 ${ONLY:+--only "$ONLY"} \
+        >/dev/null 2>"$PARTS/warm.log" &
+    warm=$!
+fi
+
 say "building on $NAME"
 if ! build; then
     tail -30 "$PARTS/build.log" >&2
@@ -48,6 +68,46 @@ fi
 BIFOCAL_CUDA_MODULE=$(readlink -f "$BUILD_FOLDER/libbifocal_cuda.so")
 export BIFOCAL_CUDA_MODULE
 failed=0
+
+head_of_json() {
+    printf '{"gpu": "%s", "capability": "%s", "driver": "%s", "date": "%s", "seconds": %d' "$NAME" "$CAPABILITY" \
+        "$(gpu driver_version)" "$(date -u +%Y-%m-%d)" "$SECONDS"
+}
+
+# GPT-2 124M at the same batch by llm.c: tokens a second of the last step, or null
+llmc() {
+    [ -x "${LLMC:-}/train_gpt2cu" ] || { printf null; return; }
+    say "llm.c"
+    (cd "$LLMC" && timeout 60 ./train_gpt2cu -e d12 -b 32 -t 1024 -d 32768 -x 20 -v 0 -s 0 -y 0) 2>&1 |
+        sed -n 's/.*[^0-9]\([0-9.]*\) tok\/s.*/\1/p' | tail -1 | grep . || printf null
+}
+
+bench() {
+    local memory peers=null llm
+    [ -n "$warm" ] && wait "$warm"
+    memory=$(gpu memory.free | sed 's/[^0-9]//g') # MiB
+    say "steps and generation"
+    timeout 200 "$(program gpu_step)" --seconds 3 --memory $(((memory - 2048) / 1024)) ${ONLY:+--only "$ONLY"} \
+        >"$PARTS/step.jsonl" 2>"$PARTS/step.log" || failed=1
+    cat "$PARTS/step.log" >&2
+    llm=$(llmc)
+    if [ -n "$warm" ]; then
+        say "PyTorch"
+        timeout $((LIMIT + 10 - SECONDS)) "$PYTHON" tests/oracles/gpu_step_peers.py --ours "$PARTS/step.jsonl" \
+            --seconds $((LIMIT - 15 - SECONDS)) ${ONLY:+--only "$ONLY"} >"$PARTS/peers.json" 2>"$PARTS/peers.log" ||
+            { tail -5 "$PARTS/peers.log" >&2; failed=1; }
+        [ -s "$PARTS/peers.json" ] && peers=$(cat "$PARTS/peers.json")
+    fi
+    {
+        head_of_json
+        printf ', "llmc_tokens": %s,\n"rows": [%s],\n"peers": %s}\n' "$llm" "$(paste -sd, "$PARTS/step.jsonl")" "$peers"
+    } >"$OUT"
+    say "$OUT: $(grep -o '_met": false' "$OUT" | wc -l) goals or floors missed"
+}
+if [ $MODE = bench ]; then
+    bench
+    exit $failed
+fi
 
 say "every operator against the CPU backend"
 timeout 150 "$(program gpu_check)" 4 >"$PARTS/check.json" 2>"$PARTS/check.log" || failed=1
@@ -82,7 +142,7 @@ timeout 120 "$(program gpu_bench)" 0.02 >"$PARTS/bench.jsonl" 2>"$PARTS/bench.lo
 bench=$(paste -sd, "$PARTS/bench.jsonl")
 
 peers='null'
-if "$PYTHON" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
+if has_torch; then
     say "PyTorch's kernels"
     timeout 120 "$PYTHON" tests/oracles/gpu_peers.py --check "$PARTS/check.json" --bench "$PARTS/bench.jsonl" \
         >"$PARTS/peers.json" 2>"$PARTS/peers.log" || failed=1
@@ -90,8 +150,8 @@ if "$PYTHON" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/
 fi
 
 {
-    printf '{"gpu": "%s", "capability": "%s", "driver": "%s", "seconds": %d, "holds": %s,\n' "$NAME" "$CAPABILITY" \
-        "$(gpu driver_version)" "$SECONDS" "$([ $failed -eq 0 ] && echo true || echo false)"
+    head_of_json
+    printf ', "holds": %s,\n' "$([ $failed -eq 0 ] && echo true || echo false)"
     printf '"memcheck": %s, "racecheck": %s,\n"check": ' "$memcheck" "$racecheck"
     cat "$PARTS/check.json"
     printf ',\n"bench": [%s],\n"peers": %s}\n' "$bench" "$peers"
