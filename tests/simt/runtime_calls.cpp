@@ -175,7 +175,8 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
         e->nodes = s->front;
         return cudaSuccess;
     }
-    s->pieces.push_back({Piece::RECORD, nullptr, e->state, ++e->state->recorded});
+    e->last = std::make_shared<Record>(Record{false});
+    s->pieces.push_back({Piece::RECORD, nullptr, e->last});
     return cudaSuccess;
 }
 
@@ -193,21 +194,21 @@ static cudaError_t wait_in_capture(cudaStream_t s, const CUevent_st *e) {
 cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) {
     if (s->capture || (e->capture && e->capture == device.capture)) return wait_in_capture(s, e);
     if (e->capture) return answer(cudaErrorCapturedEvent);
-    s->pieces.push_back({Piece::WAIT, nullptr, e->state, e->state->recorded});
+    s->pieces.push_back({Piece::WAIT, nullptr, e->last});
     queue_progress();
     return cudaSuccess;
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t e) {
     if (e->capture) return spoil(cudaErrorCapturedEvent);
-    queue_reach(e->state, e->state->recorded);
+    queue_reach(e->last);
     return cudaSuccess;
 }
 
 cudaError_t cudaEventQuery(cudaEvent_t e) {
     if (capturing()) return spoil(cudaErrorStreamCaptureUnsupported);
     queue_progress();
-    return e->state->done >= e->state->recorded ? cudaSuccess : cudaErrorNotReady;
+    return e->last->done ? cudaSuccess : cudaErrorNotReady;
 }
 
 // ---- memory ----

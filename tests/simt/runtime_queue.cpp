@@ -2,7 +2,6 @@
  * between two pieces that no event orders anything may happen. */
 #include "tests/simt/runtime_queue.h"
 #include "tests/simt/shim/simt.h"
-#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -68,13 +67,13 @@ int64_t runtime_waiting() {
 static bool may_run(const CUstream_st *s) {
     if (s->pieces.empty()) return false;
     const Piece &p = s->pieces.front();
-    return p.kind != Piece::WAIT || p.event->done >= p.version;
+    return p.kind != Piece::WAIT || p.record->done;
 }
 
 static void run_piece(CUstream_st *s) {
     Piece p = std::move(s->pieces.front());
     s->pieces.pop_front();
-    if (p.kind == Piece::RECORD) p.event->done = std::max(p.event->done, p.version);
+    if (p.kind == Piece::RECORD) p.record->done = true;
     if (p.kind != Piece::WORK) return;
     queue.running = true;
     p.work();
@@ -102,20 +101,19 @@ static bool random_runs() {
     return false;
 }
 
-static bool records(const CUstream_st *s, const Piece &wanted) {
-    return std::any_of(s->pieces.begin(), s->pieces.end(), [&](const Piece &p) {
-        return p.kind == Piece::RECORD && p.event == wanted.event && p.version >= wanted.version;
-    });
+// The stream that will make the record.
+static CUstream_st *maker(const std::shared_ptr<Record> &record) {
+    for (CUstream_st *s : queue.streams)
+        for (const Piece &p : s->pieces)
+            if (p.kind == Piece::RECORD && p.record == record) return s;
+    queue_deadlock();
 }
 
 // The next piece of the stream, or of one that it waits for.
 static void advance(CUstream_st *s) {
     for (size_t depth = 0; !may_run(s); depth++) {
-        const Piece &wanted = s->pieces.front();
-        auto owner = std::find_if(queue.streams.begin(), queue.streams.end(),
-                                  [&](const CUstream_st *other) { return records(other, wanted); });
-        if (owner == queue.streams.end() || depth > queue.streams.size()) queue_deadlock();
-        s = *owner;
+        if (depth > queue.streams.size()) queue_deadlock();
+        s = maker(s->pieces.front().record);
     }
     run_piece(s);
 }
@@ -136,14 +134,8 @@ void queue_finish(CUstream_st *s) {
 }
 void runtime_finish() { queue_finish(nullptr); }
 
-void queue_reach(const std::shared_ptr<EventState> &event, uint64_t version) {
-    Piece wanted = {Piece::WAIT, nullptr, event, version};
-    while (event->done < version) {
-        auto owner = std::find_if(queue.streams.begin(), queue.streams.end(),
-                                  [&](const CUstream_st *s) { return records(s, wanted); });
-        if (owner == queue.streams.end()) queue_deadlock();
-        step(*owner);
-    }
+void queue_reach(const std::shared_ptr<Record> &record) {
+    while (!record->done) step(maker(record));
 }
 
 void queue_progress() {
@@ -155,7 +147,7 @@ void queue_progress() {
 
 void queue_put(CUstream_st *s, Work work) {
     if (!s->capture) {
-        s->pieces.push_back({Piece::WORK, std::move(work), nullptr, 0});
+        s->pieces.push_back({Piece::WORK, std::move(work), nullptr});
         return;
     }
     std::vector<Node> &nodes = s->capture->graph->nodes;
@@ -180,7 +172,7 @@ void queue_launch(CUstream_st *s, const CUgraphExec_st *graph) {
     while (!ready.empty()) {
         size_t at = choose(ready.size()), node = ready[at];
         ready.erase(ready.begin() + static_cast<std::ptrdiff_t>(at));
-        s->pieces.push_back({Piece::WORK, graph->nodes[node].work, nullptr, 0});
+        s->pieces.push_back({Piece::WORK, graph->nodes[node].work, nullptr});
         for (size_t i : next[node])
             if (!--missing[i]) ready.push_back(i);
     }

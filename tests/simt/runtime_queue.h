@@ -11,8 +11,8 @@
 struct CUstream_st;
 typedef std::function<void()> Work;
 
-struct EventState {                  // outlives the event while work refers to it
-    uint64_t recorded = 0, done = 0; // how often; the last one that ran
+struct Record { // of an event, once; outlives it while work refers to it
+    bool done;
 };
 
 struct Node {
@@ -35,8 +35,7 @@ struct Capture {
 struct Piece { // of a stream
     enum Kind { WORK, RECORD, WAIT } kind;
     Work work;
-    std::shared_ptr<EventState> event;
-    uint64_t version; // of the event
+    std::shared_ptr<Record> record;
 };
 
 struct CUstream_st {
@@ -46,17 +45,17 @@ struct CUstream_st {
 };
 
 struct CUevent_st {
-    std::shared_ptr<EventState> state = std::make_shared<EventState>();
+    std::shared_ptr<Record> last = std::make_shared<Record>(Record{true});
     std::shared_ptr<Capture> capture; // it was last recorded in a capture, behind these nodes
     std::vector<size_t> nodes;
 };
 
-std::vector<CUstream_st *> &queue_streams(); // in the order they were made
+std::vector<CUstream_st *> &queue_streams();              // in the order they were made
 void queue_put(CUstream_st *, Work);                      // into the stream or its capture
-void queue_take_kernels(); // launches into streams come here from now on
+void queue_take_kernels();                                // launches into streams come here from now on
 void queue_launch(CUstream_st *, const CUgraphExec_st *); // its nodes, in an order that they allow
 void queue_finish(CUstream_st *);                         // until it is empty; NULL: all
-void queue_reach(const std::shared_ptr<EventState> &, uint64_t version);
+void queue_reach(const std::shared_ptr<Record> &);
 void queue_progress(); // what an order runs when nobody waits
 [[noreturn]] void queue_deadlock();
 void queue_fault(const char *format, ...) __attribute__((format(printf, 1, 2)));
