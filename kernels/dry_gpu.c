@@ -99,7 +99,7 @@ static void attention_backward(Backend *b, void *dq, void *dk, void *dv, const v
                                const float *lse, const void *q, const void *k, const void *v, const AttentionShape *s,
                                Dtype t, bool add) {
     bool cudnn = t == BF16 && !s->range;
-    take_scratch(b, work_attention_backward(s->batch, s->queries, s->heads, s->head_size, cudnn));
+    take_scratch(b, work_attention_backward(s->batch, s->queries, s->keys, s->heads, s->kv_heads, s->head_size, cudnn));
     gpu_of(b)->plain.attention_backward(b, dq, dk, dv, d_o, o, lse, q, k, v, s, t, add);
 }
 

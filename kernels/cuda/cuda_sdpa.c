@@ -1,191 +1,173 @@
-/* See cuda_sdpa.h. Forward: S = scale Q K^T, masked; M = max S; E = exp(S - M); L = sum E; O = (E / L) V; stats = M +
- * log L. Backward: P = exp(S - stats); dV = P^T dO; dS = scale P (dO V^T - sum dO O); dQ = dS K; dK = dS^T Q. B batch,
- * T queries, S keys, H heads, K key-value heads, D head size. */
+/* See cuda_sdpa.h. */
 #include "kernels/cuda/cuda_sdpa.h"
 #include "base/error.h"
 #include "kernels/cuda/attention.h"
-#include "kernels/cuda/cudnn_graph.h"
+#include "kernels/cuda/cuda_list.h"
 #include "kernels/cuda/host/product_layout.h"
 #include "kernels/cuda/host/shape_cache.h"
+#include "kernels/cuda/host/work_space.h"
+#include "kernels/cuda/sdpa_graphs.h"
+#include <cuda_runtime_api.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
-enum { Q = 1, K, V, O, STATS, SCALE, HIDDEN, K_TURNED, V_TURNED, D_O, DQ, DK, DV }; // names of tensors
-enum { MOST_HEAD_SIZE = 128, UNIT = 8, MOST_MEMORY = 16 };
+enum { MOST_HEAD_SIZE = 128, UNIT = 8, MOST_MEMORY = 16, MOST_PLANS = 4, REPEATS = 5 };
+static const double CLEARLY = 0.9; // of the time of what is taken otherwise: below it is no noise
 
-typedef struct Key {
-    int64_t batch, queries, keys, heads, kv_heads, size, q_stride, k_stride, v_stride, causal, backward;
-} Key;
-
-typedef struct Plan {
-    CudnnPlan *plan; // NULL: there is none, or its results were wrong
-    bool believed;
-} Plan;
+typedef struct Choice { // for a shape
+    CudnnGraph *graph;
+    CudnnPlan *plan; // NULL: our own kernels
+} Choice;
 
 struct CudaSdpa {
     Cudnn *cudnn;
-    ShapeCache *plans; // Key -> Plan
+    ShapeCache *choices; // SdpaKey -> Choice
+    bool timed, steady;
 };
 
-static void plan_drop(void *value) { cudnn_plan_free(((Plan *)value)->plan); }
+static void choice_drop(void *value) {
+    Choice *c = value;
+    cudnn_plan_free(c->plan);
+    cudnn_graph_free(c->graph);
+}
 
-CudaSdpa *cuda_sdpa_new(CudaState *s) {
-    Cudnn *cudnn = cudnn_open(s);
+CudaSdpa *cuda_sdpa_new(CudaState *s, bool steady) {
+    Cudnn *cudnn = cudnn_open(s->stream, s->log);
     if (!cudnn) return NULL;
+    const char *wish = getenv("BIFOCAL_AUTOTUNE");
     CudaSdpa *a = calloc(1, sizeof *a);
     check(a);
-    *a = (CudaSdpa){cudnn, shape_cache_new(sizeof(Key), sizeof(Plan))};
+    *a = (CudaSdpa){cudnn, shape_cache_new(sizeof(SdpaKey), sizeof(Choice)), !wish || strcmp(wish, "0") != 0, steady};
     return a;
 }
 
 void cuda_sdpa_free(CudaSdpa *a) {
     if (!a) return;
-    shape_cache_free(a->plans, plan_drop);
+    shape_cache_free(a->choices, choice_drop);
     cudnn_close(a->cudnn);
     free(a);
 }
 
-// ---- graphs ----
+// ---- a call ----
 
-typedef struct Graph {
-    CudnnGraph *g;
-    Key k;
-} Graph;
+typedef struct Call { // forward: what is not of it is NULL
+    CudaState *state;
+    Backend *backend;
+    const AttentionShape *shape;
+    void *o, *dq, *dk, *dv; // outputs; o an input going back
+    float *lse;
+    const void *q, *k, *v, *d_o;
+    bool backward;
+} Call;
 
-static CudnnTensor heads(const Graph *x, int64_t name, int64_t rows, int64_t heads_here, int64_t stride, bool turned) {
-    int64_t dim[4] = {x->k.batch, heads_here, turned ? x->k.size : rows, turned ? rows : x->k.size};
-    int64_t strides[4] = {rows * stride, x->k.size, turned ? 1 : stride, turned ? stride : 1};
-    return cudnn_tensor(x->g, name, CUDNN_DATA_BFLOAT16, dim, strides);
+static SdpaKey key_of(const Call *c, bool steady) {
+    const AttentionShape *s = c->shape;
+    return (SdpaKey){.batch = s->batch,
+                     .queries = s->queries,
+                     .keys = s->keys,
+                     .heads = s->heads,
+                     .kv_heads = s->kv_heads,
+                     .size = s->head_size,
+                     .q_stride = s->q_stride,
+                     .k_stride = s->k_stride,
+                     .v_stride = s->v_stride,
+                     .causal = s->causal,
+                     .backward = c->backward,
+                     .steady = c->backward && steady};
 }
-static CudnnTensor queries(const Graph *x, int64_t name, int64_t stride) {
-    return heads(x, name, x->k.queries, x->k.heads, stride, false);
-}
-static CudnnTensor key_rows(const Graph *x, int64_t name, int64_t stride, bool turned) {
-    return heads(x, name, x->k.keys, x->k.kv_heads, stride, turned);
-}
-static CudnnTensor row_numbers(const Graph *x, int64_t name) { // (B, H, T, 1) in memory
-    int64_t dim[4] = {x->k.batch, x->k.heads, x->k.queries, 1};
-    int64_t strides[4] = {x->k.heads * x->k.queries, x->k.queries, 1, 1};
-    return cudnn_tensor(x->g, name, CUDNN_DATA_FLOAT, dim, strides);
-}
-static CudnnTensor between(const Graph *x, cudnnDataType_t type, int64_t columns) { // (B, H, T, columns)
-    int64_t dim[4] = {x->k.batch, x->k.heads, x->k.queries, columns};
-    return cudnn_between(x->g, type, dim, false);
-}
-static CudnnTensor of_pairs(const Graph *x, cudnnDataType_t type) { return between(x, type, x->k.keys); }
-static CudnnTensor turned(const Graph *x, CudnnTensor pairs) { // (B, H, S, T) bf16
-    int64_t dim[4] = {x->k.batch, x->k.heads, x->k.keys, x->k.queries};
-    return cudnn_reshape(x->g, pairs, cudnn_between(x->g, CUDNN_DATA_BFLOAT16, dim, true));
-}
-static CudnnTensor pairwise(const Graph *x, cudnnPointwiseMode_t mode, CudnnTensor a, CudnnTensor b) {
-    return cudnn_pointwise(x->g, mode, a, b, NULL, of_pairs(x, CUDNN_DATA_FLOAT), 0);
-}
-static CudnnTensor numbers(const Graph *x, CudnnTensor scores, int64_t axis) { // of each pair's query or key
-    return cudnn_pointwise(x->g, CUDNN_POINTWISE_GEN_INDEX, scores, NULL, NULL, of_pairs(x, CUDNN_DATA_INT32), axis);
-}
-
-static CudnnTensor scores(const Graph *x, CudnnTensor q, CudnnTensor scale) {
-    CudnnTensor k = key_rows(x, K_TURNED, x->k.k_stride, true);
-    CudnnTensor s = cudnn_matmul(x->g, q, k, of_pairs(x, CUDNN_DATA_FLOAT));
-    s = pairwise(x, CUDNN_POINTWISE_MUL, s, scale);
-    if (!x->k.causal) return s;
-    CudnnTensor seen = cudnn_pointwise(x->g, CUDNN_POINTWISE_CMP_GE, numbers(x, s, 2), numbers(x, s, 3), NULL,
-                                       of_pairs(x, CUDNN_DATA_BOOLEAN), 0);
-    return cudnn_pointwise(x->g, CUDNN_POINTWISE_BINARY_SELECT, s, cudnn_value(x->g, HIDDEN), seen,
-                           of_pairs(x, CUDNN_DATA_FLOAT), 0);
-}
-
-static CudnnPlan *plan_forward(CudaSdpa *a, const Key *key, size_t most_workspace) {
-    Graph x = {cudnn_graph_new(a->cudnn), *key};
-    CudnnTensor s = scores(&x, queries(&x, Q, key->q_stride), cudnn_value(x.g, SCALE));
-    CudnnTensor most = cudnn_reduce(x.g, CUDNN_REDUCE_TENSOR_MAX, s, between(&x, CUDNN_DATA_FLOAT, 1));
-    CudnnTensor e = pairwise(&x, CUDNN_POINTWISE_EXP, pairwise(&x, CUDNN_POINTWISE_SUB, s, most), NULL);
-    CudnnTensor sum = cudnn_reduce(x.g, CUDNN_REDUCE_TENSOR_ADD, e, between(&x, CUDNN_DATA_FLOAT, 1));
-    CudnnTensor log_sum =
-        cudnn_pointwise(x.g, CUDNN_POINTWISE_LOG, sum, NULL, NULL, between(&x, CUDNN_DATA_FLOAT, 1), 0);
-    cudnn_pointwise(x.g, CUDNN_POINTWISE_ADD, most, log_sum, NULL, row_numbers(&x, STATS), 0);
-    CudnnTensor p = cudnn_pointwise(x.g, CUDNN_POINTWISE_DIV, e, sum, NULL, of_pairs(&x, CUDNN_DATA_BFLOAT16), 0);
-    cudnn_matmul(x.g, p, key_rows(&x, V, key->v_stride, false), queries(&x, O, key->heads * key->size));
-    return cudnn_plan_new(x.g, most_workspace);
-}
-
-static CudnnPlan *plan_backward(CudaSdpa *a, const Key *key, size_t most_workspace) {
-    Graph x = {cudnn_graph_new(a->cudnn), *key};
-    int64_t width = key->heads * key->size;
-    CudnnTensor q = queries(&x, Q, key->q_stride), d_o = queries(&x, D_O, width), scale = cudnn_value(x.g, SCALE);
-    CudnnTensor products = cudnn_pointwise(x.g, CUDNN_POINTWISE_MUL, d_o, queries(&x, O, width), NULL,
-                                           between(&x, CUDNN_DATA_FLOAT, key->size), 0);
-    CudnnTensor delta = cudnn_reduce(x.g, CUDNN_REDUCE_TENSOR_ADD, products, between(&x, CUDNN_DATA_FLOAT, 1));
-    CudnnTensor s = pairwise(&x, CUDNN_POINTWISE_SUB, scores(&x, q, scale), row_numbers(&x, STATS));
-    CudnnTensor p = pairwise(&x, CUDNN_POINTWISE_EXP, s, NULL);
-    cudnn_matmul(x.g, turned(&x, p), d_o, key_rows(&x, DV, key->v_stride, false));
-    CudnnTensor dp =
-        cudnn_matmul(x.g, d_o, key_rows(&x, V_TURNED, key->v_stride, true), of_pairs(&x, CUDNN_DATA_FLOAT));
-    CudnnTensor ds = pairwise(&x, CUDNN_POINTWISE_MUL, pairwise(&x, CUDNN_POINTWISE_SUB, dp, delta), p);
-    ds = cudnn_pointwise(x.g, CUDNN_POINTWISE_MUL, ds, scale, NULL, of_pairs(&x, CUDNN_DATA_BFLOAT16), 0);
-    cudnn_matmul(x.g, ds, key_rows(&x, K, key->k_stride, false), queries(&x, DQ, key->q_stride));
-    cudnn_matmul(x.g, turned(&x, ds), q, key_rows(&x, DK, key->k_stride, false));
-    return cudnn_plan_new(x.g, most_workspace);
-}
-
-// ---- what it can do ----
 
 static bool aligned(const void *x, int64_t stride) { return pointer_alignment(x) >= 16 && stride % UNIT == 0; }
 
-static bool fits(const AttentionShape *s, Dtype t, const void *q, const void *k, const void *v) {
+static bool fits(const Call *c, Dtype t) {
+    const AttentionShape *s = c->shape;
+    bool gradients =
+        !c->backward || (c->dq && c->dk && c->dv && aligned(c->dq, s->q_stride) && aligned(c->dk, s->k_stride) &&
+                         aligned(c->dv, s->v_stride) && aligned(c->d_o, s->o_stride));
     return t == BF16 && !s->range && s->head_size % UNIT == 0 && s->head_size <= MOST_HEAD_SIZE && s->batch > 0 &&
-           s->queries > 0 && s->keys > 0 && (!s->causal || s->queries == s->keys) &&
-           s->o_stride == (int64_t)s->heads * s->head_size && aligned(q, s->q_stride) && aligned(k, s->k_stride) &&
-           aligned(v, s->v_stride);
+           s->queries > 1 && s->keys > 0 && (!s->causal || s->queries == s->keys) &&
+           s->o_stride == (int64_t)s->heads * s->head_size && aligned(c->q, s->q_stride) &&
+           aligned(c->k, s->k_stride) && aligned(c->v, s->v_stride) && aligned(c->o, s->o_stride) && gradients;
 }
 
-static Key key_of(const AttentionShape *s, bool backward) {
-    return (Key){.batch = s->batch,
-                 .queries = s->queries,
-                 .keys = s->keys,
-                 .heads = s->heads,
-                 .kv_heads = s->kv_heads,
-                 .size = s->head_size,
-                 .q_stride = s->q_stride,
-                 .k_stride = s->k_stride,
-                 .v_stride = s->v_stride,
-                 .causal = s->causal,
-                 .backward = backward};
-}
+// ---- running a plan ----
 
-static Plan *find_plan(CudaSdpa *a, Backend *b, const Key *key) {
-    bool found;
-    Plan *p = shape_cache_get(a->plans, key, &found);
-    enum { MOST_WORKSPACE = 1 << 30 };
-    if (!found) p->plan = key->backward ? plan_backward(a, key, MOST_WORKSPACE) : plan_forward(a, key, MOST_WORKSPACE);
-    if (!found && !p->plan)
-        log_info(cuda_state(b)->log,
-                 "cuDNN has no plan for attention %s of %lld queries, %lld keys, heads of %lld: ours runs",
-                 key->backward ? "backward" : "forward", (long long)key->queries, (long long)key->keys,
-                 (long long)key->size);
-    return p->plan ? p : NULL;
-}
-
-typedef struct Memory { // what a plan is given
-    int count;
-    int64_t name[MOST_MEMORY];
+typedef struct Run { // as bytes in a list
+    CudaState *state;
+    const CudnnPlan *plan;
+    void *workspace;
+    int64_t count, name[MOST_MEMORY];
     void *at[MOST_MEMORY];
-} Memory;
+    float scale;
+    int32_t causal, backward, unused;
+} Run;
 
-static void give(Memory *m, int64_t name, const void *at) {
-    check(m->count < MOST_MEMORY);
-    m->name[m->count] = name;
-    m->at[m->count++] = (void *)at;
+static void give(Run *r, int64_t name, const void *at) {
+    check(r->count < MOST_MEMORY - 3); // values come behind
+    r->name[r->count] = name;
+    r->at[r->count++] = (void *)at;
 }
 
-static bool run(CudaState *s, const Plan *p, Memory *m, const AttentionShape *shape) {
-    float scale = 1 / sqrtf((float)shape->head_size), hidden = -INFINITY;
-    give(m, SCALE, &scale);
-    if (shape->causal) give(m, HIDDEN, &hidden);
-    return cudnn_plan_run(p->plan, m->count, m->name, m->at, cuda_scratch(s, cudnn_plan_workspace(p->plan)));
+static bool start_now(const Run *run, CudaStream stream) {
+    Run r = *run;
+    float hidden = -INFINITY, one = 1;
+    r.name[r.count] = SDPA_SCALE, r.at[r.count++] = &r.scale;
+    if (r.causal) r.name[r.count] = SDPA_HIDDEN, r.at[r.count++] = &hidden;
+    if (r.backward) r.name[r.count] = SDPA_ONE, r.at[r.count++] = &one;
+    return cudnn_plan_run(r.plan, stream, (int)r.count, r.name, r.at, r.workspace);
 }
 
-// ---- whether it is to be believed ----
+static void start(const void *arguments, CudaStream stream) {
+    const Run *r = arguments;
+    if (!start_now(r, stream)) cuda_must(r->state, cudaErrorUnknown, "attention by cuDNN");
+}
+
+static size_t rounded(size_t bytes) {
+    return (bytes + WORK_SCRATCH_ALIGNMENT - 1) / WORK_SCRATCH_ALIGNMENT * WORK_SCRATCH_ALIGNMENT;
+}
+
+static size_t delta_bytes(const Call *c) {
+    const AttentionShape *s = c->shape;
+    return c->backward ? rounded((size_t)(s->batch * s->heads * s->queries) * sizeof(float)) : 0;
+}
+static size_t sum_bytes(const Call *c, bool steady) {
+    return steady ? 0 : delta_bytes(c) * (size_t)c->shape->head_size;
+}
+static size_t work_bytes(const Call *c, bool steady, const CudnnPlan *p) {
+    return rounded(cudnn_plan_workspace(p)) + delta_bytes(c) + sum_bytes(c, steady);
+}
+
+// work: work_bytes of device memory.
+static Run run_of(const Call *c, bool steady, const CudnnPlan *p, char *work) {
+    const AttentionShape *s = c->shape;
+    Run r = {.state = c->state,
+             .plan = p,
+             .workspace = work + delta_bytes(c) + sum_bytes(c, steady),
+             .scale = 1 / sqrtf((float)s->head_size),
+             .causal = s->causal,
+             .backward = c->backward};
+    give(&r, SDPA_Q, c->q), give(&r, SDPA_K, c->k), give(&r, SDPA_V, c->v), give(&r, SDPA_O, c->o);
+    give(&r, SDPA_STATS, c->lse);
+    if (!c->backward) return r;
+    give(&r, SDPA_D_O, c->d_o), give(&r, SDPA_DQ, c->dq), give(&r, SDPA_DK, c->dk), give(&r, SDPA_DV, c->dv);
+    give(&r, SDPA_DELTA, work);
+    if (!steady) give(&r, SDPA_DQ_SUM, work + delta_bytes(c));
+    return r;
+}
+
+// ---- our own kernels beside it ----
+
+static void run_own(const Call *c) {
+    CudaQueue queue = cuda_queue(c->state);
+    queue.start = NULL; // at once
+    size_t mark = cuda_scratch_mark(c->state);
+    if (c->backward)
+        cuda_attention_backward(&queue, c->dq, c->dk, c->dv, c->d_o, c->o, c->lse, c->q, c->k, c->v, c->shape, BF16,
+                                false);
+    else
+        cuda_attention_forward(&queue, c->o, c->lse, c->q, c->k, c->v, c->shape, BF16);
+    cuda_scratch_rewind(c->state, mark);
+}
 
 // Rows of `width` numbers, `stride` apart, in bf16: within the roundings of that type, taken over all of them.
 static bool alike(Backend *b, const void *got, const void *want, int64_t rows, int64_t width, int64_t stride) {
@@ -205,70 +187,157 @@ static bool alike(Backend *b, const void *got, const void *want, int64_t rows, i
     return difference <= 4e-4 * square + 1e-12; // 2 % of the root mean square
 }
 
-static bool settle(CudaState *s, Plan *p, bool right, const char *what) {
-    p->believed = right;
-    if (right) return true;
-    log_warning(s->log, "cuDNN's attention %s differs from ours for a shape: ours runs", what);
-    cudnn_plan_free(p->plan);
-    p->plan = NULL;
-    return false;
+static bool outputs_agree(const Call *got, const Call *want) {
+    const AttentionShape *s = got->shape;
+    int64_t rows = s->batch * s->queries, keys = s->batch * s->keys, kv_width = (int64_t)s->kv_heads * s->head_size;
+    Backend *b = got->backend;
+    if (!got->backward) return alike(b, got->o, want->o, rows, s->o_stride, s->o_stride);
+    return alike(b, got->dq, want->dq, rows, s->o_stride, s->q_stride) &&
+           alike(b, got->dk, want->dk, keys, kv_width, s->k_stride) &&
+           alike(b, got->dv, want->dv, keys, kv_width, s->v_stride);
 }
 
-static void *space(CudaState *s, int64_t rows, int64_t stride) {
-    return cuda_scratch(s, (size_t)(rows * stride) * sizeof(uint16_t));
+// ---- choosing ----
+
+typedef struct Trial {
+    const Call *call; // whose outputs the plans write
+    Call own;         // the same, with outputs of its own
+    char *memory, *work;
+    bool steady;
+    cudaEvent_t begin, end;
+} Trial;
+
+static size_t rows_bytes(int64_t rows, int64_t stride) { return rounded((size_t)(rows * stride) * sizeof(uint16_t)); }
+
+// In memory that is given back, so that choosing leaves no trace. False: there is not enough.
+static bool trial_begin(Trial *t, CudnnPlan *const *plans, int count) {
+    const AttentionShape *s = t->call->shape;
+    size_t work = 0, q = rows_bytes(s->batch * s->queries, s->q_stride),
+           o = rows_bytes(s->batch * s->queries, s->o_stride), k = rows_bytes(s->batch * s->keys, s->k_stride),
+           v = rows_bytes(s->batch * s->keys, s->v_stride);
+    size_t lse = rounded((size_t)(s->batch * s->heads * s->queries) * sizeof(float));
+    for (int i = 0; i < count; i++)
+        if (work_bytes(t->call, t->steady, plans[i]) > work) work = work_bytes(t->call, t->steady, plans[i]);
+    bool ok = cudaMalloc((void **)&t->memory, (t->call->backward ? q + k + v : o + lse) + work) == cudaSuccess &&
+              cudaEventCreate(&t->begin) == cudaSuccess && cudaEventCreate(&t->end) == cudaSuccess;
+    (void)cudaGetLastError(); // no memory is no fault
+    if (!ok) return false;
+    t->own = *t->call;
+    t->work = t->memory;
+    if (t->call->backward)
+        t->own.dq = t->work + work, t->own.dk = t->work + work + q, t->own.dv = t->work + work + q + k;
+    else
+        t->own.o = t->work + work, t->own.lse = (float *)(void *)(t->work + work + o);
+    return true;
+}
+
+static void trial_end(Trial *t) {
+    if (t->begin) (void)cudaEventDestroy(t->begin);
+    if (t->end) (void)cudaEventDestroy(t->end);
+    (void)cudaFree(t->memory);
+}
+
+static bool try_once(const Trial *t, const CudnnPlan *plan) {
+    if (!plan) {
+        run_own(&t->own);
+        return true;
+    }
+    Run r = run_of(t->call, t->steady, plan, t->work);
+    return start_now(&r, t->call->state->stream);
+}
+
+static double seconds_of(const Trial *t, const CudnnPlan *plan) {
+    CudaState *s = t->call->state;
+    float milliseconds = 0;
+    bool ok = try_once(t, plan);
+    cuda_must(s, cudaEventRecord(t->begin, s->stream), "timing attention");
+    for (int i = 0; i < REPEATS && ok; i++) ok = try_once(t, plan);
+    cuda_must(s, cudaEventRecord(t->end, s->stream), "timing attention");
+    cuda_must(s, cudaEventSynchronize(t->end), "timing attention");
+    cuda_must(s, cudaEventElapsedTime(&milliseconds, t->begin, t->end), "timing attention");
+    return ok ? 1e-3 * (double)milliseconds / REPEATS : INFINITY;
+}
+
+static void say(const Call *c, int best, int believed, int count, double seconds, double own) {
+    const AttentionShape *s = c->shape;
+    log_info(
+        c->state->log,
+        "attention %s of %lld queries, %lld keys, heads of %d: %s; %d of cuDNN's %d plans agree with ours (best %.0f "
+        "us, ours %.0f us; 0, inf: not timed)",
+        c->backward ? "backward" : "forward", (long long)s->queries, (long long)s->keys, s->head_size,
+        best < 0 ? "ours" : "cuDNN's", believed, count, seconds * 1e6, own * 1e6);
+}
+
+// The plan to take, -1: ours. A plan is believed once its results agree with ours.
+static int choose(const CudaSdpa *a, const Call *c, CudnnPlan *const *plans, int count) {
+    Trial t = {.call = c, .steady = a->steady};
+    int best = -1, believed = 0;
+    double least = INFINITY, own = INFINITY;
+    cuda_list_flush(c->state);
+    if (trial_begin(&t, plans, count)) {
+        run_own(&t.own);
+        own = a->timed ? seconds_of(&t, NULL) : INFINITY;
+        for (int i = 0; i < count && (a->timed || best < 0); i++) {
+            if (!try_once(&t, plans[i]) || !outputs_agree(c, &t.own)) continue;
+            double seconds = a->timed ? seconds_of(&t, plans[i]) : 0;
+            believed++;
+            if (seconds < least * CLEARLY || best < 0) best = i, least = seconds;
+        }
+        if (own < least * CLEARLY) best = -1;
+        cuda_must(c->state, cudaStreamSynchronize(c->state->stream), "choosing attention's kernel");
+    }
+    trial_end(&t);
+    say(c, best, believed, count, least, own);
+    return best;
+}
+
+static const CudnnPlan *plan_for(CudaSdpa *a, const Call *c) {
+    SdpaKey key = key_of(c, a->steady);
+    bool found;
+    Choice *choice = shape_cache_get(a->choices, &key, &found);
+    if (found) return choice->plan;
+    CudnnPlan *plans[MOST_PLANS];
+    CudnnGraph *graph = sdpa_graph(a->cudnn, &key);
+    int count = cudnn_plans(graph, !c->backward || a->steady, WORK_SDPA, plans, MOST_PLANS);
+    int best = count ? choose(a, c, plans, count) : -1;
+    for (int i = 0; i < count; i++)
+        if (i != best) cudnn_plan_free(plans[i]);
+    *choice = (Choice){graph, best < 0 ? NULL : plans[best]};
+    return choice->plan;
+}
+
+static bool run(CudaSdpa *a, const Call *c, Dtype t) {
+    if (!a || !fits(c, t)) return false;
+    const CudnnPlan *plan = plan_for(a, c);
+    if (!plan) return false;
+    size_t mark = cuda_scratch_mark(c->state);
+    Run r = run_of(c, a->steady, plan, cuda_scratch(c->state, work_bytes(c, a->steady, plan)));
+    cuda_list_call(c->state, start, &r, sizeof r);
+    cuda_scratch_rewind(c->state, mark);
+    return true;
 }
 
 bool cuda_sdpa_forward(CudaSdpa *a, Backend *b, void *o, float *lse, const void *q, const void *k, const void *v,
                        const AttentionShape *shape, Dtype t) {
-    CudaState *s = cuda_state(b);
-    if (!a || !fits(shape, t, q, k, v) || !aligned(o, shape->o_stride)) return false;
-    Key key = key_of(shape, false);
-    Plan *p = find_plan(a, b, &key);
-    if (!p) return false;
-    size_t mark = cuda_scratch_mark(s);
-    Memory m = {0};
-    give(&m, Q, q), give(&m, K_TURNED, k), give(&m, V, v), give(&m, O, o), give(&m, STATS, lse);
-    bool ok = run(s, p, &m, shape);
-    if (!p->believed) {
-        int64_t rows = shape->batch * shape->queries;
-        void *own = space(s, rows, shape->o_stride);
-        CudaQueue queue = cuda_queue(s);
-        cuda_attention_forward(&queue, own, cuda_scratch(s, (size_t)(rows * shape->heads) * sizeof(float)), q, k, v,
-                               shape, t);
-        ok = settle(s, p, ok && alike(b, o, own, rows, shape->o_stride, shape->o_stride), "forward");
-    }
-    cuda_scratch_rewind(s, mark);
-    return ok;
+    Call c = {.state = cuda_state(b), .backend = b, .shape = shape, .o = o, .lse = lse, .q = q, .k = k, .v = v};
+    return run(a, &c, t);
 }
 
 bool cuda_sdpa_backward(CudaSdpa *a, Backend *b, void *dq, void *dk, void *dv, const void *d_o, const void *o,
                         const float *lse, const void *q, const void *k, const void *v, const AttentionShape *shape,
                         Dtype t) {
-    CudaState *s = cuda_state(b);
-    if (!a || !dq || !dk || !dv || !fits(shape, t, q, k, v) || shape->heads != shape->kv_heads ||
-        !aligned(o, shape->o_stride) || !aligned(d_o, shape->o_stride) || !aligned(dq, shape->q_stride) ||
-        !aligned(dk, shape->k_stride) || !aligned(dv, shape->v_stride))
-        return false;
-    Key key = key_of(shape, true);
-    Plan *p = find_plan(a, b, &key);
-    if (!p) return false;
-    size_t mark = cuda_scratch_mark(s);
-    Memory m = {0};
-    give(&m, Q, q), give(&m, K, k), give(&m, K_TURNED, k), give(&m, V_TURNED, v), give(&m, O, o), give(&m, STATS, lse);
-    give(&m, D_O, d_o), give(&m, DQ, dq), give(&m, DK, dk), give(&m, DV, dv);
-    bool ok = run(s, p, &m, shape);
-    if (!p->believed) {
-        int64_t rows = shape->batch * shape->queries, key_count = shape->batch * shape->keys, width = shape->o_stride;
-        void *own_q = space(s, rows, shape->q_stride), *own_k = space(s, key_count, shape->k_stride);
-        void *own_v = space(s, key_count, shape->v_stride);
-        CudaQueue queue = cuda_queue(s);
-        cuda_attention_backward(&queue, own_q, own_k, own_v, d_o, o, lse, q, k, v, shape, t, false);
-        ok = settle(s, p,
-                    ok && alike(b, dq, own_q, rows, width, shape->q_stride) &&
-                        alike(b, dk, own_k, key_count, width, shape->k_stride) &&
-                        alike(b, dv, own_v, key_count, width, shape->v_stride),
-                    "backward");
-    }
-    cuda_scratch_rewind(s, mark);
-    return ok;
+    Call c = {.state = cuda_state(b),
+              .backend = b,
+              .shape = shape,
+              .o = (void *)o,
+              .dq = dq,
+              .dk = dk,
+              .dv = dv,
+              .lse = (float *)lse,
+              .q = q,
+              .k = k,
+              .v = v,
+              .d_o = d_o,
+              .backward = true};
+    return run(a, &c, t);
 }

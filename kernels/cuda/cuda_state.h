@@ -29,7 +29,6 @@ typedef struct CudaState {
     CudaReads *reads;
     CudaProducts *products;
     CudaSdpa *sdpa;      // attention by cuDNN; NULL: by our own kernels
-    bool fast_attention; // cuDNN's backward pass too
 } CudaState;
 
 static inline CudaState *cuda_state(const Backend *b) { return (CudaState *)b->state; }

@@ -10,6 +10,7 @@ enum { MOST_DESCRIPTORS = 192, MOST_OPERATIONS = 48, PROPOSALS = 8, ALIGNMENT = 
 struct Cudnn {
     void *library;
     cudnnHandle_t handle;
+    cudnnBackendDescriptor_t properties; // of a device that is not here; NULL: plans are for the handle's
     cudnnStatus_t (*create)(cudnnHandle_t *);
     cudnnStatus_t (*destroy)(cudnnHandle_t);
     cudnnStatus_t (*set_stream)(cudnnHandle_t, cudaStream_t);
@@ -33,7 +34,6 @@ struct CudnnGraph {
 
 struct CudnnPlan {
     Cudnn *cudnn;
-    CudnnGraph *graph; // its descriptors live as long
     cudnnBackendDescriptor_t plan;
     int64_t workspace; // bytes
 };
@@ -54,16 +54,36 @@ static bool find_all(Cudnn *c) {
            find(c, "cudnnBackendExecute", &c->execute);
 }
 
-Cudnn *cudnn_open(const CudaState *s) {
+static Cudnn *open_library(Log *log) {
     Cudnn *c = calloc(1, sizeof *c);
     check(c);
     c->library = dlopen("libcudnn.so.9", RTLD_NOW | RTLD_LOCAL);
     if (!c->library)
-        log_info(s->log, "attention by our own kernels: %s", dlerror());
-    else if (!find_all(c) || c->create(&c->handle) != CUDNN_STATUS_SUCCESS ||
-             c->set_stream(c->handle, s->stream) != CUDNN_STATUS_SUCCESS)
-        log_warning(s->log, "attention by our own kernels: libcudnn.so.9 does not start");
+        log_info(log, "attention by our own kernels: %s", dlerror());
+    else if (!find_all(c))
+        log_warning(log, "attention by our own kernels: libcudnn.so.9 is not what it should be");
     else
+        return c;
+    free(c);
+    return NULL;
+}
+
+Cudnn *cudnn_open(CudaStream stream, Log *log) {
+    Cudnn *c = open_library(log);
+    if (!c ||
+        (c->create(&c->handle) == CUDNN_STATUS_SUCCESS && c->set_stream(c->handle, stream) == CUDNN_STATUS_SUCCESS))
+        return c;
+    log_warning(log, "attention by our own kernels: libcudnn.so.9 does not start");
+    cudnn_close(c);
+    return NULL;
+}
+
+Cudnn *cudnn_open_described(const char *properties, Log *log) {
+    Cudnn *c = open_library(log);
+    if (!c || (c->make(CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR, &c->properties) == CUDNN_STATUS_SUCCESS &&
+               c->set(c->properties, CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION, CUDNN_TYPE_CHAR,
+                      (int64_t)strlen(properties), properties) == CUDNN_STATUS_SUCCESS &&
+               c->finish(c->properties) == CUDNN_STATUS_SUCCESS))
         return c;
     cudnn_close(c);
     return NULL;
@@ -71,6 +91,7 @@ Cudnn *cudnn_open(const CudaState *s) {
 
 // The library stays open, like all of CUDA's.
 void cudnn_close(Cudnn *c) {
+    if (c && c->properties) (void)c->drop(c->properties);
     if (c && c->handle) (void)c->destroy(c->handle);
     free(c);
 }
@@ -141,10 +162,14 @@ CudnnTensor cudnn_value(CudnnGraph *g, int64_t name) {
     return tensor(g, name, CUDNN_DATA_FLOAT, one, one, false, true);
 }
 
+CudnnTensor cudnn_between_at(CudnnGraph *g, cudnnDataType_t type, const int64_t *dim, const int64_t *stride) {
+    return tensor(g, g->next_name++, type, dim, stride, true, false);
+}
+
 CudnnTensor cudnn_between(CudnnGraph *g, cudnnDataType_t type, const int64_t *dim, bool transposed) {
     int64_t rows = transposed ? 1 : dim[3], columns = transposed ? dim[2] : 1;
     int64_t stride[4] = {dim[1] * dim[2] * dim[3], dim[2] * dim[3], rows, columns};
-    return tensor(g, g->next_name++, type, dim, stride, true, false);
+    return cudnn_between_at(g, type, dim, stride);
 }
 
 // ---- operations ----
@@ -156,7 +181,12 @@ static CudnnTensor add(CudnnGraph *g, cudnnBackendDescriptor_t operation, CudnnT
     return out;
 }
 
-static const cudnnDataType_t IN_F32 = CUDNN_DATA_FLOAT; // what all is computed in
+static const cudnnDataType_t IN_F32 = CUDNN_DATA_FLOAT; // what all is computed in, but for masks
+
+static cudnnDataType_t pointwise_precision(cudnnPointwiseMode_t mode) {
+    if (mode == CUDNN_POINTWISE_GEN_INDEX) return CUDNN_DATA_INT32;
+    return mode == CUDNN_POINTWISE_CMP_GE ? CUDNN_DATA_BOOLEAN : IN_F32;
+}
 
 CudnnTensor cudnn_matmul(CudnnGraph *g, CudnnTensor a, CudnnTensor b, CudnnTensor out) {
     cudnnBackendDescriptor_t how = make(g, CUDNN_BACKEND_MATMUL_DESCRIPTOR);
@@ -174,7 +204,8 @@ CudnnTensor cudnn_pointwise(CudnnGraph *g, cudnnPointwiseMode_t mode, CudnnTenso
                             CudnnTensor out, int64_t axis) {
     cudnnBackendDescriptor_t how = make(g, CUDNN_BACKEND_POINTWISE_DESCRIPTOR);
     set(g, how, CUDNN_ATTR_POINTWISE_MODE, CUDNN_TYPE_POINTWISE_MODE, 1, &mode);
-    set(g, how, CUDNN_ATTR_POINTWISE_MATH_PREC, CUDNN_TYPE_DATA_TYPE, 1, &IN_F32);
+    cudnnDataType_t precision = pointwise_precision(mode);
+    set(g, how, CUDNN_ATTR_POINTWISE_MATH_PREC, CUDNN_TYPE_DATA_TYPE, 1, &precision);
     if (mode == CUDNN_POINTWISE_GEN_INDEX) set(g, how, CUDNN_ATTR_POINTWISE_AXIS, CUDNN_TYPE_INT64, 1, &axis);
     finish(g, how);
     cudnnBackendDescriptor_t d = make(g, CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR);
@@ -213,11 +244,12 @@ static int propose(CudnnGraph *g, cudnnBackendDescriptor_t *proposals) {
     int64_t count = 0;
     cudnnBackendDescriptor_t whole = make(g, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
     set(g, whole, CUDNN_ATTR_OPERATIONGRAPH_OPS, CUDNN_TYPE_BACKEND_DESCRIPTOR, g->operation_count, g->operations);
-    set(g, whole, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE, 1, &c->handle);
+    if (!c->properties) set(g, whole, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE, 1, &c->handle);
     finish(g, whole);
     cudnnBackendDescriptor_t heuristic = make(g, CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
     set_one(g, heuristic, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, whole);
     set(g, heuristic, CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1, &mode);
+    if (c->properties) set_one(g, heuristic, CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, c->properties);
     finish(g, heuristic);
     for (int i = 0; i < PROPOSALS; i++) proposals[i] = make(g, CUDNN_BACKEND_ENGINECFG_DESCRIPTOR);
     if (g->failed || c->get(heuristic, CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR, PROPOSALS, &count,
@@ -226,50 +258,70 @@ static int propose(CudnnGraph *g, cudnnBackendDescriptor_t *proposals) {
     return (int)count;
 }
 
+// Whether the same call has the same bits each time, as the library notes of its engines.
+static bool is_steady(Cudnn *c, cudnnBackendDescriptor_t proposal) {
+    cudnnBackendNumericalNote_t notes[CUDNN_NUMERICAL_NOTE_TYPE_COUNT];
+    cudnnBackendDescriptor_t engine = NULL;
+    int64_t count = 0;
+    bool steady = c->make(CUDNN_BACKEND_ENGINE_DESCRIPTOR, &engine) == CUDNN_STATUS_SUCCESS &&
+                  c->get(proposal, CUDNN_ATTR_ENGINECFG_ENGINE, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &count, &engine) ==
+                      CUDNN_STATUS_SUCCESS &&
+                  c->get(engine, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, CUDNN_TYPE_NUMERICAL_NOTE,
+                         CUDNN_NUMERICAL_NOTE_TYPE_COUNT, &count, notes) == CUDNN_STATUS_SUCCESS;
+    for (int64_t i = 0; i < count && steady; i++) steady = notes[i] != CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC;
+    if (engine) (void)c->drop(engine);
+    return steady;
+}
+
 // Not through the graph's own calls: a proposal that fails spoils no other.
 static bool compile(CudnnPlan *p, cudnnBackendDescriptor_t proposal, size_t most_workspace) {
     Cudnn *c = p->cudnn;
     int64_t count = 0;
     if (c->make(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR, &p->plan) != CUDNN_STATUS_SUCCESS) return false;
-    if (c->set(p->plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &proposal) ==
-            CUDNN_STATUS_SUCCESS &&
-        c->set(p->plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, 1, &c->handle) == CUDNN_STATUS_SUCCESS &&
-        c->finish(p->plan) == CUDNN_STATUS_SUCCESS &&
-        c->get(p->plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1, &count, &p->workspace) ==
-            CUDNN_STATUS_SUCCESS &&
-        (size_t)p->workspace <= most_workspace)
-        return true;
-    (void)c->drop(p->plan);
-    p->plan = NULL;
-    return false;
+    cudnnStatus_t device =
+        c->properties
+            ? c->set(p->plan, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &c->properties)
+            : c->set(p->plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, 1, &c->handle);
+    return device == CUDNN_STATUS_SUCCESS &&
+           c->set(p->plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &proposal) ==
+               CUDNN_STATUS_SUCCESS &&
+           c->finish(p->plan) == CUDNN_STATUS_SUCCESS &&
+           c->get(p->plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1, &count, &p->workspace) ==
+               CUDNN_STATUS_SUCCESS &&
+           (size_t)p->workspace <= most_workspace;
 }
 
-CudnnPlan *cudnn_plan_new(CudnnGraph *g, size_t most_workspace) {
+int cudnn_plans(CudnnGraph *g, bool steady, size_t most_workspace, CudnnPlan **plans, int most) {
     cudnnBackendDescriptor_t proposals[PROPOSALS];
-    CudnnPlan *p = calloc(1, sizeof *p);
-    check(p);
-    *p = (CudnnPlan){.cudnn = g->cudnn, .graph = g};
-    int count = propose(g, proposals);
-    for (int i = 0; i < count && !p->plan; i++) (void)compile(p, proposals[i], most_workspace);
-    if (p->plan) return p;
-    cudnn_plan_free(p);
-    return NULL;
+    int count = propose(g, proposals), found = 0;
+    for (int i = 0; i < count && found < most; i++) {
+        if (steady && !is_steady(g->cudnn, proposals[i])) continue;
+        CudnnPlan *p = calloc(1, sizeof *p);
+        check(p);
+        p->cudnn = g->cudnn;
+        if (compile(p, proposals[i], most_workspace))
+            plans[found++] = p;
+        else
+            cudnn_plan_free(p);
+    }
+    return found;
 }
 
 void cudnn_plan_free(CudnnPlan *p) {
     if (!p) return;
     if (p->plan) (void)p->cudnn->drop(p->plan);
-    cudnn_graph_free(p->graph);
     free(p);
 }
 
 size_t cudnn_plan_workspace(const CudnnPlan *p) { return (size_t)p->workspace; }
 
-bool cudnn_plan_run(CudnnPlan *p, int count, const int64_t *names, void *const *memory, void *workspace) {
+bool cudnn_plan_run(const CudnnPlan *p, CudaStream stream, int count, const int64_t *names, void *const *memory,
+                    void *workspace) {
     Cudnn *c = p->cudnn;
     // A pack is finished once: each run has its own.
     cudnnBackendDescriptor_t pack = NULL;
     bool ok = c->make(CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR, &pack) == CUDNN_STATUS_SUCCESS;
+    ok = ok && c->set_stream(c->handle, stream) == CUDNN_STATUS_SUCCESS;
     ok = ok && c->set(pack, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, count, names) == CUDNN_STATUS_SUCCESS;
     ok = ok && c->set(pack, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, count, memory) ==
                    CUDNN_STATUS_SUCCESS;

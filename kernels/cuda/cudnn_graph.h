@@ -2,7 +2,8 @@
  * maxima over the last dimension, transposes. cuDNN is opened at run time, since the module must load without it.
  * A call that fails leaves the graph without a plan; nothing else comes of it. */
 #pragma once
-#include "kernels/cuda/cuda_state.h"
+#include "base/log.h"
+#include "kernels/cuda/kernels.h"
 #include <cudnn_graph.h>
 
 typedef struct Cudnn Cudnn;
@@ -10,7 +11,9 @@ typedef struct CudnnGraph CudnnGraph;
 typedef struct CudnnPlan CudnnPlan;
 typedef cudnnBackendDescriptor_t CudnnTensor;
 
-Cudnn *cudnn_open(const CudaState *); // NULL where it is not there or does not start; the log is told why
+Cudnn *cudnn_open(CudaStream, Log *); // NULL where it is not there or does not start; the log is told why
+// For a device that is not here, by its properties in cuDNN's JSON: plans can be made, and not run.
+Cudnn *cudnn_open_described(const char *properties, Log *);
 void cudnn_close(Cudnn *);            // NULL is allowed
 
 CudnnGraph *cudnn_graph_new(Cudnn *);
@@ -20,6 +23,7 @@ CudnnTensor cudnn_tensor(CudnnGraph *, int64_t name, cudnnDataType_t, const int6
 CudnnTensor cudnn_value(CudnnGraph *, int64_t name); // one f32 number, given as a pointer to it
 // What an operation makes, never stored: dense, (4); transposed: as if its last two dimensions had been swapped in memory.
 CudnnTensor cudnn_between(CudnnGraph *, cudnnDataType_t, const int64_t *dim, bool transposed);
+CudnnTensor cudnn_between_at(CudnnGraph *, cudnnDataType_t, const int64_t *dim, const int64_t *stride);
 CudnnTensor cudnn_matmul(CudnnGraph *, CudnnTensor a, CudnnTensor b, CudnnTensor out);
 // b, t: NULL where the mode takes none; axis: of CUDNN_POINTWISE_GEN_INDEX
 CudnnTensor cudnn_pointwise(CudnnGraph *, cudnnPointwiseMode_t, CudnnTensor x, CudnnTensor b, CudnnTensor t, CudnnTensor out,
@@ -27,8 +31,9 @@ CudnnTensor cudnn_pointwise(CudnnGraph *, cudnnPointwiseMode_t, CudnnTensor x, C
 CudnnTensor cudnn_reduce(CudnnGraph *, cudnnReduceTensorOp_t, CudnnTensor x, CudnnTensor out);
 CudnnTensor cudnn_reshape(CudnnGraph *, CudnnTensor x, CudnnTensor out);
 
-// The first of the proposals of the library that compiles, or NULL. The graph belongs to it, or is gone.
-CudnnPlan *cudnn_plan_new(CudnnGraph *, size_t most_workspace);
+// Up to `most` plans, best first: the library's proposals that compile; steady: none but those that give the same bits
+// each time. The graph must outlive them; each is the caller's.
+int cudnn_plans(CudnnGraph *, bool steady, size_t most_workspace, CudnnPlan **plans, int most);
 void cudnn_plan_free(CudnnPlan *); // NULL is allowed
 size_t cudnn_plan_workspace(const CudnnPlan *);
-bool cudnn_plan_run(CudnnPlan *, int count, const int64_t *names, void *const *memory, void *workspace);
+bool cudnn_plan_run(const CudnnPlan *, CudaStream, int count, const int64_t *names, void *const *memory, void *workspace);

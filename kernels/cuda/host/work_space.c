@@ -21,7 +21,11 @@ size_t work_scatter(int64_t rows, int64_t width) {
     return (work_sort(rows) + 15) / 16 * 16 + 2 * sums;
 }
 
-size_t work_attention_backward(int64_t batch, int64_t queries, int64_t heads, int64_t head_size, bool cudnn) {
-    int64_t rows = batch * queries * heads;
-    return (size_t)(rows * (cudnn ? head_size + 1 : 1)) * sizeof(float);
+size_t work_attention_backward(int64_t batch, int64_t queries, int64_t keys, int64_t heads, int64_t kv_heads,
+                               int64_t head_size, bool cudnn) {
+    enum { QUERIES = 64, KEYS = 128, SPAN = 16, TILE = 32 };
+    int64_t all = batch * heads, own = all * queries * (int64_t)sizeof(float) + batch * up(queries, TILE) * SPAN;
+    int64_t pairs = all * up(queries, QUERIES) * QUERIES * up(keys, KEYS) * KEYS * 2;
+    int64_t grouped = heads == kv_heads ? 0 : 2 * all * keys * head_size * 2;
+    return (size_t)(cudnn && pairs + grouped <= WORK_SDPA ? own + pairs + grouped : own);
 }

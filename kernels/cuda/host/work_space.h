@@ -16,6 +16,7 @@ enum {
     WORK_LOGITS = 512 << 20,     // logits that cross-entropy holds at once, at most
     WORK_LOGITS_ROWS_UNIT = 128, // rows of a chunk of them: a multiple, where there are so many
     WORK_LOGITS_PADDING = 128,   // words of a row of them: a multiple
+    WORK_SDPA = 256 << 20,       // of a plan of cuDNN's for attention, at most
     WORK_SORT_TILE = 2048,       // items that one block sorts, by
     WORK_SORT_DIGITS = 256,      // values of a digit
     WORK_SCATTER_CHUNK = 16,     // sorted rows that one block of the scatter adds up
@@ -30,9 +31,11 @@ LogitsChunk work_logits(int64_t n, int64_t words, Dtype);
 
 size_t work_sort(int64_t rows);                   // of row numbers (row_sort.h)
 size_t work_scatter(int64_t rows, int64_t width); // of sums by sorted rows: gradients of embeddings and gathers
-// Of an attention backward pass over (B, T, H, D): own kernels take a number for each query and head; cuDNN also the
-// gradient of the queries in f32 while it is summed up.
-size_t work_attention_backward(int64_t batch, int64_t queries, int64_t heads, int64_t head_size, bool cudnn);
+// Of an attention backward pass over (B, T, S, H, K, D): own kernels take a number for each query and head, and the
+// spans of tiles where the mask is by range. cuDNN, in its way that gives the same bits each time, takes a bf16 number for
+// each pair of a query and a key, and dk and dv of every head where heads are grouped; up to WORK_SDPA, else ours runs.
+size_t work_attention_backward(int64_t batch, int64_t queries, int64_t keys, int64_t heads, int64_t kv_heads,
+                               int64_t head_size, bool cudnn);
 
 #ifdef __cplusplus
 }
