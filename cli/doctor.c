@@ -35,6 +35,11 @@ static void print_gpus(void) {
         printf("%sGPU %d: %s\n", i ? "             " : "", i, b ? b->isa : error.message);
         backend_free(b);
     }
+    if (count > 0) {
+        char text[512];
+        cuda_describe_links(text, sizeof text);
+        printf("NCCL         %s\n", text);
+    }
 }
 
 int doctor_main(int argc, char **argv) {

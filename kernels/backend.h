@@ -82,6 +82,7 @@ struct Backend {
     // start as they come. Use backend_sequence_begin and backend_sequence_end
     void (*sequence_begin)(Backend *, const char *name); // name: for the log and the trace; lives as long as the program
     void (*sequence_end)(Backend *);
+    void (*flush)(Backend *); // starts what was written down so far, and does not wait. NULL: nothing ever is
     // Numbers the host wants later: copied in the order of the calls, while the host goes on. NULL: read at once. Use
     // backend_read_start and backend_read_finish
     BackendRead *(*read_start)(Backend *, const void *device, size_t bytes);

@@ -17,6 +17,8 @@ Backend *cuda_backend_new(const CudaOptions *, Log *, Error *);
 int cuda_count(Error *);
 // A GPU's name and where it stands on the machine's PCI bus ("0000:4e:00.0"); "" where that is not known.
 void cuda_describe(int device, char *name, size_t name_size, char *pci, size_t pci_size);
+// NCCL, which moves what several GPUs exchange: "2.28.9, built for CUDA 13.0", or why there is none.
+void cuda_describe_links(char *text, size_t size);
 // Whether the module lies where cuda_backend_new looks for it: the path that BIFOCAL_CUDA_MODULE names, else beside the
 // program, else in ../lib beside its folder.
 bool cuda_module_built(void);
@@ -29,5 +31,6 @@ typedef struct CudaModule {
     int (*count)(Error *);
     Backend *(*open)(const CudaOptions *, Log *, Error *);
     void (*describe)(int device, char *name, size_t name_size, char *pci, size_t pci_size);
+    void (*describe_links)(char *text, size_t size);
 } CudaModule;
 #define CUDA_MODULE_SYMBOL "bifocal_cuda_module" // a CudaModule

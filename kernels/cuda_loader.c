@@ -89,3 +89,12 @@ void cuda_describe(int device, char *name, size_t name_size, char *pci, size_t p
     snprintf(pci, pci_size, "%s", "");
     if (module) module->describe(device, name, name_size, pci, pci_size);
 }
+
+void cuda_describe_links(char *text, size_t size) {
+    Error error = {0};
+    const CudaModule *module = open_module(&error);
+    if (module)
+        module->describe_links(text, size);
+    else
+        snprintf(text, size, "none: %s", error.message);
+}

@@ -110,12 +110,6 @@ void message_describe(const Message *m, char *out, size_t size) {
 
 const char *comm_name(const Comm *comm) { return comm ? comm->name : "self"; }
 
-size_t comm_type_size(CommType type) {
-    static const size_t sizes[] = {
-        [COMM_U8] = 1, [COMM_I32] = 4, [COMM_I64] = 8, [COMM_F32] = 4, [COMM_F64] = 8, [COMM_BF16] = 2};
-    return sizes[type];
-}
-
 // ---- what calls are made of ----
 
 static CommRequest *call_new(Comm *comm, const char *call, const char *what) {

@@ -48,7 +48,9 @@ int comm_rank(const Comm *);                 // 0 for NULL
 int comm_size(const Comm *);                 // 1 for NULL: code may hold NULL for "alone"
 int comm_world_rank(const Comm *, int rank); // of a rank of this group
 const char *comm_name(const Comm *);
-size_t comm_type_size(CommType);
+static inline size_t comm_type_size(CommType t) {
+    return t == COMM_U8 ? 1 : t == COMM_BF16 ? 2 : t == COMM_I32 || t == COMM_F32 ? 4 : 8;
+}
 static inline int64_t comm_share(int64_t rows, int rank, int size) {
     return rows / size * rank + rows % size * rank / size;
 }

@@ -22,6 +22,7 @@ typedef struct DeviceGroup {
 
 typedef struct DeviceRequest {
     DeviceCall call;
+    DeviceLink *link;             // NULL: staged, or the host's
     int started;                  // linked: the link's number
     CommRequest *host, *host_too; // else the host's call; of an exchange both
     Staging *staging;             // staged: where it works,
@@ -45,8 +46,8 @@ static void find_obstacle(const DeviceIdentity *all, int ranks, char *why, size_
     }
 }
 
-// Collective: all ranks come to the same answer.
-static void choose_route(const Comm *comm, DeviceGroup *g) {
+// Collective: all ranks come to the same answer. False where what there is to link with must not be used.
+static bool choose_route(const Comm *comm, DeviceGroup *g, Error *error) {
     Backend *b = g->backend;
     DeviceIdentity own, *all = calloc((size_t)comm->size, sizeof *all);
     check(all);
@@ -57,7 +58,10 @@ static void choose_route(const Comm *comm, DeviceGroup *g) {
         snprintf(own.why_not, sizeof own.why_not, "backend %s has nothing to link with", b->name);
     comm_all_gather((Comm *)comm, all, &own, comm->size, sizeof own, "devices");
     find_obstacle(all, comm->size, g->why, sizeof g->why);
+    for (int r = 0; r < comm->size && !error->kind; r++)
+        if (all[r].wrong) error_set(error, ERROR_USAGE, "%s", all[r].why_not);
     free(all);
+    return !error->kind;
 }
 
 // Collective; where one rank fails all do.
@@ -78,15 +82,17 @@ static bool open_link(Comm *comm, DeviceGroup *g, Error *error) {
     return all;
 }
 
+static void flush_backend(void *backend) { ((Backend *)backend)->flush(backend); }
+
 bool comm_device_open(Comm *comm, Backend *backend, Error *error) {
     if (!backend->apart || comm_alone(comm) || comm_is_dry(comm)) return true;
     check(!comm->device);
     DeviceGroup *g = comm->device = calloc(1, sizeof *g);
     check(g);
     g->backend = backend;
-    choose_route(comm, g);
-    if (*g->why || open_link(comm, g, error)) {
+    if (choose_route(comm, g, error) && (*g->why || open_link(comm, g, error))) {
         if (g->link) engine_add_link(comm->engine, g->link);
+        if (g->link && backend->flush) engine_before_waits(comm->engine, flush_backend, backend);
         return true;
     }
     comm_device_close(comm);
@@ -238,6 +244,15 @@ static void start_staged(DeviceRequest *r, Comm *comm) {
 
 // ---- both ----
 
+// Sums of bf16 and of f32 go along the tree where they are asked to; what has no order has a kernel of the link's.
+static bool link_takes(const DeviceCall *c) {
+    bool adds = c->kind == CALL_ALL_REDUCE || c->kind == CALL_REDUCE_SCATTER;
+    if (!adds || (c->reduction == COMM_SUM && (c->type == COMM_F32 || c->type == COMM_BF16))) return true;
+    if (c->type == COMM_F32 || c->type == COMM_F64 || c->type == COMM_BF16)
+        return c->reduction == COMM_SUM && c->order == COMM_FAST; // a greatest or least must let NaN pass
+    return true;
+}
+
 static CommRequest *request_new(Comm *comm, const DeviceCall *call) {
     CommRequest *c = calloc(1, sizeof *c);
     DeviceRequest *r = calloc(1, sizeof *r);
@@ -264,7 +279,8 @@ static CommRequest *start(Backend *b, Comm *comm, const DeviceCall *call) {
     DeviceGroup *g = comm->device;
     check(g && g->backend == b && "the group was opened for the backend");
     CommRequest *c = request_new(comm, call);
-    if (g->link)
+    c->device->link = link_takes(call) ? g->link : NULL;
+    if (c->device->link)
         c->device->started = g->link->start(g->link, call);
     else
         start_staged(c->device, comm);
@@ -274,7 +290,7 @@ static CommRequest *start(Backend *b, Comm *comm, const DeviceCall *call) {
 void device_request_wait(CommRequest *c) {
     DeviceGroup *g = c->comm->device;
     DeviceRequest *r = c->device;
-    if (g && g->link) g->link->wait(g->link, r->started);
+    if (r->link) r->link->wait(r->link, r->started);
     comm_wait(r->host_too);
     comm_wait(r->host);
     if (r->up_bytes) g->backend->upload(g->backend, r->call.out, r->staging->data + r->up_at, (size_t)r->up_bytes);
@@ -284,8 +300,7 @@ void device_request_wait(CommRequest *c) {
 }
 
 bool device_request_done(const CommRequest *c) {
-    const DeviceGroup *g = c->comm->device;
-    return !(g && g->link) && comm_done(c->device->host) && comm_done(c->device->host_too);
+    return !c->device->link && comm_done(c->device->host) && comm_done(c->device->host_too);
 }
 
 // ---- the calls ----

@@ -41,7 +41,10 @@ struct Engine {
     CommRequest *active, **active_end; // under way, in the order of their start; changed under both locks
     int next_group;
     struct Trace *trace;
-    DeviceLink **links; // (link_count)
+    void (*before_waits)(void *context);
+    void *before_context;
+    pthread_t before_thread; // whose waits
+    DeviceLink **links;      // (link_count)
     int link_count;
     double waited;         // seconds
     _Atomic int64_t bytes; // sent
@@ -261,7 +264,9 @@ void engine_wait(Engine *e, CommRequest *c) {
     double begun = clock_seconds(), news = begun;
     pthread_mutex_lock(&e->lock);
     e->waiting++;
+    bool asks = e->before_waits && pthread_equal(e->before_thread, pthread_self());
     pthread_mutex_unlock(&e->lock);
+    if (asks) e->before_waits(e->before_context);
     for (;;) {
         uint64_t events = events_of(e);
         if (atomic_load_explicit(&c->done, memory_order_acquire)) break;
@@ -382,6 +387,15 @@ void engine_remove_link(Engine *e, DeviceLink *link) {
     for (int i = 0; i < e->link_count; i++)
         if (e->links[i] != link) e->links[kept++] = e->links[i];
     e->link_count = kept;
+    if (!kept) e->before_waits = NULL; // the backend may go
+    pthread_mutex_unlock(&e->lock);
+}
+
+void engine_before_waits(Engine *e, void (*function)(void *context), void *context) {
+    pthread_mutex_lock(&e->lock);
+    e->before_waits = function;
+    e->before_context = context;
+    e->before_thread = pthread_self();
     pthread_mutex_unlock(&e->lock);
 }
 

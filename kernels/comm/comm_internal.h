@@ -155,6 +155,9 @@ void engine_add_link(Engine *, struct DeviceLink *);
 void engine_remove_link(Engine *, struct DeviceLink *);
 bool engine_link_fault(Engine *, char *why, size_t size);
 void engine_abort_links(Engine *);
+// Before this thread waits for a call of the host: what others wait for must not lie here, only written down. NULL: no
+// more, as it is when the last link is gone.
+void engine_before_waits(Engine *, void (*function)(void *context), void *context);
 
 // The group of all ranks of an engine, which the group owns.
 Comm *comm_world_of(Engine *, int rank, int size, const char *name);

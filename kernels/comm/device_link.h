@@ -33,6 +33,7 @@ static inline int64_t device_call_bytes(const DeviceCall *c) {
 
 typedef struct DeviceIdentity { // by which ranks find out whether they can be linked; compared as bytes
     bool can_link;              // there is something to link with here
+    bool wrong;                 // what is there does not go with this program: an error, whose text is why_not
     int version;                // of it: all ranks must have the same
     unsigned char device[16];   // which device it is
     char why_not[232];          // can_link false: the reason, for the log

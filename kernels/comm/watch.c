@@ -3,6 +3,7 @@
  * connection without a word is a death, and nothing else. */
 #include "kernels/comm/watch.h"
 #include "base/clock.h"
+#include "kernels/comm/comm_device.h"
 #include "kernels/comm/connect.h"
 #include "kernels/comm/watch_link.h"
 #include "kernels/comm/watch_report.h"
@@ -68,6 +69,7 @@ _Noreturn static void end_all(Watch *w, const Buffer *why) {
     log_error(w->log, "%s. Rank %d, at step %lld, was %s; it ends", why->data, w->rank,
               (long long)atomic_load(&w->step), doing.data);
     farewell(w);
+    comm_device_abort(w->world);
     _exit(1);
 }
 
@@ -100,6 +102,13 @@ static void end_by_waiting(Watch *w, double now, double silence) {
         buffer_text(&why, between);
         watch_account(&why, w->reports, longest);
     }
+    end_all(w, &why);
+}
+
+static void end_by_link(Watch *w, const char *fault) {
+    Buffer why = {0};
+    watch_name(&why, w->rank, &w->identities[w->rank]);
+    buffer_printf(&why, ": %s", fault);
     end_all(w, &why);
 }
 
@@ -144,6 +153,8 @@ static void tick(Watch *w, double now) {
     }
     w->ticked = now;
     send_beat(w);
+    char fault[256];
+    if (comm_device_fault(w->world, fault, sizeof fault)) end_by_link(w, fault);
     if (getppid() != w->parent) end_as_orphan(w);
     judge(w, now);
 }

@@ -289,4 +289,6 @@ static void end(Backend *b) {
     s->lists->depth--;
 }
 
-void cuda_lists_install(Backend *b) { b->sequence_begin = begin, b->sequence_end = end; }
+static void flush(Backend *b) { cuda_list_flush(cuda_state(b)); }
+
+void cuda_lists_install(Backend *b) { b->sequence_begin = begin, b->sequence_end = end, b->flush = flush; }

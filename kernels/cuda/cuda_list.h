@@ -8,7 +8,7 @@
 #pragma once
 #include "kernels/cuda/cuda_state.h"
 
-enum { CUDA_LANES = 4 };
+enum { CUDA_LANES = 8, CUDA_FIRST_LINK_LANE = 4 /* of those for links between GPUs (cuda_nccl.h) */ };
 
 // Calls start(arguments, stream) now or later, perhaps several times, and perhaps while a graph is being captured. The
 // arguments are copied; equal bytes must mean equal work: they hold device addresses, sizes, handles of libraries and

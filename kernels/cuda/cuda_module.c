@@ -61,6 +61,9 @@ static bool choose(CudaState *s, int device, Error *error) {
 static void destroy(Backend *b) {
     CudaState *s = cuda_state(b);
     if (s->stream) (void)cudaStreamSynchronize(s->stream);
+#ifdef BIFOCAL_NCCL
+    cuda_nccl_close(s);
+#endif
     cuda_attention_close(s);
     cuda_products_close(s);
     cuda_lists_close(s);
@@ -106,13 +109,25 @@ static Backend *open_backend(const CudaOptions *options, Log *log, Error *error)
     cuda_calls_install(b);
     cuda_cross_entropy_install(b);
     cuda_attention_install(b);
+#ifdef BIFOCAL_NCCL
+    cuda_nccl_install(b);
+#endif
     log_info(log, "GPU %d: %s, %s, %d multiprocessors, %.1f GiB%s", s->gpu.device, s->gpu.name, s->architecture,
              s->multiprocessors, (double)s->gpu.memory / 0x1p30, s->synchronous ? "; waiting behind every kernel" : "");
     return b;
+}
+
+static void describe_links(char *text, size_t size) {
+#ifdef BIFOCAL_NCCL
+    cuda_nccl_describe(text, size);
+#else
+    snprintf(text, size, "none: its header was not found when the module was built");
+#endif
 }
 
 const CudaModule bifocal_cuda_module = {.version = BIFOCAL_VERSION,
                                         .backend_size = sizeof(Backend),
                                         .count = count,
                                         .open = open_backend,
-                                        .describe = describe};
+                                        .describe = describe,
+                                        .describe_links = describe_links};

@@ -13,6 +13,7 @@ typedef struct CudaSlabs CudaSlabs;       // cuda_slab.c
 typedef struct CudaReads CudaReads;       // cuda_read.c
 typedef struct CudaProducts CudaProducts; // cuda_products.c
 typedef struct CudaSdpa CudaSdpa;         // cuda_sdpa.c
+struct CudaNccl;                          // cuda_nccl.c
 
 typedef struct CudaState {
     GpuFacts gpu;
@@ -29,6 +30,7 @@ typedef struct CudaState {
     CudaReads *reads;
     CudaProducts *products;
     CudaSdpa *sdpa;      // attention by cuDNN; NULL: by our own kernels
+    struct CudaNccl *nccl; // NULL: not looked for yet
 } CudaState;
 
 static inline CudaState *cuda_state(const Backend *b) { return (CudaState *)b->state; }
@@ -101,3 +103,9 @@ void cuda_calls_install(Backend *);
 void cuda_cross_entropy_install(Backend *);
 void cuda_attention_install(Backend *);
 void cuda_attention_close(CudaState *);
+
+// ---- links between GPUs (cuda_nccl.c) ----
+
+void cuda_nccl_install(Backend *);
+void cuda_nccl_close(CudaState *);
+void cuda_nccl_describe(char *text, size_t size); // its version and CUDA, or why there is none

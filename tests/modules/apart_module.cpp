@@ -203,7 +203,10 @@ static void describe(int number, char *name, size_t name_size, char *pci, size_t
     snprintf(pci, pci_size, "%s", "");
 }
 
+static void describe_links(char *text, size_t size) { snprintf(text, size, "none: a test"); }
+
 extern "C" {
 __attribute__((visibility("default"))) extern const CudaModule bifocal_cuda_module;
-const CudaModule bifocal_cuda_module = {BIFOCAL_VERSION, sizeof(Backend), count, open_backend, describe};
+const CudaModule bifocal_cuda_module = {BIFOCAL_VERSION, sizeof(Backend), count,
+                                        open_backend,    describe,        describe_links};
 }

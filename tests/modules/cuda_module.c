@@ -34,13 +34,20 @@ static void describe(int device, char *name, size_t name_size, char *pci, size_t
     snprintf(pci, pci_size, "0000:%02x:00.0", device);
 }
 
+static void describe_links(char *text, size_t size) { snprintf(text, size, "none: a test"); }
+
 #ifndef MODULE_WITHOUT_SYMBOL
-const CudaModule bifocal_cuda_module = {
-    .version = MODULE_VERSION, .backend_size = MODULE_SIZE, .count = count, .open = open_backend, .describe = describe};
+const CudaModule bifocal_cuda_module = {.version = MODULE_VERSION,
+                                        .backend_size = MODULE_SIZE,
+                                        .count = count,
+                                        .open = open_backend,
+                                        .describe = describe,
+                                        .describe_links = describe_links};
 #else
 int no_such_symbol_here(void);
 int no_such_symbol_here(void) {
     describe(0, NULL, 0, NULL, 0);
+    describe_links(NULL, 0);
     return count(NULL) + (open_backend(NULL, NULL, NULL) != NULL);
 }
 #endif
