@@ -63,6 +63,7 @@ struct Node {
 
 #define OPERATORS(X)        \
     X(linear)               \
+    X(mlp)                  \
     X(batched_matmul)       \
     X(embedding)            \
     X(layernorm)            \

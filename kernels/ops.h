@@ -27,6 +27,10 @@ Tensor *rmsnorm(Tape *, Tensor *x, Tensor *scale, double eps); // (.., C) (C) ->
 typedef enum { GELU_ERF, GELU_TANH, GELU_QUICK /* x sigmoid(1.702 x), as CLIP */ } GeluKind;
 Tensor *gelu(Tape *, Tensor *x, GeluKind); // any shape
 
+// y = gelu(x W1^T + b1) W2^T + b2: one operator where the backend may put the activation into the products, else three
+Tensor *mlp(Tape *, Tensor *x, Tensor *up, Tensor *up_bias, Tensor *down, Tensor *down_bias, GeluKind);
+// (.., C) (F, C) (F)|NULL (O, F) (O)|NULL -> (.., O)
+
 // y = x sigmoid(x)
 Tensor *silu(Tape *, Tensor *x); // any shape
 

@@ -63,11 +63,12 @@ static void backward_input(Node *n, Backend *b) {
     b->matmul(b, &m);
 }
 
-// dW = dy^T x
-static void backward_weight(Node *n, Backend *b) {
+// dW = dy^T x, and where both are wanted the bias's gradient, the sums over dy's rows, in the same product where the
+// backend is faster at that.
+static void backward_weight(Node *n, Backend *b, bool with_bias) {
     Tensor *x = n->in[X], *w = n->in[WEIGHT];
     int64_t in = w->shape[1], out = w->shape[0];
-    Destination dw = grad_of(n, WEIGHT);
+    Destination dw = grad_of(n, WEIGHT), db = with_bias ? grad_of(n, BIAS) : (Destination){0};
     Matmul m = {.m = out,
                 .n = in,
                 .k = tensor_rows(x),
@@ -82,15 +83,22 @@ static void backward_weight(Node *n, Backend *b) {
                 .c_row = in,
                 .in = x->dtype,
                 .out = dw.dtype,
-                .add = dw.add};
+                .add = dw.add,
+                .sums = db.data,
+                .add_sums = db.add};
+    bool together = with_bias && b->matmul_wins && b->matmul_wins(b, &m);
+    if (!together) m.sums = NULL;
     b->matmul(b, &m);
+    if (with_bias && !together)
+        b->sum_columns(b, db.data, n->out->grad, tensor_rows(n->out), out, n->out->dtype, db.add);
 }
 
 static void linear_backward(Node *n, unsigned wanted) {
     Backend *b = tape_backend(n->tape);
     if (WANTS(wanted, X)) backward_input(n, b);
-    if (WANTS(wanted, WEIGHT)) backward_weight(n, b);
-    if (WANTS(wanted, BIAS)) {
+    if (WANTS(wanted, WEIGHT)) {
+        backward_weight(n, b, WANTS(wanted, BIAS));
+    } else if (WANTS(wanted, BIAS)) {
         Destination d = grad_of(n, BIAS);
         b->sum_columns(b, d.data, n->out->grad, tensor_rows(n->out), tensor_width(n->out), n->out->dtype, d.add);
     }

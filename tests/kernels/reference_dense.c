@@ -66,6 +66,20 @@ void reference_gelu(const Node *call, double *const in[], double *out) {
     for (int64_t i = 0; i < tensor_count(call->out); i++) out[i] = gelu_of(in[0][i], (GeluKind)call->attributes.i[0]);
 }
 
+void reference_mlp(const Node *call, double *const in[], double *out) {
+    int64_t rows = tensor_rows(call->in[0]), width = tensor_width(call->in[0]), hidden = call->in[1]->shape[0];
+    int64_t features = call->in[3]->shape[0];
+    for (int64_t n = 0; n < rows; n++) {
+        for (int64_t o = 0; o < features; o++) out[n * features + o] = in[4] ? in[4][o] : 0;
+        for (int64_t f = 0; f < hidden; f++) {
+            double z = in[2] ? in[2][f] : 0;
+            for (int64_t c = 0; c < width; c++) z += in[0][n * width + c] * in[1][f * width + c];
+            double active = gelu_of(z, (GeluKind)call->attributes.i[0]);
+            for (int64_t o = 0; o < features; o++) out[n * features + o] += active * in[3][o * hidden + f];
+        }
+    }
+}
+
 void reference_silu(const Node *call, double *const in[], double *out) {
     for (int64_t i = 0; i < tensor_count(call->out); i++) out[i] = in[0][i] * sigmoid(in[0][i]);
 }
