@@ -15,7 +15,7 @@ typedef enum RuntimeOrder {
 // Nodes of a graph that do not depend on one another follow the same spirit.
 void runtime_set_order(RuntimeOrder, uint64_t seed);
 
-typedef enum RuntimeCall { RUNTIME_INSTANTIATE, RUNTIME_GRAPH_LAUNCH, RUNTIME_CALLS } RuntimeCall;
+typedef enum RuntimeCall { RUNTIME_INSTANTIATE, RUNTIME_GRAPH_LAUNCH, RUNTIME_MALLOC, RUNTIME_CALLS } RuntimeCall;
 void runtime_fail(RuntimeCall, int times); // that call answers with an error so often
 
 // Runs `body` and returns the first thing that work under way did wrong (memory that is gone, or not what it must be),
@@ -24,6 +24,9 @@ const char *runtime_faults(void (*body)(void *context), void *context);
 
 void runtime_finish(void);     // all work in all streams
 int64_t runtime_waiting(void); // pieces of work not done yet
+// The clock that events read: a kernel takes RUNTIME_KERNEL seconds, other work what it says here as it runs.
+#define RUNTIME_KERNEL 1e-6
+void runtime_spend(double seconds);
 
 #ifdef __cplusplus
 }

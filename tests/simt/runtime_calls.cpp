@@ -167,6 +167,11 @@ cudaError_t cudaStreamSynchronize(cudaStream_t s) {
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) { return *e = new CUevent_st, cudaSuccess; }
+cudaError_t cudaEventCreate(cudaEvent_t *e) { return cudaEventCreateWithFlags(e, 0); }
+cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t from, cudaEvent_t to) {
+    *milliseconds = static_cast<float>(1e3 * (to->last->at - from->last->at));
+    return from->last->done && to->last->done ? cudaSuccess : answer(cudaErrorNotReady);
+}
 cudaError_t cudaEventDestroy(cudaEvent_t e) { return delete e, cudaSuccess; }
 
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
@@ -175,7 +180,7 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
         e->nodes = s->front;
         return cudaSuccess;
     }
-    e->last = std::make_shared<Record>(Record{false});
+    e->last = std::make_shared<Record>(Record{false, 0});
     s->pieces.push_back({Piece::RECORD, nullptr, e->last});
     return cudaSuccess;
 }
@@ -215,6 +220,7 @@ cudaError_t cudaEventQuery(cudaEvent_t e) {
 
 cudaError_t cudaMalloc(void **memory, size_t bytes) {
     if (capturing()) return spoil(cudaErrorStreamCaptureUnsupported);
+    if (fails(RUNTIME_MALLOC)) return *memory = nullptr, answer(cudaErrorMemoryAllocation);
     return *memory = simt_allocate(bytes), cudaSuccess;
 }
 cudaError_t cudaFree(void *memory) {

@@ -12,10 +12,12 @@ static struct Queue {
     RuntimeOrder order = RUNTIME_LATE;
     uint64_t seed = 1;
     bool running = false; // a piece
+    double clock = 0;     // seconds
     bool catching = false;
     std::string fault;
 } queue;
 
+void runtime_spend(double seconds) { queue.clock += seconds; }
 void runtime_set_order(RuntimeOrder order, uint64_t seed) { queue.order = order, queue.seed = seed | 1; }
 
 static uint64_t draw(uint64_t below) { // xorshift64 (Marsaglia 2003)
@@ -73,7 +75,7 @@ static bool may_run(const CUstream_st *s) {
 static void run_piece(CUstream_st *s) {
     Piece p = std::move(s->pieces.front());
     s->pieces.pop_front();
-    if (p.kind == Piece::RECORD) p.record->done = true;
+    if (p.kind == Piece::RECORD) p.record->done = true, p.record->at = queue.clock;
     if (p.kind != Piece::WORK) return;
     queue.running = true;
     p.work();
@@ -185,6 +187,7 @@ static void later(CUstream_st *s, const SimtCall &call) { // its parameters are 
         SimtCall now = call;
         now.parameters = parameters.data();
         simt_launch(now);
+        runtime_spend(RUNTIME_KERNEL);
     });
     queue_progress();
 }

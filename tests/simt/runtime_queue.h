@@ -13,6 +13,7 @@ typedef std::function<void()> Work;
 
 struct Record { // of an event, once; outlives it while work refers to it
     bool done;
+    double at; // of the clock, then
 };
 
 struct Node {
@@ -45,7 +46,7 @@ struct CUstream_st {
 };
 
 struct CUevent_st {
-    std::shared_ptr<Record> last = std::make_shared<Record>(Record{true});
+    std::shared_ptr<Record> last = std::make_shared<Record>(Record{true, 0});
     std::shared_ptr<Capture> capture; // it was last recorded in a capture, behind these nodes
     std::vector<size_t> nodes;
 };

@@ -2,13 +2,14 @@
  * calls that break one of them: shapes and leading dimensions that do not go together, pointers less aligned than was
  * promised, an algorithm found for another description, epilogues without their pointers, too little work space. Its
  * kernels differ in the time they pretend to take, the work space they spoil and how they add up. */
-#include "tests/simt/stand_in/cublasLt.h"
+#include "tests/simt/cublaslt.h"
 #include "kernels/tensor.h"
+#include "tests/simt/runtime.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-StandIn stand_in;
+StandIn stand_in = {.kernels = 3, .seconds = {3e-6, 2e-6, 1e-6}};
 
 // ---- descriptions ----
 
@@ -228,7 +229,7 @@ static double gelu_slope(double x) {
 }
 
 // What is stored for the product's sum z in row r and column c of D.
-static double finish(cublasLtMatmulDesc_t o, double z, int64_t r, int64_t c) {
+static double finish(struct StandInOperation *o, double z, int64_t r, int64_t c) {
     int64_t at = c * o->aux_leading + r;
     if (o->epilogue == CUBLASLT_EPILOGUE_BIAS || o->epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS)
         z += number(o->bias, o->bias_type, r);
@@ -238,7 +239,7 @@ static double finish(cublasLtMatmulDesc_t o, double z, int64_t r, int64_t c) {
     return gelu(z);
 }
 
-static void sum_right(cublasLtMatmulDesc_t o, const void *b, cublasLtMatrixLayout_t lb) {
+static void sum_right(struct StandInOperation *o, const void *b, cublasLtMatrixLayout_t lb) {
     for (int64_t c = 0; c < columns_of(lb, o->right); c++) {
         double sum = 0;
         for (int64_t k = 0; k < rows_of(lb, o->right); k++) sum += number(b, lb->type, place(lb, o->right, k, c, 0));
@@ -246,20 +247,48 @@ static void sum_right(cublasLtMatmulDesc_t o, const void *b, cublasLtMatrixLayou
     }
 }
 
-static void compute(cublasLtMatmulDesc_t o, const void *a, cublasLtMatrixLayout_t la, const void *b,
-                    cublasLtMatrixLayout_t lb, double beta, void *d, cublasLtMatrixLayout_t ld) {
-    int64_t inner = columns_of(la, o->left);
-    for (int64_t batch = 0; batch < ld->batch; batch++)
-        for (int64_t c = 0; c < ld->columns; c++)
-            for (int64_t r = 0; r < ld->rows; r++) {
-                int64_t at = place(ld, 0, r, c, batch);
-                double z = beta != 0 ? beta * number(d, ld->type, at) : 0; // not read where beta is 0
-                for (int64_t k = 0; k < inner; k++)
-                    z += number(a, la->type, place(la, o->left, r, k, batch)) *
-                         number(b, lb->type, place(lb, o->right, k, c, batch));
-                put(d, ld->type, at, finish(o, z, r, c));
-            }
-    if (o->epilogue == CUBLASLT_EPILOGUE_BGRADB) sum_right(o, b, lb);
+typedef struct Job { // a call, as it was when it was made
+    struct StandInOperation operation;
+    struct StandInLayout left, right, out;
+    const void *a, *b;
+    void *d, *workspace;
+    size_t spoiled; // bytes of work space
+    double beta, seconds;
+} Job;
+
+// (count, inner) numbers, in the order of the sums.
+static double *gather(const void *memory, struct StandInLayout *l, int32_t transposed, bool by_row, int64_t count,
+                      int64_t inner, int64_t batch) {
+    double *x = malloc((size_t)(count * inner + 1) * sizeof *x);
+    if (!x) abort();
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t k = 0; k < inner; k++)
+            x[i * inner + k] = number(memory, l->type, place(l, transposed, by_row ? i : k, by_row ? k : i, batch));
+    return x;
+}
+
+static void compute(Job *j, int64_t batch) {
+    int64_t inner = columns_of(&j->left, j->operation.left), rows = j->out.rows, columns = j->out.columns;
+    double *a = gather(j->a, &j->left, j->operation.left, true, rows, inner, batch);
+    double *b = gather(j->b, &j->right, j->operation.right, false, columns, inner, batch);
+    for (int64_t c = 0; c < columns; c++)
+        for (int64_t r = 0; r < rows; r++) {
+            int64_t at = place(&j->out, 0, r, c, batch);
+            double z = j->beta != 0 ? j->beta * number(j->d, j->out.type, at) : 0; // not read where beta is 0
+            for (int64_t k = 0; k < inner; k++) z += a[r * inner + k] * b[c * inner + k];
+            put(j->d, j->out.type, at, finish(&j->operation, z, r, c));
+        }
+    free(a);
+    free(b);
+}
+
+static void run_job(const void *arguments) {
+    Job j;
+    memcpy(&j, arguments, sizeof j);
+    memset(j.workspace, 0xff, j.spoiled);
+    for (int64_t batch = 0; batch < j.out.batch; batch++) compute(&j, batch);
+    if (j.operation.epilogue == CUBLASLT_EPILOGUE_BGRADB) sum_right(&j.operation, j.b, &j.right);
+    runtime_spend(j.seconds);
 }
 
 static const char *call_broken(cublasLtMatmulDesc_t o, const void *a, cublasLtMatrixLayout_t la, const void *b,
@@ -279,14 +308,15 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDesc_t o, const 
                               cublasLtMatrixLayout_t la, const void *b, cublasLtMatrixLayout_t lb, const void *beta,
                               const void *c, cublasLtMatrixLayout_t lc, void *d, cublasLtMatrixLayout_t ld,
                               const cublasLtMatmulAlgo_t *algo, void *workspace, size_t bytes, cudaStream_t s) {
-    (void)h, (void)s;
+    (void)h;
     const char *broken = call_broken(o, a, la, b, lb, d, ld, algo, bytes);
     if (!broken && (*(const float *)alpha != 1 || c != d || lc != ld)) broken = "in place, not scaled";
     if (broken) return mistaken(broken);
+    bool more = o->epilogue != CUBLASLT_EPILOGUE_DEFAULT && o->epilogue != CUBLASLT_EPILOGUE_BIAS;
+    double seconds = stand_in.seconds[algo->data[KERNEL]] + (more ? stand_in.epilogue_seconds : 0);
+    Job job = {*o, *la, *lb, *ld, a, b, d, workspace, (size_t)algo->data[SPACE], (double)*(const float *)beta, seconds};
     stand_in.calls++;
     stand_in.last = (int)algo->data[KERNEL];
-    stand_in.now += stand_in.seconds[algo->data[KERNEL]];
-    memset(workspace, 0xff, (size_t)algo->data[SPACE]);
-    compute(o, a, la, b, lb, (double)*(const float *)beta, d, ld);
+    stand_in_enqueue(s, run_job, &job, sizeof job);
     return CUBLAS_STATUS_SUCCESS;
 }

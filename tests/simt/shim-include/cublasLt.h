@@ -3,7 +3,10 @@
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
-#include "tests/simt/stand_in/cuda_runtime_api.h"
+#include <cuda_runtime_api.h>
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 typedef enum {
     CUBLAS_STATUS_SUCCESS = 0,
@@ -97,16 +100,6 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t, const void
                               const void *c, cublasLtMatrixLayout_t, void *d, cublasLtMatrixLayout_t,
                               const cublasLtMatmulAlgo_t *, void *workspace, size_t, cudaStream_t);
 
-// ---- of the stand-in ----
-
-typedef struct StandIn {   // what the library is like; set by tests at any time
-    double seconds[8];     // of each kernel
-    double now;            // the device's clock
-    int no_memory;         // cudaMalloc has none
-    double kernel_seconds; // of our own kernels that are timed beside; the test's own stand-ins add it
-    int kernels;           // at most 8
-    int (*supports)(cublasLtEpilogue_t, cudaDataType bias); // NULL: everything
-    int calls, last, mistakes;                              // of cublasLtMatmul; its kernel; calls that broke a rule
-    const char *mistake;                                    // the first rule
-} StandIn;
-extern StandIn stand_in;
+#ifdef __cplusplus
+}
+#endif
