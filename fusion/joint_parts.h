@@ -82,3 +82,4 @@ void joint_place_rows(Tape *, const Sequences *, BlockContext *);
 Tensor *joint_project_text(Tape *, Joint *, const Sequences *, Tensor *hidden);
 // -log p of each target: (R T) F32, 0 where there is none
 Tensor *joint_score(Tape *, Joint *, const Sequences *, Tensor *hidden);
+Tensor *joint_score_sum(Tape *, Joint *, const Sequences *, Tensor *hidden); // text_score_sum

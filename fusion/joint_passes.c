@@ -91,6 +91,11 @@ Tensor *joint_score(Tape *t, Joint *j, const Sequences *s, Tensor *hidden) {
     return text_score(t, &j->text, hidden, targets);
 }
 
+Tensor *joint_score_sum(Tape *t, Joint *j, const Sequences *s, Tensor *hidden) {
+    Tensor *targets = tape_constant(t, I32, SHAPE((int64_t)s->rows * s->length), s->targets);
+    return text_score_sum(t, &j->text, hidden, targets);
+}
+
 Tensor *joint_token_losses(Tape *t, Joint *j, const Sequences *s, Tensor *image_tokens) {
     return joint_score(t, j, s, joint_hidden(t, j, s, image_tokens, NULL));
 }

@@ -219,7 +219,7 @@ static void run_text_head(JointRun *r, int layer) {
         const Sequences *rows = rows_of(r->batch, s);
         Tensor *hidden = text_leave(r->tape, &j->text, *stream(r, s), context_of(r, s)); // (R, T, Ct)
         if (s != STREAM_PAIRS)
-            joint_add_loss(r, (Objective)draws_of(s), joint_score(r->tape, j, rows, hidden));
+            joint_add_loss(r, (Objective)draws_of(s), joint_score_sum(r->tape, j, rows, hidden));
         else
             *stream(r, STREAM_TEXT_FEATURES) = joint_project_text(r->tape, j, rows, hidden);
     }

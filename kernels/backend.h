@@ -120,6 +120,7 @@ struct Backend {
     void (*block_squares)(Backend *, double *out, const float *x, int64_t blocks, int64_t block);
     int64_t (*first_nonfinite)(Backend *, const void *x, int64_t n, Dtype t); // index, or -1; waits
     void (*sum_into)(Backend *, float *out, const void *x, int64_t n, double factor, Dtype t); // out[0] = factor * sum
+    void (*scale_by)(Backend *, void *out, Dtype to, const void *x, Dtype from, const float *by, int64_t n, bool add); // out (+)= by[0] * x
     void (*fill)(Backend *, void *x, const float *value, double factor, int64_t n, Dtype t, bool add); // x[i] (+)= factor * value[0]
 
     // rows
@@ -186,6 +187,10 @@ struct Backend {
     // Backward: d_loss (N) f32; lse (N) over all words; dx (N, C) or NULL: its part by the words held; dw (held, C) f32 or NULL
     void (*cross_entropy_backward)(Backend *, void *dx, bool add_x, float *dw, bool add_w, const float *d_loss, const float *lse, const void *x,
                                    const void *w, const int32_t *targets, const float *weight, int64_t n, int64_t width, Vocabulary v, Dtype t);
+    // Both at once, where all words are held and d_loss would be ones: dx (N, C), dw (V, C) f32, either may be NULL, both are
+    // overwritten. NULL: not in less than the two calls
+    void (*cross_entropy_both)(Backend *, float *lse, float *picked, void *dx, float *dw, const void *x, const void *w, const int32_t *targets,
+                               const float *weight, int64_t n, int64_t width, Vocabulary v, Dtype t);
     // contrastive losses, on one tile of products; rows' and columns' arrays begin at those of the tile. Softmax: the
     // running sums of exp of both, and the logit of each row's own pair where it is in the tile
     void (*clip_sums)(Backend *, PairSums rows, PairSums columns, float *own, const PairTile *, const float *log_scale);

@@ -128,6 +128,8 @@ static double elements_in(const FloatSpan *spans, int count) {
     X(rope, 0, 2 * rows * width * SIZE(t), void *y, const void *x, const int32_t *positions, int64_t rows,            \
       int64_t width, int heads, int head_size, double base, bool inverse, Dtype t, bool add)                          \
     X(sum_into, 0, n * SIZE(t), float *out, const void *x, int64_t n, double factor, Dtype t)                         \
+    X(scale_by, 0, n * (SIZE(to) + SIZE(from)), void *out, Dtype to, const void *x, Dtype from, const float *by,         \
+      int64_t n, bool add)                                                                                            \
     X(fill, 0, n * SIZE(t), void *x, const float *value, double factor, int64_t n, Dtype t, bool add)                 \
     X(layernorm_forward, 0, 2 * rows * width * SIZE(t), void *y, float *mean, float *rstd, const void *x, const       \
       float *scale, const float *shift, int64_t rows, int64_t width, double eps, Dtype t)                             \

@@ -87,6 +87,7 @@ struct Node {
     X(l2_normalize)         \
     X(sum)                  \
     X(linear_cross_entropy) \
+    X(cross_entropy_sum)    \
     X(tensor_copy)          \
     X(tensor_reduce)        \
     X(sequence_split)       \

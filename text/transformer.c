@@ -131,6 +131,11 @@ Tensor *text_score(Tape *t, const Text *m, Tensor *hidden, Tensor *targets) {
     return split_cross_entropy(t, tensor_copy(t, hidden, tensor), m->head, targets, NULL, m->config.vocabulary, tensor);
 }
 
+Tensor *text_score_sum(Tape *t, const Text *m, Tensor *hidden, Tensor *targets) {
+    bool whole = parallel_ranks(m->parallel) == 1;
+    return whole ? cross_entropy_sum(t, hidden, m->head, targets, NULL) : text_score(t, m, hidden, targets);
+}
+
 Tensor *text_logits(Tape *t, const Text *m, Tensor *hidden) {
     check(parallel_ranks(m->parallel) == 1);
     return linear(t, hidden, m->head, NULL);

@@ -38,6 +38,8 @@ Tensor *text_enter(Tape *, const Text *, Tensor *embedded, BlockContext *);
 Tensor *text_leave(Tape *, const Text *, Tensor *x, const BlockContext *);
 // -log p of each target, 0 where it is negative: (R, T, C), (R T) I32 -> (R T) F32
 Tensor *text_score(Tape *, const Text *, Tensor *hidden, Tensor *targets);
+// The same for who only adds them up: any number of losses, whose sum is theirs.
+Tensor *text_score_sum(Tape *, const Text *, Tensor *hidden, Tensor *targets);
 Tensor *text_logits(Tape *, const Text *, Tensor *hidden); // (N, C) -> (N, V); where the vocabulary is not shared out
 KvCache *text_cache_new(Backend *, const Text *, int64_t batch, int64_t capacity); // kv_cache_free
 double text_flop(const TextConfig *, double tokens,

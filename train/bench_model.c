@@ -168,9 +168,9 @@ static Tensor *loss_of_piece(BenchModel *m) {
     BlockContext context = {.training = true, .recompute = m->recompute};
     switch (p->kind) {
     case BENCH_LANGUAGE:
-        return sum(m->tape, linear_cross_entropy(m->tape, text_states(m), m->text.head, m->targets, NULL), 1 / words);
+        return sum(m->tape, cross_entropy_sum(m->tape, text_states(m), m->text.head, m->targets, NULL), 1 / words);
     case BENCH_CLASSIFIER:
-        return sum(m->tape, linear_cross_entropy(m->tape, pooled_pictures(m), m->head, m->labels, NULL), 1 / rows);
+        return sum(m->tape, cross_entropy_sum(m->tape, pooled_pictures(m), m->head, m->labels, NULL), 1 / rows);
     case BENCH_AUTOENCODER:
         rows *= (double)(vit_patches(&p->vision) - mae_kept(&p->mae, &p->vision));
         return scale(m->tape, mae_loss(m->tape, &m->mae, &m->vision, m->pixels, m->keep, m->masked, &context),

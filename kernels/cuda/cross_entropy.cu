@@ -32,36 +32,49 @@ template <int N> static __device__ __forceinline__ void cut(Floats<N> *z, int64_
     for (int i = 0; i < N; i++) z->at[i] = i < count ? z->at[i] : other;
 }
 
-// T 16 bytes at a time where N is a pack: rows then begin at multiples of it, and padding fills the last one up.
+// Of a row's exponentials, this thread's part.
 template <class T, int N>
-static __global__ void __launch_bounds__(THREADS)
-    loss_rows_kernel(float *lse, float *picked, const T *logits, Chunk c) {
-    SHARED(float, memory, 2 * THREADS / WARP);
-    const int64_t row = blockIdx.x, thread = threadIdx.x;
-    const int32_t target = target_of(c, row);
-    if (target < 0) { // all threads
-        if (thread == 0) lse[row] = picked[row] = 0;
-        return;
-    }
-    const T *from = logits + row * c.stride;
+static __device__ __forceinline__ Exponentials row_exponentials(const T *row, int64_t columns) {
     Exponentials e = no_exponentials();
-    for (int64_t first = thread * N; first < c.columns; first += THREADS * N * ROUNDS) {
+    for (int64_t first = static_cast<int64_t>(threadIdx.x) * N; first < columns; first += THREADS * N * ROUNDS) {
         Pack<T, N> packs[ROUNDS];
-        load_rounds(packs, from, first, c.columns);
+        load_rounds(packs, row, first, columns);
 #pragma unroll
         for (int k = 0; k < ROUNDS; k++) {
-            const int64_t left = c.columns - first - k * (THREADS * N);
+            const int64_t left = columns - first - k * (THREADS * N);
             if (left <= 0) continue;
             Floats<N> z = unpack(packs[k]);
             cut(&z, left, -INFINITY);
             take_in<T>(&e, z);
         }
     }
-    e = block_joined<THREADS>(e, memory);
-    if (thread > 0) return;
-    const int64_t own = target - c.first;
-    lse[row] = c.columns > 0 ? e.most + logf(e.sum) : -INFINITY;
-    picked[row] = own >= 0 && own < c.columns ? to_float(from[own]) : 0.0f;
+    return e;
+}
+
+// Of a row that has a target: its logsumexp, in all threads. Thread 0 stores it, and the target's logit. All of the row
+// has been read when this returns.
+template <class T, int N>
+static __device__ __forceinline__ float look_at_row(float *lse, float *picked, const T *row, int64_t own,
+                                                    int64_t columns, float *memory) {
+    const float target = own >= 0 && own < columns ? to_float(row[own]) : 0.0f;
+    const Exponentials e = block_joined<THREADS>(row_exponentials<T, N>(row, columns), memory);
+    const float whole = columns > 0 ? e.most + logf(e.sum) : -INFINITY;
+    if (threadIdx.x == 0) *lse = whole, *picked = target;
+    return whole;
+}
+
+// T 16 bytes at a time where N is a pack: rows then begin at multiples of it, and padding fills the last one up.
+template <class T, int N>
+static __global__ void __launch_bounds__(THREADS)
+    loss_rows_kernel(float *lse, float *picked, const T *logits, Chunk c) {
+    SHARED(float, memory, 2 * THREADS / WARP);
+    const int64_t row = blockIdx.x;
+    const int32_t target = target_of(c, row);
+    if (target < 0) { // all threads
+        if (threadIdx.x == 0) lse[row] = picked[row] = 0;
+        return;
+    }
+    look_at_row<T, N>(lse + row, picked + row, logits + row * c.stride, target - c.first, c.columns, memory);
 }
 
 void cuda_cross_entropy_rows(const CudaQueue *q, float *lse, float *picked, const void *logits, Dtype t, int64_t stride,
@@ -98,25 +111,62 @@ static __device__ __forceinline__ Floats<N> differentiated(const Pack<T, N> &log
     return z;
 }
 
+// A row becomes its gradient where it lies; what follows `columns` becomes zeros, unread.
 template <class T, int N>
-static __global__ void __launch_bounds__(THREADS) loss_gradient_kernel(T *logits, Slopes s, Chunk c) {
-    const int64_t row = blockIdx.x;
-    const int32_t target = target_of(c, row);
-    const int64_t columns = target < 0 ? 0 : c.columns; // what follows becomes zeros, unread
-    const float factor = s.d_loss[row] * (s.weight ? s.weight[row] : 1.0f), lse = s.lse[row];
-    T *z = logits + row * c.stride;
-    for (int64_t first = static_cast<int64_t>(threadIdx.x) * N; first < c.stride; first += THREADS * N * ROUNDS) {
+static __device__ __forceinline__ void differentiate_row(T *z, int64_t columns, int64_t stride, int64_t own,
+                                                         float factor, float lse) {
+    for (int64_t first = static_cast<int64_t>(threadIdx.x) * N; first < stride; first += THREADS * N * ROUNDS) {
         Pack<T, N> packs[ROUNDS];
         load_rounds(packs, z, first, columns);
 #pragma unroll
         for (int k = 0; k < ROUNDS; k++) {
             const int64_t i = first + k * (THREADS * N);
-            if (i >= c.stride) continue;
+            if (i >= stride) continue;
             Floats<N> d = {};
-            if (i < columns) d = differentiated<T, N>(packs[k], columns - i, target - c.first - i, factor, lse);
+            if (i < columns) d = differentiated<T, N>(packs[k], columns - i, own - i, factor, lse);
             store<N>(z + i, d);
         }
     }
+}
+
+template <class T, int N>
+static __global__ void __launch_bounds__(THREADS) loss_gradient_kernel(T *logits, Slopes s, Chunk c) {
+    const int64_t row = blockIdx.x;
+    const int32_t target = target_of(c, row);
+    const float factor = s.d_loss[row] * (s.weight ? s.weight[row] : 1.0f), lse = s.lse[row];
+    differentiate_row<T, N>(logits + row * c.stride, target < 0 ? 0 : c.columns, c.stride, target - c.first, factor,
+                            lse);
+}
+
+template <class T, int N>
+static __global__ void __launch_bounds__(THREADS)
+    loss_both_kernel(float *lse, float *picked, T *logits, const float *weight, Chunk c) {
+    SHARED(float, memory, 2 * THREADS / WARP);
+    const int64_t row = blockIdx.x;
+    const int32_t target = target_of(c, row);
+    T *z = logits + row * c.stride;
+    float whole = 0;
+    if (target >= 0)
+        whole = look_at_row<T, N>(lse + row, picked + row, z, target - c.first, c.columns, memory);
+    else if (threadIdx.x == 0)
+        lse[row] = picked[row] = 0;
+    differentiate_row<T, N>(z, target < 0 ? 0 : c.columns, c.stride, target - c.first, weight ? weight[row] : 1.0f,
+                            whole);
+}
+
+void cuda_cross_entropy_both(const CudaQueue *q, float *lse, float *picked, void *logits, Dtype t, int64_t stride,
+                             const int32_t *targets, const float *weight, int64_t rows, Vocabulary v) {
+    if (rows <= 0) return;
+    const Chunk c = {targets, stride, rows, v.first, v.held, v.all};
+    dim3 grid(static_cast<unsigned>(rows));
+    with_type(t, [&](auto zero) {
+        typedef decltype(zero) T;
+        T *z = static_cast<T *>(logits);
+        if (stride % PACK<T> == 0 && packs_at(z, PACK<T>))
+            launch<loss_both_kernel<T, PACK<T>>>(grid, dim3(THREADS), 0, q, lse, picked, z, weight, c);
+        else
+            launch<loss_both_kernel<T, 1>>(grid, dim3(THREADS), 0, q, lse, picked, z, weight, c);
+    });
 }
 
 void cuda_cross_entropy_gradient(const CudaQueue *q, void *logits, Dtype t, int64_t stride, const float *d_loss,

@@ -42,6 +42,10 @@ static void mul(Backend *be, void *out, const void *a, const void *b, int64_t n,
 static void scale(Backend *be, void *out, const void *x, double factor, int64_t n, Dtype t, bool add) {
     CALL(scale, out, x, factor, n, t, add);
 }
+static void scale_by(Backend *be, void *out, Dtype to, const void *x, Dtype from, const float *by, int64_t n,
+                     bool add) {
+    CALL(scale_by, out, to, x, from, by, n, add);
+}
 static void fill(Backend *be, void *x, const float *value, double factor, int64_t n, Dtype t, bool add) {
     CALL(fill, x, value, factor, n, t, add);
 }
@@ -237,7 +241,7 @@ static int64_t first_nonfinite(Backend *be, const void *x, int64_t n, Dtype t) {
 
 void cuda_calls_install(Backend *be) {
     be->convert = convert, be->add = add, be->add_in_place = add_in_place, be->mul = mul, be->scale = scale,
-    be->fill = fill, be->gelu_forward = gelu_forward, be->gelu_backward = gelu_backward,
+    be->scale_by = scale_by, be->fill = fill, be->gelu_forward = gelu_forward, be->gelu_backward = gelu_backward,
     be->silu_forward = silu_forward, be->silu_backward = silu_backward, be->swiglu_forward = swiglu_forward,
     be->swiglu_backward = swiglu_backward, be->dropout = dropout, be->rope = rope, be->sum_into = sum_into,
     be->sum_rows = sum_rows, be->sum_columns = sum_columns, be->fold_add = fold_add,

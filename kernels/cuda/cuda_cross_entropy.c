@@ -1,7 +1,8 @@
 /* Cross-entropy over a projection: for a chunk of rows at a time a product makes the logits, in the activations' own
  * type, a pass over them finds the logsumexps (forward) or turns them into their gradient where they lie (backward),
- * and two more products make dx and dw of it. So neither all logits nor any f32 copy of them are ever stored. N rows, C
- * width, V words held. */
+ * and two more products make dx and dw of it. In training both happen in one go, while the logits are there: then the
+ * loss costs three products, not four. So neither all logits nor any f32 copy of them are ever stored. N rows, C width,
+ * V words held. */
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/host/work_space.h"
 #include "kernels/cuda/kernels.h"
@@ -100,6 +101,29 @@ static void forward(Backend *b, float *lse, float *picked, const void *x, const 
     cuda_scratch_rewind(s, mark);
 }
 
+// The factors that are missing are put in when they are known: all rows have the same one.
+static void both(Backend *b, float *lse, float *picked, void *dx, float *dw, const void *x, const void *w,
+                 const int32_t *targets, const float *weight, int64_t n, int64_t width, Vocabulary v, Dtype t) {
+    CudaState *s = cuda_state(b);
+    CudaQueue queue = cuda_queue(s);
+    size_t mark = cuda_scratch_mark(s);
+    if (n == 0) {
+        if (dw) b->zero(b, dw, (size_t)(v.held * width) * sizeof *dw);
+        return;
+    }
+    Projection p = projection(b, x, w, n, width, v.held, t);
+    for (int64_t row = 0; row < n; row += p.chunk) {
+        int64_t rows = least(p.chunk, n - row);
+        form_logits(&p, row, rows);
+        cuda_cross_entropy_both(&queue, lse + row, picked + row, p.logits, t, p.stride, targets + row,
+                                weight ? weight + row : NULL, rows, v);
+        cuda_after(s, "cross_entropy_both");
+        if (dx) gradient_rows(&p, dx, false, row, rows);
+        if (dw) gradient_table(&p, dw, row > 0, row, rows);
+    }
+    cuda_scratch_rewind(s, mark);
+}
+
 static void backward(Backend *b, void *dx, bool add_x, float *dw, bool add_w, const float *d_loss, const float *lse,
                      const void *x, const void *w, const int32_t *targets, const float *weight, int64_t n,
                      int64_t width, Vocabulary v, Dtype t) {
@@ -124,5 +148,5 @@ static void backward(Backend *b, void *dx, bool add_x, float *dw, bool add_w, co
 }
 
 void cuda_cross_entropy_install(Backend *b) {
-    b->cross_entropy_forward = forward, b->cross_entropy_backward = backward;
+    b->cross_entropy_forward = forward, b->cross_entropy_backward = backward, b->cross_entropy_both = both;
 }

@@ -19,6 +19,11 @@ struct Scaled {
     float factor;
     __device__ float operator()(float a, float) const { return a * factor; }
 };
+struct ScaledBy {
+    enum { INPUTS = 1 };
+    const float *factor;
+    __device__ float operator()(float a, float) const { return a * *factor; }
+};
 struct Constant {
     enum { INPUTS = 0 };
     const float *value;
@@ -68,6 +73,18 @@ void cuda_scale(const CudaQueue *q, void *out, const void *x, double factor, int
         typedef decltype(a) T;
         run_map<Scaled, T, T, T>(q, Scaled{static_cast<float>(factor)}, static_cast<T *>(out),
                                  static_cast<const T *>(x), nullptr, n, 1, add);
+    });
+}
+
+void cuda_scale_by(const CudaQueue *q, void *out, Dtype to, const void *x, Dtype from, const float *by, int64_t n,
+                   bool add) {
+    with_type(to, [&](auto y) {
+        with_type(from, [&](auto a) {
+            typedef decltype(y) Y;
+            typedef decltype(a) A;
+            run_map<ScaledBy, Y, A, A>(q, ScaledBy{by}, static_cast<Y *>(out), static_cast<const A *>(x), nullptr, n, 1,
+                                       add);
+        });
     });
 }
 

@@ -37,6 +37,7 @@ void cuda_add(const CudaQueue *, void *out, const void *a, const void *b, int64_
 void cuda_add_in_place(const CudaQueue *, void *out, const void *x, int64_t n, Dtype to, Dtype from);
 void cuda_mul(const CudaQueue *, void *out, const void *a, const void *b, int64_t n, Dtype t, bool add);
 void cuda_scale(const CudaQueue *, void *out, const void *x, double factor, int64_t n, Dtype t, bool add);
+void cuda_scale_by(const CudaQueue *, void *out, Dtype to, const void *x, Dtype from, const float *by, int64_t n, bool add);
 void cuda_fill(const CudaQueue *, void *x, const float *value, double factor, int64_t n, Dtype t, bool add);
 
 // ---- activations.cu; kind: GeluKind ----
@@ -128,6 +129,9 @@ void cuda_cross_entropy_rows(const CudaQueue *, float *lse, float *picked, const
 // In place: the gradient by the logits, in one rounding; zeros in the padding and in rows without a target.
 void cuda_cross_entropy_gradient(const CudaQueue *, void *logits, Dtype t, int64_t stride, const float *d_loss,
                                  const float *lse, const int32_t *targets, const float *weight, int64_t rows, Vocabulary v);
+// Both passes in one, with d_loss 1: a row's second look finds it in the cache.
+void cuda_cross_entropy_both(const CudaQueue *, float *lse, float *picked, void *logits, Dtype t, int64_t stride,
+                             const int32_t *targets, const float *weight, int64_t rows, Vocabulary v);
 void cuda_cross_entropy_combine(const CudaQueue *, float *loss, float *lse, const float *parts, const int32_t *targets,
                                 const float *weight, int ranks, int64_t n);
 

@@ -29,6 +29,15 @@ void reference_linear_cross_entropy(const Node *call, double *const in[], double
     free(logits);
 }
 
+void reference_cross_entropy_sum(const Node *call, double *const in[], double *out) {
+    int64_t rows = tensor_rows(call->in[0]);
+    double *losses = malloc((size_t)rows * sizeof *losses);
+    reference_linear_cross_entropy(call, in, losses);
+    out[0] = 0;
+    for (int64_t n = 0; n < rows; n++) out[0] += losses[n];
+    free(losses);
+}
+
 // a b^T of (B, D) both, times a factor, plus a bias; owned by the caller.
 static double *pair_logits(const Node *call, double *const in[], double factor, double bias) {
     int64_t n = call->in[0]->shape[0], width = call->in[0]->shape[1];

@@ -108,6 +108,28 @@ static void add_in_place(Backend *b, void *out, const void *x, int64_t n, Dtype 
     cpu_run_ranges(b, n, RANGE_ELEMENTS, transfer_task, &j);
 }
 
+typedef struct Scaling { // out (+)= factor * x
+    Transfer of;
+    float factor;
+} Scaling;
+
+static void scale_by_task(void *context, int64_t first, int64_t end, int worker) {
+    (void)worker;
+    const Scaling *s = context;
+    const Transfer *j = &s->of;
+    Vec factor = vec_set(s->factor);
+    for (int64_t i = first; i < end; i += LANES) {
+        int64_t n = end - i < LANES ? end - i : LANES;
+        Vec y = vec_load_part(j->x, i, n, j->from) * factor;
+        vec_store_part(j->out, i, n, j->add ? vec_load_part(j->out, i, n, j->to) + y : y, j->to);
+    }
+}
+
+static void scale_by(Backend *b, void *out, Dtype to, const void *x, Dtype from, const float *by, int64_t n, bool add) {
+    Scaling s = {{out, x, to, from, add}, by[0]};
+    cpu_run_ranges(b, n, RANGE_ELEMENTS, scale_by_task, &s);
+}
+
 // ---- fill ----
 
 static void fill_task(void *context, int64_t first, int64_t end, int worker) {
@@ -130,5 +152,5 @@ static void fill(Backend *b, void *x, const float *value, double factor, int64_t
 
 void SIMD_NAME(install_elementwise)(Backend *b) {
     b->convert = convert, b->add = add, b->add_in_place = add_in_place;
-    b->mul = mul, b->scale = scale, b->fill = fill;
+    b->mul = mul, b->scale = scale, b->scale_by = scale_by, b->fill = fill;
 }
