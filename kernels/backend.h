@@ -37,6 +37,7 @@ typedef struct FloatSpan { // of device memory
 
 typedef struct Vocabulary { // words [first, first + held) of `all` have their rows in a table on this rank
     int64_t first, held, all;
+    int64_t spare; // rows of zeros behind those, in the table and in its gradient, where products may go on into
 } Vocabulary;
 
 typedef struct AttentionShape {
@@ -64,6 +65,7 @@ struct Backend {
     bool        dry;  // memory is never there and nothing is computed (dry.h): do not draw what would be uploaded
     bool        apart; // its memory is a device's, which the host must not touch: see comm/comm_device.h
     const struct DeviceLinks *links; // moves its memory between devices (comm/device_link.h); NULL: nothing does
+    int64_t     words_unit; // a table of words is to have a multiple of these rows in memory; 0: any number
     void       *state;
     void (*destroy)(Backend *);
 

@@ -20,6 +20,7 @@ struct Tensor {
     bool        needs_grad;
     bool        grad_written;  // grad holds a value: the next writer adds, the first overwrites
     bool        borrowed;      // data belongs to another tensor (a view)
+    int64_t     spare_rows;    // parameters: rows of zeros that lie behind the last one, in data and gradient
     int         writers;       // parameters: nodes on a recording tape that are still to write its gradient
     const char *name;          // parameters: the checkpoint's name; else the operator's
     // Of a tape's tensors, for the tape alone:

@@ -65,7 +65,9 @@ int64_t text_common(const TextConfig *c) {
 static Tensor *declare_words(Parameters *p, const char *name, const TextConfig *c) {
     Init normal = {.kind = INIT_NORMAL, .value = EMBEDDING_STD};
     Split words = {.dimension = 0, .segments = 1, .size = {c->vocabulary}};
-    return parameters_add_split(p, name, SHAPE(c->vocabulary, c->width), normal, true, words);
+    Tensor *table = parameters_add_split(p, name, SHAPE(c->vocabulary, c->width), normal, true, words);
+    parameters_set_words(p, table);
+    return table;
 }
 
 bool text_declare(Text *m, Parameters *p, Arena *memory, const char *prefix, const TextConfig *c, Error *error) {

@@ -11,17 +11,19 @@ typedef struct Projection {
     Backend *backend;
     const void *x, *w; // (N, C), (V, C)
     void *logits;      // (chunk, stride)
-    int64_t n, width, words, stride, chunk;
+    int64_t n, width, stride, chunk;
+    int64_t words; // columns of the products: those held, or all of the stride where the table goes on that far
     Dtype t;
 } Projection;
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-static Projection projection(Backend *b, const void *x, const void *w, int64_t n, int64_t width, int64_t words,
+static Projection projection(Backend *b, const void *x, const void *w, int64_t n, int64_t width, Vocabulary v,
                              Dtype t) {
-    Projection p = {.backend = b, .x = x, .w = w, .n = n, .width = width, .words = words, .t = t};
-    LogitsChunk logits = work_logits(n, words, t);
+    Projection p = {.backend = b, .x = x, .w = w, .n = n, .width = width, .t = t};
+    LogitsChunk logits = work_logits(n, v.held, t);
     p.stride = logits.stride, p.chunk = logits.rows;
+    p.words = v.held > 0 && v.held + v.spare >= p.stride ? p.stride : v.held;
     p.logits = cuda_scratch(cuda_state(b), logits.bytes);
     return p;
 }
@@ -91,7 +93,7 @@ static void forward(Backend *b, float *lse, float *picked, const void *x, const 
     CudaQueue queue = cuda_queue(s);
     size_t mark = cuda_scratch_mark(s);
     if (n == 0) return;
-    Projection p = projection(b, x, w, n, width, v.held, t);
+    Projection p = projection(b, x, w, n, width, v, t);
     for (int64_t row = 0; row < n; row += p.chunk) {
         int64_t rows = least(p.chunk, n - row);
         form_logits(&p, row, rows);
@@ -111,7 +113,7 @@ static void both(Backend *b, float *lse, float *picked, void *dx, float *dw, con
         if (dw) b->zero(b, dw, (size_t)(v.held * width) * sizeof *dw);
         return;
     }
-    Projection p = projection(b, x, w, n, width, v.held, t);
+    Projection p = projection(b, x, w, n, width, v, t);
     for (int64_t row = 0; row < n; row += p.chunk) {
         int64_t rows = least(p.chunk, n - row);
         form_logits(&p, row, rows);
@@ -134,7 +136,7 @@ static void backward(Backend *b, void *dx, bool add_x, float *dw, bool add_w, co
         if (dw && !add_w) b->zero(b, dw, (size_t)(v.held * width) * sizeof *dw);
         return;
     }
-    Projection p = projection(b, x, w, n, width, v.held, t);
+    Projection p = projection(b, x, w, n, width, v, t);
     for (int64_t row = 0; row < n; row += p.chunk) {
         int64_t rows = least(p.chunk, n - row);
         form_logits(&p, row, rows);
@@ -148,5 +150,6 @@ static void backward(Backend *b, void *dx, bool add_x, float *dw, bool add_w, co
 }
 
 void cuda_cross_entropy_install(Backend *b) {
+    b->words_unit = WORK_LOGITS_PADDING;
     b->cross_entropy_forward = forward, b->cross_entropy_backward = backward, b->cross_entropy_both = both;
 }

@@ -98,7 +98,7 @@ static bool prefer(cublasLtMatmulPreference_t wish, cublasLtMatmulPreferenceAttr
 static int ask(const CudaProducts *c, const ProductPlan *plan, const ProductKey *key,
                cublasLtMatmulHeuristicResult_t *found) {
     cublasLtMatmulPreference_t wish = NULL;
-    uint64_t workspace = PRODUCT_WORKSPACE;
+    uint64_t workspace = WORK_PRODUCTS;
     int count = 0, kept = 0;
     if (cublasLtMatmulPreferenceCreate(&wish) == CUBLAS_STATUS_SUCCESS &&
         cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
@@ -113,7 +113,7 @@ static int ask(const CudaProducts *c, const ProductPlan *plan, const ProductKey 
         count = 0;
     if (wish) (void)cublasLtMatmulPreferenceDestroy(wish);
     for (int i = 0; i < count; i++)
-        if (found[i].state == CUBLAS_STATUS_SUCCESS && found[i].workspaceSize <= PRODUCT_WORKSPACE)
+        if (found[i].state == CUBLAS_STATUS_SUCCESS && found[i].workspaceSize <= WORK_PRODUCTS)
             found[kept++] = found[i];
     return kept;
 }
@@ -172,7 +172,7 @@ static ProductPlan *recall(const CudaProducts *c, const Matmul *p, const Product
     memcpy(&plan->algorithm, choice->algorithm, sizeof plan->algorithm);
     if (cublasLtMatmulAlgoCheck(c->handle, plan->operation, plan->left, plan->right, plan->out, plan->out,
                                 &plan->algorithm, &found) == CUBLAS_STATUS_SUCCESS &&
-        found.workspaceSize <= PRODUCT_WORKSPACE)
+        found.workspaceSize <= WORK_PRODUCTS)
         return plan;
     product_plan_free(plan);
     return NULL;

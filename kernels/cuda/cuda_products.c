@@ -31,7 +31,7 @@ bool cuda_products_open(CudaState *s, Error *error) {
     cublasStatus_t status = cublasLtCreate(&p->handle);
     if (status != CUBLAS_STATUS_SUCCESS)
         return error_set(error, ERROR_FAILED, "cuBLASLt does not start: %s", cublasLtGetStatusString(status));
-    cudaError_t memory = cudaMalloc(&p->workspace, PRODUCT_WORKSPACE);
+    cudaError_t memory = cudaMalloc(&p->workspace, WORK_PRODUCTS);
     if (memory != cudaSuccess)
         return error_set(error, ERROR_FAILED, "no memory for matrix products: %s", cudaGetErrorString(memory));
     p->plans = shape_cache_new(sizeof(ProductKey), sizeof(ProductPlan *));
@@ -79,7 +79,7 @@ cublasStatus_t product_start(const ProductCall *c, CudaStream stream) {
         !point(c, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, c->aux))
         return CUBLAS_STATUS_INVALID_VALUE;
     return cublasLtMatmul(own->handle, plan->operation, &one, c->left, plan->left, c->right, plan->right, &beta, c->out,
-                          plan->out, c->out, plan->out, &plan->algorithm, own->workspace, PRODUCT_WORKSPACE, stream);
+                          plan->out, c->out, plan->out, &plan->algorithm, own->workspace, WORK_PRODUCTS, stream);
 }
 
 static void start(const void *arguments, CudaStream stream) {

@@ -43,9 +43,10 @@ void cuda_after(CudaState *, const char *what);
 void cuda_look(CudaState *, const char *what); // the same for work that has been started, not written down
 // Ends the process with what happened and where: what the device did wrong leaves nothing to go on with.
 __attribute__((noreturn)) void cuda_fail(const CudaState *, const char *what, const char *reason);
-// status: a cudaError_t. cuda_fail where it is an error or one was kept; but while a graph is captured the capture fails.
+// status: a cudaError_t. cuda_fail where it is an error or one was kept; but while a graph is captured the capture
+// fails.
 void cuda_must(CudaState *, int status, const char *what);
-const char *cuda_fault(Backend *);                          // Backend.fault
+const char *cuda_fault(Backend *); // Backend.fault
 
 // ---- memory (cuda_memory.c) ----
 

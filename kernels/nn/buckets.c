@@ -6,6 +6,12 @@
 
 enum { DEFAULT_BUCKET = 32 << 20 }; // bytes of gradients
 
+// Rows in memory where `rows` are used.
+static int64_t rows_in_memory(const Parameters *p, const Parameter *item, int64_t rows) {
+    int64_t unit = item->words && p->backend->words_unit > 0 ? p->backend->words_unit : 1;
+    return (rows + unit - 1) / unit * unit;
+}
+
 // As many as the tensor rank with the largest piece needs: buckets must be the same on all of them, for what they sum
 // together and so that sums over data ranks have the same bits.
 static int64_t blocks_of(const Parameters *p, const Parameter *item) {
@@ -13,7 +19,8 @@ static int64_t blocks_of(const Parameters *p, const Parameter *item) {
     int64_t count = 1;
     for (int d = 0; d < t->rank; d++) {
         bool cut = item->split.segments && d == item->split.dimension;
-        count *= cut ? split_largest(&item->split, p->parallel.tensor) : t->shape[d];
+        int64_t size = cut ? split_largest(&item->split, p->parallel.tensor) : t->shape[d];
+        count *= d == 0 ? rows_in_memory(p, item, size) : size;
     }
     return (count + PARAMETER_BLOCK - 1) / PARAMETER_BLOCK;
 }
@@ -43,6 +50,7 @@ static int cut_all(Parameters *p, Dtype compute) {
         Parameter *item = p->items[i];
         item->tensor.dtype = item->tensor.rank > 1 ? compute : F32;
         item->tensor.needs_grad = !item->frozen && item->chunk >= 0;
+        item->tensor.spare_rows = rows_in_memory(p, item, item->tensor.shape[0]) - item->tensor.shape[0];
         item->bucket = -1;
         if (item->chunk >= chunks) chunks = item->chunk + 1;
     }

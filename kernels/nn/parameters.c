@@ -84,6 +84,11 @@ Tensor *parameters_add_replica(Parameters *p, const char *name, const Tensor *of
     return &item->tensor;
 }
 
+void parameters_set_words(Parameters *p, const Tensor *t) {
+    check(!p->finished && t->rank == 2);
+    item_of(p, t)->words = true;
+}
+
 void parameters_set_partial(Parameters *p, const Tensor *t) { item_of(p, t)->partial = true; }
 
 void parameters_place(Parameters *p, int index, int chunk) {

@@ -30,6 +30,7 @@ typedef struct Parameter {
     int chunk;      // the part of the model it belongs to, among those on this rank; -1: elsewhere, no memory here
     struct Parameter *replica; // a second copy of it, NULL: none; and of a replica, what it is one of
     bool is_replica;
+    bool words;    // rows are words: padded with zero rows in memory as the backend likes it (Backend.words_unit)
     int stage;     // rank of Parallel.pipeline that holds it
     int bucket;    // which one it belongs to; -1: elsewhere
     float *master; // (count); NULL where ranks share them out, or it is elsewhere
@@ -63,6 +64,8 @@ Tensor *parameters_add_replica(Parameters *, const char *name, const Tensor *of)
 // Before finish: the part that a parameter belongs to (0 where nobody says), or -1: it is on another pipeline rank.
 // Buckets hold parameters of one part; one that has a replica, and a replica, are alone in theirs.
 void parameters_place(Parameters *, int index, int chunk);
+// Its rows are words, before finish: in memory there may be spare ones, which are in no count, norm or file.
+void parameters_set_words(Parameters *, const Tensor *);
 // Its gradient on each tensor rank is a part of the sum over all of them: it is used where rows are shared out.
 void parameters_set_partial(Parameters *, const Tensor *);
 // Local elements [local, local + *count) lie together in the whole tensor, from element *global on.

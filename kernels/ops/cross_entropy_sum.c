@@ -6,7 +6,7 @@
 #include "kernels/ops.h"
 
 enum { X, W, TARGETS, WEIGHT }; // inputs
-enum { DX, DW };                // saved, where they will be wanted: (N, C), (V, C) F32, for a factor of 1
+enum { DX, DW };                // saved, where they will be wanted: (N, C), (V + spare rows, C) F32, for a factor of 1
 
 static const char *cross_entropy_sum_infer(Node *n) {
     Tensor *x = n->in[X], *w = n->in[W], *targets = n->in[TARGETS], *weight = n->in[WEIGHT];
@@ -21,7 +21,7 @@ static const char *cross_entropy_sum_infer(Node *n) {
     tape_output(n, F32, SHAPE(1));
     if (!tape_recording(n->tape)) return NULL;
     if (x->needs_grad) tape_keep(n, DX, x->dtype, x->rank, x->shape);
-    if (w->needs_grad) tape_keep(n, DW, F32, SHAPE(w->shape[0], w->shape[1]));
+    if (w->needs_grad) tape_keep(n, DW, F32, SHAPE(w->shape[0] + w->spare_rows, w->shape[1]));
     return NULL;
 }
 
@@ -29,7 +29,7 @@ typedef struct Rows { // scratch of forward, (N) each
     float *lse, *picked, *loss, *whole;
 } Rows;
 
-static Vocabulary whole_vocabulary(const Tensor *w) { return (Vocabulary){0, w->shape[0], w->shape[0]}; }
+static Vocabulary whole_vocabulary(const Tensor *w) { return (Vocabulary){0, w->shape[0], w->shape[0], w->spare_rows}; }
 
 // Gradients by the two calls, where the backend has no single one.
 static void form_gradients(Node *n, Backend *be, const Rows *r, void *dx, float *dw) {
@@ -70,7 +70,7 @@ static void cross_entropy_sum_backward(Node *n, unsigned wanted) {
         if (!WANTS(wanted, i)) continue;
         const Tensor *formed = n->saved[i == X ? DX : DW];
         Destination d = grad_of(n, i);
-        be->scale_by(be, d.data, d.dtype, formed->data, formed->dtype, n->out->grad, tensor_count(formed), d.add);
+        be->scale_by(be, d.data, d.dtype, formed->data, formed->dtype, n->out->grad, tensor_count(n->in[i]), d.add);
     }
 }
 

@@ -28,7 +28,7 @@ static const int32_t *local_ids(Node *n) {
     Backend *b = tape_backend(n->tape);
     Tensor *ids = n->in[IDS];
     const int64_t *a = n->attributes.i;
-    Vocabulary v = {a[A_FIRST], n->in[TABLE]->shape[0], a[A_VOCABULARY]};
+    Vocabulary v = {a[A_FIRST], n->in[TABLE]->shape[0], a[A_VOCABULARY], 0};
     if (v.held == v.all) return ids->data;
     int32_t *local = tape_scratch(n, tensor_bytes(ids));
     b->local_ids(b, local, ids->data, tensor_count(ids), v);

@@ -34,7 +34,7 @@ static const float *weight_of(const Node *n) { return n->in[WEIGHT] ? n->in[WEIG
 
 static Vocabulary vocabulary_of(const Node *n) {
     int64_t all = n->attributes.i[A_VOCABULARY];
-    return (Vocabulary){collective_first(n->attributes.comm, all), n->in[W]->shape[0], all};
+    return (Vocabulary){collective_first(n->attributes.comm, all), n->in[W]->shape[0], all, n->in[W]->spare_rows};
 }
 
 static void linear_cross_entropy_forward(Node *n) {

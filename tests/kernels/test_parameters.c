@@ -89,6 +89,37 @@ static void trained_parameters_come_first_in_blocks_and_frozen_ones_last(void **
     set_free(&s);
 }
 
+// The backend of a device that likes tables of words padded; everything else is as without.
+static void spare_rows_of_words_are_zeros_and_count_nowhere(void **state) {
+    (void)state;
+    Set padded = set_new(), plain = set_new();
+    padded.backend->words_unit = 128;
+    Set *sets[] = {&padded, &plain};
+    Tensor *words[2];
+    double norm[2];
+    for (int i = 0; i < 2; i++) {
+        Backend *b = sets[i]->backend;
+        words[i] = parameters_add(sets[i]->parameters, "words", SHAPE(130, 24), normal, true);
+        parameters_set_words(sets[i]->parameters, words[i]);
+        parameters_add(sets[i]->parameters, "matrix", SHAPE(130, 24), normal, true);
+        finish(sets[i], BF16);
+        parameters_begin_step(sets[i]->parameters);
+        b->convert(b, words[i]->grad, F32, words[i]->data, BF16, 130 * 24);
+        words[i]->grad_written = true;
+        parameters_end_backward(sets[i]->parameters);
+        norm[i] = parameters_gradient_norm(sets[i]->parameters);
+    }
+    assert_true(words[0]->spare_rows == 126 && words[1]->spare_rows == 0);
+    assert_memory_equal(words[0]->data, words[1]->data, 130 * 24 * sizeof(uint16_t));
+    const uint16_t *data = words[0]->data;
+    const float *gradient = words[0]->grad;
+    for (int i = 130 * 24; i < 256 * 24; i++) assert_true(data[i] == 0 && gradient[i] == 0);
+    assert_true(norm[0] == norm[1]);
+    assert_int_equal(parameters_elements(padded.parameters, true), parameters_elements(plain.parameters, true));
+    assert_int_equal(parameters_find(padded.parameters, "matrix")->offset, 256 * 24);
+    for (int i = 0; i < 2; i++) set_free(sets[i]);
+}
+
 static void freezing_stops_at_a_dot(void **state) {
     (void)state;
     Set s = set_new();
@@ -373,6 +404,7 @@ int main(void) {
         cmocka_unit_test(a_draw_depends_on_seed_name_and_place_alone),
         cmocka_unit_test(draws_have_the_deviation_asked_for),
         cmocka_unit_test(trained_parameters_come_first_in_blocks_and_frozen_ones_last),
+        cmocka_unit_test(spare_rows_of_words_are_zeros_and_count_nowhere),
         cmocka_unit_test(freezing_stops_at_a_dot),
         cmocka_unit_test(matrices_have_bf16_shadows_and_vectors_stay_f32),
         cmocka_unit_test(gradients_nobody_wrote_become_zero),

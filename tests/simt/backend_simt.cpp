@@ -26,5 +26,4 @@ void stand_in_enqueue(cudaStream_t stream, void (*run)(const void *), const void
     const char *first = static_cast<const char *>(arguments);
     std::vector<char> copy(first, first + bytes);
     queue_put(stream, [run, copy] { run(copy.data()); });
->>>>>>> d6173d8 (simt: the backend's products run over a stand-in for cuBLASLt, in streams, lists and graphs)
 }

@@ -80,7 +80,7 @@ static void logits_that_are_not_finite_do_what_they_must(void **) { for_cases("n
 // The same numbers in bf16 and as f32's: the pass rounds nothing but its own result.
 static void roundings(const Case &c) {
     const int64_t rows = 3, words = 2500, stride = 2504;
-    const Vocabulary v = {7, words, 3000};
+    const Vocabulary v = {7, words, 3000, 0};
     Array z = Array(c.t, rows * stride, c.shift).normal(c.rng, 3), exact(F32, rows * stride);
     for (int64_t i = 0; i < z.count(); i++) exact.put(i, z.at(i));
     Array targets = Array(I32, rows).set(2000), d_loss = Array(F32, rows).normal(c.rng);

@@ -123,7 +123,7 @@ static void rows_that_meet_add_up_and_repeat_to_the_bit(void **) { for_cases("sc
 static void identifiers(const Case &c) {
     if (c.t != F32) return;
     Array ids = Array(I32, 1000).integers(c.rng, -1, 500), local(I32, 1000), want(I32, 1000);
-    Vocabulary v = {120, 77, 500};
+    Vocabulary v = {120, 77, 500, 0};
     cuda_local_ids(QUEUE, local.i32(), ids.i32(), 1000, v);
     cpu()->local_ids(cpu(), want.i32(), ids.i32(), 1000, v);
     expect_bits(local, want, c.name);
