@@ -19,6 +19,12 @@ static void elementwise(const Case &c) {
         cuda_fill(QUEUE, filled, value.f32(), 0.3, n, c.t, c.add);
         cpu()->fill(cpu(), want_filled, value.f32(), 0.3, n, c.t, c.add);
         expect_near(filled, want_filled, c.relative(), 1e-6, c.name);
+        for (Dtype to : {F32, BF16}) { // from the activations' type
+            Array out = Array(to, n, c.shift).normal(c.rng), want(out);
+            cuda_scale_by(QUEUE, out, to, a, c.t, value.f32(), n, c.add);
+            cpu()->scale_by(cpu(), want, to, a, c.t, value.f32(), n, c.add);
+            expect_near(out, want, to == BF16 ? 1.0 / 128 : 2e-6, 1e-6, c.name);
+        }
     }
 }
 static void mul_scale_and_fill_agree(void **) { for_cases("elementwise", elementwise); }

@@ -22,11 +22,11 @@ static Array logits_of(const Case &c, const Words &s, const Array &x, const Arra
 }
 
 static void cross_entropies(const Case &c) {
-    const Words shapes[] = {{3, 4, 1, {0, 1, 1}},
-                            {5, 8, 37, {0, 37, 37}},
-                            {9, 3, 64, {10, 50, 70}},
-                            {2, 5, 5008, {0, 5000, 5000}},
-                            {4, 6, 1030, {100, 1001, 2000}}};
+    const Words shapes[] = {{3, 4, 1, {0, 1, 1, 0}},
+                            {5, 8, 37, {0, 37, 37, 0}},
+                            {9, 3, 64, {10, 50, 70, 0}},
+                            {2, 5, 5008, {0, 5000, 5000, 0}},
+                            {4, 6, 1030, {100, 1001, 2000, 0}}};
     for (const Words &s : shapes) {
         // x and w of f32: those of the CPU's f32 path whatever the logits' type
         Array x = Array(F32, s.rows * s.width).normal(c.rng), w = Array(F32, s.v.held * s.width).normal(c.rng);
@@ -64,16 +64,16 @@ static void odd_logits(const Case &c) {
         cuda_cross_entropy_rows(QUEUE, lse.f32(), picked.f32(), logits, c.t, 304, targets.i32(), 1, v);
         return lse.at(0);
     };
-    assert_true(logsumexp({4, 0, 300}) == -INFINITY && picked.at(0) == 0);
+    assert_true(logsumexp({4, 0, 300, 0}) == -INFINITY && picked.at(0) == 0);
     for (double bad : {static_cast<double>(NAN), static_cast<double>(INFINITY)}) {
         logits.put(299, bad);
-        assert_true(std::isnan(logsumexp({0, 300, 300})));
-        assert_true(std::fabs(logsumexp({0, 299, 300}) - (1 + std::log(299.0))) < 1e-5);
+        assert_true(std::isnan(logsumexp({0, 300, 300, 0})));
+        assert_true(std::fabs(logsumexp({0, 299, 300, 0}) - (1 + std::log(299.0))) < 1e-5);
     }
     logits.put(299, -INFINITY);
-    assert_true(std::fabs(logsumexp({0, 300, 300}) - (1 + std::log(299.0))) < 1e-5);
+    assert_true(std::fabs(logsumexp({0, 300, 300, 0}) - (1 + std::log(299.0))) < 1e-5);
     for (int64_t i = 8; i < 300; i++) logits.put(i, -INFINITY); // most threads have nothing else
-    assert_true(std::fabs(logsumexp({0, 300, 300}) - (1 + std::log(8.0))) < 1e-5);
+    assert_true(std::fabs(logsumexp({0, 300, 300, 0}) - (1 + std::log(8.0))) < 1e-5);
 }
 static void logits_that_are_not_finite_do_what_they_must(void **) { for_cases("not finite", odd_logits); }
 
@@ -97,6 +97,24 @@ static void roundings(const Case &c) {
     }
 }
 static void gradients_are_rounded_once(void **) { for_cases("rounded", roundings); }
+
+// With or without a target, a row of padding behind: the bits of the two passes with a factor of 1.
+static void both_passes(const Case &c) {
+    const int64_t rows = 4, words = 2500, stride = 2504;
+    const Vocabulary v = {0, words, words, 0};
+    Array z = Array(c.t, rows * stride, c.shift).normal(c.rng, 3), want(z), ones = Array(F32, rows).set(1);
+    Array targets = Array(I32, rows).integers(c.rng, 0, words), weight = Array(F32, rows).normal(c.rng);
+    Array lse(F32, rows), picked(F32, rows), want_lse(F32, rows), want_picked(F32, rows);
+    float *weights = c.add ? weight.f32() : nullptr;
+    targets.put(2, -1);
+    cuda_cross_entropy_both(QUEUE, lse.f32(), picked.f32(), z, c.t, stride, targets.i32(), weights, rows, v);
+    cuda_cross_entropy_rows(QUEUE, want_lse.f32(), want_picked.f32(), want, c.t, stride, targets.i32(), rows, v);
+    cuda_cross_entropy_gradient(QUEUE, want, c.t, stride, ones.f32(), want_lse.f32(), targets.i32(), weights, rows, v);
+    expect_bits(lse, want_lse, c.name);
+    expect_bits(picked, want_picked, c.name);
+    expect_bits(z, want, c.name);
+}
+static void loss_and_gradient_in_one_pass_are_those_of_two(void **) { for_cases("both", both_passes); }
 
 static void combinations(const Case &c) {
     if (c.t != F32) return;
@@ -218,6 +236,7 @@ int main() {
         cmocka_unit_test(cross_entropy_of_chunks_agrees),
         cmocka_unit_test(logits_that_are_not_finite_do_what_they_must),
         cmocka_unit_test(gradients_are_rounded_once),
+        cmocka_unit_test(loss_and_gradient_in_one_pass_are_those_of_two),
         cmocka_unit_test(parts_of_ranks_combine_alike),
         cmocka_unit_test(contrastive_tiles_agree),
     };
