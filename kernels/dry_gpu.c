@@ -95,6 +95,14 @@ static void cross_entropy_backward(Backend *b, void *dx, bool add_x, float *dw, 
                                             t);
 }
 
+// Costs what backward does: the same three products.
+static void cross_entropy_both(Backend *b, float *lse, float *picked, void *dx, float *dw, const void *x, const void *w,
+                               const int32_t *targets, const float *weight, int64_t n, int64_t width, Vocabulary v,
+                               Dtype t) {
+    (void)lse, (void)picked;
+    cross_entropy_backward(b, dx, false, dw, false, NULL, NULL, x, w, targets, weight, n, width, v, t);
+}
+
 static void attention_backward(Backend *b, void *dq, void *dk, void *dv, const void *d_o, const void *o,
                                const float *lse, const void *q, const void *k, const void *v, const AttentionShape *s,
                                Dtype t, bool add) {
@@ -133,8 +141,10 @@ Backend *dry_gpu_new(size_t limit) {
     RegionDriver driver = {g, WORK_GRANULARITY, reserve, unreserve, back, unback};
     g->regions = regions_new(&driver, MOST);
     Backend *b = &g->backend;
+    b->words_unit = WORK_LOGITS_PADDING;
     b->destroy = destroy, b->allocate = allocate, b->extend = extend, b->release = release;
     b->cross_entropy_forward = cross_entropy_forward, b->cross_entropy_backward = cross_entropy_backward;
+    b->cross_entropy_both = cross_entropy_both;
     b->attention_backward = attention_backward;
     b->embedding_backward = embedding_backward, b->scatter_add_rows = scatter_add_rows;
     g->scratch_size = WORK_SCRATCH_FIRST;

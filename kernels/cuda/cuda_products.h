@@ -8,8 +8,6 @@
 #include "kernels/cuda/host/work_space.h"
 #include <cublasLt.h>
 
-enum { WORK_PRODUCTS = WORK_PRODUCTS }; // bytes
-
 // How a bias (f32) gets into a product: as it is or rounded to the result's type by the library, or added behind it.
 typedef enum BiasWay { BIAS_NONE, BIAS_F32, BIAS_ROUNDED, BIAS_BEHIND, BIAS_WAYS } BiasWay;
 
