@@ -3,6 +3,7 @@
  * GPU. */
 #include "kernels/bench_ops.h"
 #include "kernels/cuda.h"
+#include "tests/gpu/attention_cases.h"
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -62,6 +63,7 @@ int main(int argc, char **argv) {
            "\"bf16_gflops\": %.1f}\n",
            b->isa, o.peak.copy, o.peak.cached, o.peak.f32, o.peak.bf16);
     bench_adamw(b, &o);
+    attention_bench(b, &o);
     bench_operators(b, &o, BF16, log);
     bench_operators(b, &o, F32, log);
     bench_products(b, &o, BF16);

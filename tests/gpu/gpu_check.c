@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cuda.h"
+#include "tests/gpu/attention_cases.h"
 #include "tests/kernels/operator_run.h"
 #include <math.h>
 #include <stdio.h>
@@ -270,6 +271,11 @@ int main(int argc, char **argv) {
     k.cpu_tape = tape_new(k.cpu, true), k.gpu_tape = tape_new(k.gpu, true);
     printf("{\"architecture\": \"%s\", ", k.gpu->isa);
     check_operators(&k);
+    if (!k.only || !strcmp(k.only, "attention")) {
+        printf("\"attention\": ");
+        k.failed += attention_check(k.cpu, k.gpu);
+        printf(",\n");
+    }
     if (!k.only) check_rest(&k);
     printf("\"cases\": %d, \"failed\": %d, \"seconds\": %.1f}\n", k.cases, k.failed, clock_seconds() - start);
     tape_free(k.cpu_tape);

@@ -37,6 +37,30 @@ def cross_entropy(x, w, targets):
     return F.cross_entropy((x @ w.T).float(), targets, reduction="sum")
 
 
+# The cases of tests/gpu/attention_cases.c: (batch,), (heads, queries), (key-value heads, keys), head size, the mask
+def attention_cases():
+    query, key = (torch.arange(1024, device=DEVICE).view(shape) for shape in ((-1, 1), (1, -1)))
+    prefix = ((key < 197) | (key <= query))[:512, :512]
+    documents = (key <= query) & (key // 170 == query // 170)
+    cache = lambda keys: (torch.arange(keys, device=DEVICE) < keys - 24).view(1, keys)
+    return {"gpt2": ((8,), (12, 1024), (12, 1024), 64, "causal"),
+            "grouped": ((4,), (16, 1024), (4, 1024), 128, "causal"),
+            "vit_l": ((32,), (16, 197), (16, 197), 64, None),
+            "mae": ((64,), (16, 50), (16, 50), 64, None),
+            "prefix": ((8,), (12, 512), (12, 512), 64, prefix),
+            "documents": ((8,), (12, 1024), (12, 1024), 64, documents),
+            "decode": ((64,), (12, 1), (12, 1024), 64, cache(1024)),
+            "decode_one": ((1,), (25, 1), (25, 1024), 64, cache(1024)),
+            "decode_grouped": ((16,), (32, 1), (8, 2048), 128, cache(2048))}
+
+
+def attend(mask):
+    if mask is None or isinstance(mask, str):
+        return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=mask is not None,
+                                                              enable_gqa=q.shape[1] != k.shape[1])
+    return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+
+
 # name in the bench, the function, its inputs: the huge examples of kernels/ops/
 def cases():
     rows, width = 8192 * 8, 768
@@ -53,6 +77,8 @@ def cases():
     heads = [normal(32, 4, 256, 64) for _ in range(3)]
     yield "attention/0", lambda q, k, v: F.scaled_dot_product_attention(q, k, v), heads
     yield "attention/1", lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), heads
+    for name, case in attention_cases().items():
+        yield "attention/" + name, attend(case[4]), [normal(*case[0], *case[i], case[3]) for i in (1, 2, 2)]
     targets = torch.randint(0, 8192, (8192,), device=DEVICE)
     compiled = torch.compile(cross_entropy)
     yield "linear_cross_entropy/0", lambda x, w: compiled(x, w, targets), [normal(8192, 512), normal(8192, 512)]

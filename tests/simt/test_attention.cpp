@@ -147,7 +147,7 @@ void filling(const Case &c) {
     Problem p = problem(c, {1, 1, 400, 2, 1, 32, false}, RANGES);
     p.range.i32()[0] = 0, p.range.i32()[1] = 150;
     for (int64_t i = 150 * p.shape.k_stride; i < p.kv.count(); i++) p.kv.put(i, NAN);
-    Array o(c.t, p.d_o.count()), same(o), lse(F32, 2);
+    Array o(c.t, p.d_o.count()), same(c.t, p.d_o.count()), lse(F32, 2);
     p.shape.range = p.range.i32();
     cuda_attention_forward(QUEUE, o, lse.f32(), p.qkv, p.k(), p.v(), &p.shape, c.t);
     p.shape.keys = 150, p.shape.range = nullptr;
