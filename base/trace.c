@@ -181,6 +181,30 @@ void trace_note(Trace *t, const char *name, const char *values) {
     pthread_mutex_unlock(&t->lock);
 }
 
+void trace_counter(Trace *t, const char *name, double at, double value) {
+    if (!t) return;
+    pthread_mutex_lock(&t->lock);
+    buffer_printf(&t->notes, ",\n{\"ph\": \"C\", \"pid\": %d, \"tid\": 0, \"ts\": %.3f, \"name\": ", t->rank, at * 1e6);
+    append_quoted(&t->notes, name);
+    buffer_printf(&t->notes, ", \"args\": {\"value\": %.6g}}", value);
+    pthread_mutex_unlock(&t->lock);
+}
+
+void trace_each(const Trace *t, void (*slice)(void *context, const char *name, double begin, double end),
+                void *context) {
+    pthread_mutex_t *lock = (pthread_mutex_t *)&t->lock;
+    char name[128];
+    for (size_t i = 0;; i++) { // others may draw meanwhile, the callee too
+        pthread_mutex_lock(lock);
+        bool there = i < t->count, host = there && strncmp(t->track[t->slices[i].track], "device", 6) != 0;
+        Slice s = there ? t->slices[i] : (Slice){0};
+        if (there) snprintf(name, sizeof name, "%s", t->names.data + s.name);
+        pthread_mutex_unlock(lock);
+        if (!there) return;
+        if (host) slice(context, name, s.begin, s.end);
+    }
+}
+
 static bool flush(AtomicFile *file, Buffer *text, Error *error) {
     bool ok = atomic_write(file, text->data ? text->data : "", text->size, error);
     buffer_clear(text);

@@ -15,6 +15,10 @@ void trace_slice(Trace *, const char *track, const char *name, double begin, dou
 // What no viewer draws, but a program that reads the file wants to know (trace_read.h). values: a JSON object on one
 // line. Kept however many slices there are. A NULL trace does nothing.
 void trace_note(Trace *, const char *name, const char *values);
+// A number over time, drawn as a curve of its own, from `at` (seconds) on. A NULL trace does nothing.
+void trace_counter(Trace *, const char *name, double at, double value);
+// Calls `slice` for each slice that the host itself drew, in the order they were drawn (those that end first).
+void trace_each(const Trace *, void (*slice)(void *context, const char *name, double begin, double end), void *context);
 bool trace_write(const Trace *, const char *path, Error *); // complete JSON; written aside and renamed
 // One file from those of all ranks, at least one. Times are those of the first one's clock; machines are compared by
 // the time of day.

@@ -273,7 +273,9 @@ static void run_units(JointRun *r, int first, int end) {
     for (int u = first; u < end && !tape_error(r->tape); u++) {
         const char *name = slice_names[units[u].kind];
         r->recompute = r->joint->recompute[u];
+        backend_range_push(r->joint->backend, units[u].name);
         run_unit[units[u].kind](r, units[u].layer);
+        backend_range_pop(r->joint->backend);
         if (u + 1 < end && slice_names[units[u + 1].kind] == name) continue;
         trace_slice(r->pass->trace, "compute", name, begin, trace_now());
         begin = trace_now();

@@ -8,6 +8,14 @@ void backend_free(Backend *b) {
     if (b) b->destroy(b);
 }
 
+void backend_range_push(Backend *b, const char *name) {
+    if (b->range_push) b->range_push(b, name);
+}
+
+void backend_range_pop(Backend *b) {
+    if (b->range_pop) b->range_pop(b);
+}
+
 void backend_sequence_begin(Backend *b, const char *name) {
     if (b->sequence_begin) b->sequence_begin(b, name);
 }

@@ -58,6 +58,12 @@ typedef struct PairSums {
     float *most, *sum; // of exp(s - most)
 } PairSums;
 
+typedef struct DeviceSlice { // a piece of a device's own work
+    const char *name;
+    int    stream;     // from 0 on: those of one stream come one after another
+    double begin, end; // seconds, by clock_seconds
+} DeviceSlice;
+
 struct Backend {
     const char *name; // "cpu", "cuda", "dry"
     const char *isa;  // "avx512-bf16", "avx512", "avx2", "plain"; for a GPU its architecture
@@ -89,6 +95,14 @@ struct Backend {
     // backend_read_start and backend_read_finish
     BackendRead *(*read_start)(Backend *, const void *device, size_t bytes);
     void (*read_finish)(Backend *, BackendRead *, void *host);
+    // For timelines; NULL: there is nothing to be seen. From begin on a device's own work is noted (false: it cannot be,
+    // and the log says why); end hands all of it to `slice`, in the order of its beginnings
+    bool (*watch_begin)(Backend *);
+    void (*watch_end)(Backend *, void *context, void (*slice)(void *context, const DeviceSlice *));
+    // For profilers: what is called between them belongs to `name`; they nest. NULL: nobody listens. Use backend_range
+    void (*range_push)(Backend *, const char *name);
+    void (*range_pop)(Backend *);
+    void *listener; // of whoever set them
     bool (*memory)(Backend *, size_t *free, size_t *total); // bytes of a GPU's own memory; NULL: it has none of its own
     const char *(*fault)(Backend *); // what a device did wrong, which nothing can be done about; NULL: nothing (or no device)
 
@@ -215,6 +229,8 @@ struct Backend {
 };
 
 void backend_free(Backend *); // NULL is allowed
+void backend_range_push(Backend *, const char *name);
+void backend_range_pop(Backend *);
 void backend_sequence_begin(Backend *, const char *name);
 void backend_sequence_end(Backend *);
 // What lies at `device` once all calls up to now are done; the memory may be used otherwise by calls behind this one.

@@ -2,6 +2,8 @@
  * have run when it is its turn: then its memory goes back, but for what a weight half that comes later will read. */
 #include "base/error.h"
 #include "kernels/tape_parts.h"
+#include <stdio.h>
+#include <string.h>
 
 enum { HOLDS = 2 * READS_OUTPUT }; // in Node.held: what it saved, whatever else it reads
 
@@ -230,10 +232,41 @@ void tape_seed(Tape *t, Tensor *out, const void *gradient) {
     out->grad_written = true;
 }
 
+typedef struct Layer { // whose nodes run; "" for none
+    char name[96];
+} Layer;
+
+// The layer of a parameter: its name up to the layer's number, or without what stands behind the last dot.
+static size_t layer_length(const char *name) {
+    const char *last = strrchr(name, '.');
+    for (const char *at = strchr(name, '.'); at; at = strchr(at + 1, '.'))
+        if (at[1] >= '0' && at[1] <= '9') return (size_t)(at + 1 - name) + strspn(at + 1, "0123456789");
+    return last ? (size_t)(last - name) : strlen(name);
+}
+
+// Nodes that read no parameter belong to the layer of those before them.
+static void enter_layer(Tape *t, Layer *open, const Node *n) {
+    const char *parameter = NULL;
+    Layer next = {""};
+    for (int i = 0; i < MAX_INPUTS && n && !parameter; i++)
+        if (n->in[i] && n->in[i]->is_parameter) parameter = n->in[i]->name;
+    if (n && !parameter) return;
+    if (parameter) snprintf(next.name, sizeof next.name, "%.*s backward", (int)layer_length(parameter), parameter);
+    if (!strcmp(next.name, open->name)) return;
+    if (open->name[0]) backend_range_pop(t->backend);
+    if (next.name[0]) backend_range_push(t->backend, next.name);
+    *open = next;
+}
+
 void tape_backward_seeded(Tape *t, Halves halves) {
+    Layer layer = {""};
     if (t->error) return;
     if (t->hooks.backward) t->hooks.backward(t->hooks.context);
-    for (int64_t i = t->count - 1; i >= 0 && !t->error; i--) tape_backward_node(t, t->nodes[i], halves);
+    for (int64_t i = t->count - 1; i >= 0 && !t->error; i--) {
+        if (t->backend->range_push) enter_layer(t, &layer, t->nodes[i]);
+        tape_backward_node(t, t->nodes[i], halves);
+    }
+    if (layer.name[0]) enter_layer(t, &layer, NULL);
     if (halves == INPUT_GRADIENTS) release_rest(t);
 }
 

@@ -1,6 +1,7 @@
 /* See run.h. */
 #include "base/clock.h"
 #include "train/agree.h"
+#include "train/device_trace.h"
 #include "train/memory.h"
 #include "train/run_step.h"
 #include <string.h>
@@ -101,10 +102,13 @@ bool train_run(const TrainOptions *options, TrainResult *result, Log *log, Error
     Run r;
     int stop = 0;
     double start = clock_seconds();
-    bool opened = run_open(&r, options, log, error), ok = opened && steps(&r, &stop, error);
+    bool opened = run_open(&r, options, log, error);
+    DeviceTrace *device = opened ? device_trace_begin(r.backend, r.trace) : NULL;
+    bool ok = opened && steps(&r, &stop, error);
     if (opened) parameters_meet(joint_parameters(r.joint)); // what some ranks gather ahead takes all of them
     if (ok) report_traffic(&r);
     if (ok) utilisation_report(&r.utilisation, r.log);
+    device_trace_end(device, r.log);
     ok = ok && run_trace_write(r.trace, options->trace, options->world, error);
     Error ignored;
     if (!ok && r.saver) checkpoint_finish(r.saver, &ignored); // all ranks stop: what was begun before is whole

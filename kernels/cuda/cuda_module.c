@@ -1,5 +1,7 @@
 /* The module itself: what it exports, and how a backend on a GPU is opened and closed. */
 #include "base/error.h"
+#include "kernels/cuda/cuda_cupti.h"
+#include "kernels/cuda/cuda_ranges.h"
 #include "kernels/cuda/cuda_state.h"
 #include <ctype.h>
 #include <cuda_runtime_api.h>
@@ -60,6 +62,9 @@ static bool choose(CudaState *s, int device, Error *error) {
 
 static void destroy(Backend *b) {
     CudaState *s = cuda_state(b);
+#ifdef BIFOCAL_CUPTI
+    cuda_cupti_close(b);
+#endif
     if (s->stream) (void)cudaStreamSynchronize(s->stream);
 #ifdef BIFOCAL_NCCL
     cuda_nccl_close(s);
@@ -111,6 +116,12 @@ static Backend *open_backend(const CudaOptions *options, Log *log, Error *error)
     cuda_attention_install(b);
 #ifdef BIFOCAL_NCCL
     cuda_nccl_install(b);
+#endif
+#ifdef BIFOCAL_CUPTI
+    cuda_cupti_install(b);
+#endif
+#ifdef BIFOCAL_NVTX
+    cuda_ranges_install(b);
 #endif
     log_info(log, "GPU %d: %s, %s, %d multiprocessors, %.1f GiB%s", s->gpu.device, s->gpu.name, s->architecture,
              s->multiprocessors, (double)s->gpu.memory / 0x1p30, s->synchronous ? "; waiting behind every kernel" : "");

@@ -15,6 +15,8 @@ typedef struct CudaProducts CudaProducts; // cuda_products.c
 typedef struct CudaSdpa CudaSdpa;         // cuda_sdpa.c
 struct CudaNccl;                          // cuda_nccl.c
 
+typedef struct CudaWatch CudaWatch; // cuda_cupti.c
+
 typedef struct CudaState {
     GpuFacts gpu;
     char architecture[16]; // "sm_90"
@@ -29,8 +31,9 @@ typedef struct CudaState {
     CudaSlabs *slabs;
     CudaReads *reads;
     CudaProducts *products;
-    CudaSdpa *sdpa;      // attention by cuDNN; NULL: by our own kernels
+    CudaSdpa *sdpa;        // attention by cuDNN; NULL: by our own kernels
     struct CudaNccl *nccl; // NULL: not looked for yet
+    CudaWatch *watch;      // of the GPU's own work; NULL: it cannot be
 } CudaState;
 
 static inline CudaState *cuda_state(const Backend *b) { return (CudaState *)b->state; }

@@ -1,13 +1,90 @@
 /* What the CUDA backend decides without CUDA: memory in regions, remembered plans, layouts of products, which GPUs it
  * takes. The driver is one made for the test. */
 #include "base/philox.h"
+#include "kernels/cuda/host/activity.h"
 #include "kernels/cuda/host/gpu_facts.h"
 #include "kernels/cuda/host/product_layout.h"
 #include "kernels/cuda/host/regions.h"
 #include "kernels/cuda/host/shape_cache.h"
 #include "tests/support/test.h"
+#include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+// ---- what a GPU did ----
+
+typedef struct Told {
+    DeviceSlice slices[16];
+    char names[16][64];
+    int count;
+} Told;
+
+static void tell(void *context, const DeviceSlice *s) {
+    Told *t = context;
+    assert_true(t->count < 16);
+    snprintf(t->names[t->count], 64, "%s", s->name);
+    t->slices[t->count++] = *s;
+}
+
+static void kernels_have_short_names(void **state) {
+    (void)state;
+    static const struct {
+        const char *linked, *name;
+    } names[] = {
+        {"_ZN12_GLOBAL__N_110map_kernelI4GeluLb0ELi8EEEvT_", "map_kernel Gelu"},
+        {"_Z13argmax_kernelIfEvPiPKT_l", "argmax_kernel"},
+        {"_ZL11norm_kernelIN12_GLOBAL__N_14NormEEvv", "norm_kernel Norm"},
+        {"sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x256x64_warpgroupsize2x1x1_kernel",
+         "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n"},
+        {"_Z99short", "_Z99short"},
+        {"_Z", "_Z"},
+        {"", ""},
+    };
+    char name[64];
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        activity_name(&(Activity){.kind = ACTIVITY_KERNEL, .name = names[i].linked}, name);
+        assert_string_equal(name, names[i].name);
+    }
+    activity_name(&(Activity){.kind = ACTIVITY_COPY, .way = COPY_TO_DEVICE, .bytes = 4 << 20}, name);
+    assert_string_equal(name, "copy to device, 4.0 MiB");
+    activity_name(&(Activity){.kind = ACTIVITY_FILL, .bytes = 12}, name);
+    assert_string_equal(name, "fill, 12 B");
+}
+
+static void the_device_s_work_is_told_in_order_and_by_the_host_s_clock(void **state) {
+    (void)state;
+    static const uint64_t start = 1700000000000000000u; // nanoseconds: no double holds them
+    Activities *a = activities_new();
+    Told told = {0};
+    char linked[] = "_Z5firstv";
+    activities_add(a,
+                   &(Activity){.name = "_Z6secondv", .stream = 13, .begin = start + 2000000, .end = start + 9000000});
+    activities_add(a, &(Activity){.name = linked, .stream = 7, .begin = start + 1000000, .end = start + 3000000});
+    memset(linked, 'x', sizeof linked - 1); // names are copied
+    activities_add(
+        a,
+        &(Activity){.kind = ACTIVITY_COPY, .bytes = 5, .stream = 7, .begin = start + 5000000, .end = start + 6000000});
+    activities_add(a, &(Activity){.name = "_Z5neverv", .stream = 7}); // had not ended
+    // The device's clock runs 0.1 % fast, and began at another time.
+    ClockPair first = {start, 500}, last = {start + 10010000, 500.010};
+    activities_tell(a, first, last, &told, tell);
+    assert_int_equal(told.count, 3);
+    static const char *const names[] = {"first", "second", "copy, 5 B"};
+    static const int streams[] = {0, 1, 0};
+    static const double begins[] = {1, 2, 5}, ends[] = {3, 9, 6};
+    for (int i = 0; i < 3; i++) {
+        assert_string_equal(told.names[i], names[i]);
+        assert_int_equal(told.slices[i].stream, streams[i]);
+        assert_true(fabs(told.slices[i].begin - 500 - begins[i] * 1e-3 / 1.001) < 1e-9);
+        assert_true(fabs(told.slices[i].end - 500 - ends[i] * 1e-3 / 1.001) < 1e-9);
+    }
+    activities_tell(a, first, last, &told, tell); // once
+    assert_int_equal(told.count, 3);
+    assert_int_equal(activities_left_out(a), 0);
+    activities_free(a);
+    activities_free(NULL);
+}
 
 // ---- regions ----
 
@@ -231,6 +308,8 @@ static void gpus_that_will_not_do_are_refused_with_what_was_found(void **state) 
 
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(kernels_have_short_names),
+        cmocka_unit_test(the_device_s_work_is_told_in_order_and_by_the_host_s_clock),
         cmocka_unit_test(a_region_grows_where_it_stands),
         cmocka_unit_test(a_region_stops_where_memory_or_addresses_end),
         cmocka_unit_test(running_out_says_what_would_fit),
