@@ -57,7 +57,8 @@ typedef struct JointRun {
     Tensor *pixels;         // (I, 3, S, S) once somebody asked for them
     Tensor *repainted;      // (M, 3, S, S) likewise
     int32_t *keep, *masked; // (M, kept), (M, N - kept) likewise
-    Recompute recompute;    // of the unit that runs
+    Residual residual[JOINT_STREAMS]; // of a stream behind a block, whose last sum is not formed yet; else branch NULL
+    Recompute recompute;              // of the unit that runs
     BlockContext context[RUN_CONTEXTS];
     bool has_context[RUN_CONTEXTS];
 } JointRun;

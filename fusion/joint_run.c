@@ -112,12 +112,20 @@ static BlockContext *context_of(JointRun *r, int which) {
     return &r->context[which];
 }
 
+// What the blocks before left of a stream, whose sum is formed by whoever takes it.
+static Residual take_residual(JointRun *r, int which) {
+    Residual taken = r->residual[which].branch ? r->residual[which] : residual_of(*stream(r, which));
+    r->residual[which] = (Residual){0};
+    return taken;
+}
+
 static void run_block(JointRun *r, int which, int context, const Block *block) {
     Tensor **x = stream(r, which);
     if (!*x) return;
     BlockContext own = *context_of(r, context);
     own.recompute = r->recompute;
-    *x = block_forward(r->tape, block, *x, &own);
+    r->residual[which] = block_forward(r->tape, block, take_residual(r, which), &own);
+    *x = r->residual[which].x;
 }
 
 // ---- units ----
@@ -142,7 +150,7 @@ static void run_vision_block(JointRun *r, int layer) {
 static void run_vision_norm(JointRun *r, int layer) {
     (void)layer;
     for (int s = STREAM_TRUNK; s <= STREAM_MAE; s++)
-        if (*stream(r, s)) *stream(r, s) = vit_leave(r->tape, &r->joint->vision, *stream(r, s), context_of(r, s));
+        if (*stream(r, s)) *stream(r, s) = vit_leave(r->tape, &r->joint->vision, take_residual(r, s), context_of(r, s));
 }
 
 static void run_pooling(JointRun *r, int layer) {
@@ -175,10 +183,10 @@ static void run_mae_block(JointRun *r, int layer) { run_block(r, STREAM_MAE, DEC
 static void run_mae_head(JointRun *r, int layer) {
     const Mae *mae = &r->joint->mae;
     const Vit *vit = &r->joint->vision;
-    Tensor *x = *stream(r, STREAM_MAE);
     (void)layer;
-    if (!x) return;
+    if (!*stream(r, STREAM_MAE)) return;
     draw_masks(r);
+    Residual x = take_residual(r, STREAM_MAE);
     Tensor *painted = mae_leave(r->tape, mae, vit, x, r->masked, context_of(r, DECODER));
     joint_add_loss(r, OBJECTIVE_MAE, mae_error(r->tape, mae, vit, painted, repainted_images(r), r->masked));
 }
@@ -217,7 +225,7 @@ static void run_text_head(JointRun *r, int layer) {
     for (int s = STREAM_LM; s <= STREAM_PAIRS; s++) {
         if (!*stream(r, s)) continue;
         const Sequences *rows = rows_of(r->batch, s);
-        Tensor *hidden = text_leave(r->tape, &j->text, *stream(r, s), context_of(r, s)); // (R, T, Ct)
+        Tensor *hidden = text_leave(r->tape, &j->text, take_residual(r, s), context_of(r, s)); // (R, T, Ct)
         if (s != STREAM_PAIRS)
             joint_add_loss(r, (Objective)draws_of(s), joint_score_sum(r->tape, j, rows, hidden));
         else
@@ -282,6 +290,15 @@ static void run_units(JointRun *r, int first, int end) {
     }
 }
 
+// What ends between blocks goes out as one tensor.
+static void form_sums(JointRun *r) {
+    for (int s = 0; s < JOINT_STREAMS; s++) {
+        if (!r->residual[s].branch) continue;
+        Residual x = take_residual(r, s);
+        *stream(r, s) = residual_sum(r->tape, &x);
+    }
+}
+
 void joint_run(Tape *tape, Joint *j, const Batch *batch, const JointPass *pass, int first, int end,
                JointStreams *streams, JointLoss *loss) {
     check(first >= 0 && first <= end && end <= j->unit_count);
@@ -289,6 +306,7 @@ void joint_run(Tape *tape, Joint *j, const Batch *batch, const JointPass *pass, 
     ArenaMark mark = arena_mark(j->host);
     look_at_batch(&r);
     if (keep_streams(&r, first)) run_units(&r, first, end);
+    form_sums(&r);
     keep_streams(&r, end);
     arena_rewind(j->host, mark);
 }

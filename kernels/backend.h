@@ -48,6 +48,16 @@ typedef struct AttentionShape {
     const int32_t *range; // (B, T, 2) or NULL
 } AttentionShape;
 
+typedef struct DropoutDraws { // which numbers a dropout draws, and what it drops
+    double p; // 0: nothing
+    uint64_t seed, site;
+    // x[i] is element e = first + i of its site, or, where rows of `row` elements have numbers of their own, element
+    // numbers[e / row] * row + e % row
+    uint64_t first;
+    const int32_t *numbers; // or NULL
+    int64_t row;
+} DropoutDraws;
+
 typedef struct PairTile { // a tile of a contrastive loss: products z = a b^T of M images' and N texts' features
     float  *z;                     // (M, stride)
     int64_t rows, columns, stride; // M, N; stride is a multiple of 16, at least N
@@ -126,10 +136,7 @@ struct Backend {
     void (*silu_backward)(Backend *, void *dx, const void *dy, const void *x, int64_t n, Dtype t, bool add);
     void (*swiglu_forward)(Backend *, void *y, const void *x, int64_t rows, int64_t width, Dtype t); // width = F
     void (*swiglu_backward)(Backend *, void *dx, const void *dy, const void *x, int64_t rows, int64_t width, Dtype t, bool add);
-    // x[i] is element e = first + i of its site, or, where rows of `row` elements have numbers of their own, element
-    // numbers[e / row] * row + e % row
-    void (*dropout)(Backend *, void *y, const void *x, int64_t n, double p, uint64_t seed, uint64_t site, uint64_t first,
-                    const int32_t *numbers, int64_t row, Dtype t, bool add);
+    void (*dropout)(Backend *, void *y, const void *x, int64_t n, const DropoutDraws *, Dtype t, bool add);
     void (*rope)(Backend *, void *y, const void *x, const int32_t *positions, int64_t rows, int64_t width, int heads, int head_size,
                  double base, bool inverse, Dtype t, bool add);
     // out[i], host: the sum of squares of x[i * block], ... x[i * block + block - 1]; waits
@@ -151,6 +158,13 @@ struct Backend {
                                    int64_t rows, int64_t width, Dtype t, bool add);
     void (*rmsnorm_backward_weight)(Backend *, float *dscale, const void *dy, const void *x, const float *rstd, int64_t rows,
                                     int64_t width, Dtype t, bool add);
+    // sum = x + dropout(f), y = the norm of sum as it is kept: what dropout, add and the norm would give one after the
+    // other. mean and shift NULL: rmsnorm
+    void (*add_norm_forward)(Backend *, void *sum, void *y, float *mean, float *rstd, const void *x, const void *f, const float *scale,
+                             const float *shift, int64_t rows, int64_t width, double eps, const DropoutDraws *, Dtype t);
+    // dsum (+)= the norm's gradient of its input, then df (+)= dropout(dsum); mean NULL: rmsnorm
+    void (*add_norm_backward)(Backend *, void *dsum, void *df, const void *dy, const void *sum, const float *mean, const float *rstd,
+                              const float *scale, int64_t rows, int64_t width, const DropoutDraws *, Dtype t, bool add_sum, bool add_f);
     void (*embedding_forward)(Backend *, void *y, const int32_t *ids, const void *table, int64_t n, int64_t width, int64_t vocab, Dtype t);
     // dtable is f32 (V, C); rows of one id add in the order of n
     void (*embedding_backward)(Backend *, float *dtable, const void *dy, const int32_t *ids, int64_t n, int64_t width, int64_t vocab, Dtype t, bool add);

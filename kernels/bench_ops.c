@@ -124,7 +124,7 @@ Peak bench_peak(Backend *b, double seconds) { return on_cpu(b) ? peak_measure(b,
 
 typedef struct Case {
     Node *node;
-    void *out_grad;
+    void *out_grad, *second_grad;
     unsigned wanted;
     bool taken[MAX_INPUTS]; // this input's gradient is the output's, handed on without work
 } Case;
@@ -138,6 +138,8 @@ static void run_forward(void *context) {
 static void run_backward(void *context) {
     const Case *c = context;
     c->node->out->grad = c->out_grad;
+    c->node->out->grad_written = true;
+    if (c->node->second) c->node->second->grad = c->second_grad;
     for (int i = 0; i < MAX_INPUTS; i++) {
         if (!WANTS(c->wanted, i)) continue;
         c->node->in[i]->grad_written = false;
@@ -147,12 +149,18 @@ static void run_backward(void *context) {
     tape_end_scratch(c->node->tape);
 }
 
+// Any finite numbers.
+static void *make_gradient(Tape *tape, const Tensor *out) {
+    void *grad = tape_tensor(tape, out->dtype, out->rank, out->shape)->data;
+    Backend *b = tape_backend(tape);
+    b->copy(b, grad, out->data, tensor_bytes(out));
+    return grad;
+}
+
 // Runs backward once; from then on no call allocates.
 static void prepare_backward(Case *c, Tape *tape) {
-    Tensor *out = c->node->out;
-    c->out_grad = tape_tensor(tape, out->dtype, out->rank, out->shape)->data;
-    Backend *b = tape_backend(tape);
-    b->copy(b, c->out_grad, out->data, tensor_bytes(out)); // any finite numbers
+    c->out_grad = make_gradient(tape, c->node->out);
+    if (c->node->second) c->second_grad = make_gradient(tape, c->node->second);
     for (int i = 0; i < MAX_INPUTS; i++)
         if (c->node->in[i] && c->node->in[i]->needs_grad) c->wanted |= 1u << i;
     if (!c->wanted) return;

@@ -123,8 +123,13 @@ static double elements_in(const FloatSpan *spans, int count) {
       t)                                                                                                              \
     X(swiglu_backward, 0, 5 * rows * width * SIZE(t), void *dx, const void *dy, const void *x, int64_t rows,          \
       int64_t width, Dtype t, bool add)                                                                               \
-    X(dropout, 0, 2 * n * SIZE(t), void *y, const void *x, int64_t n, double p, uint64_t seed, uint64_t site,         \
-      uint64_t first, const int32_t *numbers, int64_t row, Dtype t, bool add)                                         \
+    X(dropout, 0, 2 * n * SIZE(t), void *y, const void *x, int64_t n, const DropoutDraws *draws, Dtype t, bool add)   \
+    X(add_norm_forward, 0, 4 * rows * width * SIZE(t), void *sum, void *y, float *mean, float *rstd, const void *x,   \
+      const void *f, const float *scale, const float *shift, int64_t rows, int64_t width, double eps, const           \
+      DropoutDraws *draws, Dtype t)                                                                                   \
+    X(add_norm_backward, 0, 4 * rows * width * SIZE(t), void *dsum, void *df, const void *dy, const void *sum,        \
+      const float *mean, const float *rstd, const float *scale, int64_t rows, int64_t width, const DropoutDraws       \
+      *draws, Dtype t, bool add_sum, bool add_f)                                                                      \
     X(rope, 0, 2 * rows * width * SIZE(t), void *y, const void *x, const int32_t *positions, int64_t rows,            \
       int64_t width, int heads, int head_size, double base, bool inverse, Dtype t, bool add)                          \
     X(sum_into, 0, n * SIZE(t), float *out, const void *x, int64_t n, double factor, Dtype t)                         \

@@ -35,14 +35,15 @@ typedef struct Operator {
     // Checks shapes, sets out (tape_output) and saved; returns NULL, or what is wrong ("linear: x (N, C) and ...").
     const char *(*infer)(Node *);
     void (*forward)(Node *);
-    // Gradients of the inputs whose bit is set in `wanted`, from out->grad. The tape asks for activations in order and
-    // may ask for parameters any time later (zero-bubble schedules); with both in one call work can be shared.
-    // Each input's gradient is written through grad_of(), which says whether to overwrite or to add.
+    // Gradients of the inputs whose bit is set in `wanted`, from out->grad (and second->grad; of two outputs one may have
+    // none: NULL). The tape asks for activations in order and may ask for parameters any time later (zero-bubble
+    // schedules); with both in one call work can be shared. Each input's gradient is written through grad_of(), which
+    // says whether to overwrite or to add; out->grad may be another tensor's too, and is changed through grad_of_output().
     void (*backward)(Node *, unsigned wanted);
     Cost (*cost)(const Node *);
     // Whose data backward reads for the node's pending gradients: bit i for in[i], READS_OUTPUT for out. NULL: all. What
     // nobody reads is not computed again where activations are recomputed.
-    unsigned (*reads)(const Node *);
+    unsigned (*reads)(const Node *); // never the second output
     void (*example)(Example *); // draws inputs and attributes, odd sizes included, and calls the operator on a tape
 } Operator;
 
@@ -50,7 +51,7 @@ struct Node {
     const Operator *op;
     Tape           *tape;
     Tensor         *in[MAX_INPUTS]; // NULL where an optional input is absent
-    Tensor         *out;
+    Tensor         *out, *second; // second: of an operator with two outputs; else NULL
     Tensor         *saved[MAX_SAVED]; // what forward keeps for backward; allocated by infer (tape_keep)
     Attributes      attributes;
     unsigned        pending; // inputs whose gradient is still to be computed
@@ -68,6 +69,7 @@ struct Node {
     X(embedding)            \
     X(layernorm)            \
     X(rmsnorm)              \
+    X(add_norm)             \
     X(gelu)                 \
     X(silu)                 \
     X(swiglu)               \

@@ -23,6 +23,17 @@ Tensor *layernorm(Tape *, Tensor *x, Tensor *scale, Tensor *shift, double eps); 
 // y = x / sqrt(mean(x^2) + eps) * scale (Zhang and Sennrich 2019)
 Tensor *rmsnorm(Tape *, Tensor *x, Tensor *scale, double eps); // (.., C) (C) -> (.., C)
 
+// sum = x + dropout(f); y = layernorm(sum), or with shift NULL rmsnorm(sum): the bits of the operators one after the
+// other, in one pass over memory. No gradient reads f.
+typedef struct Draws { // of a dropout: see dropout and dropout_rows below
+    double p; // 0: nothing is dropped
+    uint64_t seed, site, first;
+    Tensor *numbers;
+    int64_t row;
+} Draws;
+typedef struct NormedSum { Tensor *sum, *normed; } NormedSum; // both NULL on an error
+NormedSum add_norm(Tape *, Tensor *x, Tensor *f, Tensor *scale, Tensor *shift, double eps, const Draws *); // (.., C) (.., C) (C) (C)|NULL
+
 // erf: y = x Phi(x); tanh: y = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) (Hendrycks and Gimpel 2016)
 typedef enum { GELU_ERF, GELU_TANH, GELU_QUICK /* x sigmoid(1.702 x), as CLIP */ } GeluKind;
 Tensor *gelu(Tape *, Tensor *x, GeluKind); // any shape
@@ -73,6 +84,7 @@ Tensor *dropout(Tape *, Tensor *x, double p, uint64_t seed, uint64_t site, uint6
 // rows (0, or where a share of them begins), is drawn as if each row stood at its number.
 Tensor *dropout_rows(Tape *, Tensor *x, double p, uint64_t seed, uint64_t site, Tensor *numbers, int64_t row,
                      int64_t first);
+Tensor *dropout_by(Tape *, Tensor *x, const Draws *); // either, as the draws say
 
 // y[b] = [a[b]; c[b]] along the rows of each batch element. a or c of rank 2 (R, C) repeats for every b.
 Tensor *concat_rows(Tape *, Tensor *a, Tensor *c); // (B, T1, C) (B, T2, C) -> (B, T1 + T2, C)

@@ -46,7 +46,7 @@ static bool keeps(const Node *n) {
 // The call that gave x is needed, where it is one of the function's own.
 static void need(Replay *r, const Tensor *x) {
     for (int64_t i = 0; i < r->count; i++)
-        if (r->calls[i]->out == x) r->again[i] = true;
+        if (r->calls[i]->out == x || r->calls[i]->second == x) r->again[i] = true;
 }
 
 static void find_needed(Replay *r) {
@@ -61,7 +61,7 @@ static void find_needed(Replay *r) {
 
 static bool is_own(const Tape *t, const Tensor *x) {
     for (int64_t i = 0; i < t->call_count; i++)
-        if (t->calls[i]->out == x) return true;
+        if (t->calls[i]->out == x || t->calls[i]->second == x) return true;
     return false;
 }
 
@@ -144,9 +144,7 @@ static void replay(Tape *t, Node *n) {
     r->owned = copy(t, t->owned, (size_t)r->owned_count * sizeof(Tensor *));
     if (!out) return;
     check(r->at == r->count);
-    out->grad = n->out->grad;
-    out->grad_written = true;
-    n->out->grad = NULL;
+    tape_move_gradient(out, n->out);
 }
 
 void recompute_backward(Tape *t, Node *n, Halves halves) {

@@ -130,10 +130,19 @@ void tape_read(Tape *t, const Tensor *x, void *host) {
     t->backend->download(t->backend, host, x->data, tensor_bytes(x));
 }
 
+// A call that is left out in a second run has outputs without memory.
+static Tensor *new_output(Node *n, Dtype dtype, int rank, const int64_t *shape) {
+    Tensor *x = n->tape->skipping ? describe(n->tape, dtype, rank, shape) : make(n->tape, dtype, rank, shape);
+    x->name = n->op->name;
+    return x;
+}
+
 Tensor *tape_output(Node *n, Dtype dtype, int rank, const int64_t *shape) {
-    n->out = n->tape->skipping ? describe(n->tape, dtype, rank, shape) : make(n->tape, dtype, rank, shape);
-    n->out->name = n->op->name;
-    return n->out;
+    return n->out = new_output(n, dtype, rank, shape);
+}
+
+Tensor *tape_second_output(Node *n, Dtype dtype, int rank, const int64_t *shape) {
+    return n->second = new_output(n, dtype, rank, shape);
 }
 
 Tensor *tape_view(Node *n, int rank, const int64_t *shape) {
@@ -217,9 +226,11 @@ static void run_forward(Tape *t, Node *n) {
     t->last = n;
     tape_memory_end_scratch(t->memory);
     if (t->check_finite) tape_complain(t, n, n->out->data, n->out, n->out->dtype, "the output");
+    if (t->check_finite && n->second)
+        tape_complain(t, n, n->second->data, n->second, n->second->dtype, "the second output");
 }
 
-Tensor *tape_apply(Tape *t, const Operator *op, const Attributes *attributes, int n_in, Tensor *const *in) {
+const Node *tape_call(Tape *t, const Operator *op, const Attributes *attributes, int n_in, Tensor *const *in) {
     check(n_in <= MAX_INPUTS);
     if (t->error) return NULL;
     Node *n = arena_zeroed(t->host, sizeof *n);
@@ -241,11 +252,17 @@ Tensor *tape_apply(Tape *t, const Operator *op, const Attributes *attributes, in
     add_cost(t, n);
     t->skipping = false;
     n->out->needs_grad = n->pending != 0;
+    if (n->second) n->second->needs_grad = n->pending != 0;
     if (t->transient)
         recompute_list(t, n);
     else if (n->pending)
         tape_remember(t, n);
-    return n->out;
+    return n;
+}
+
+Tensor *tape_apply(Tape *t, const Operator *op, const Attributes *attributes, int n_in, Tensor *const *in) {
+    const Node *n = tape_call(t, op, attributes, n_in, in);
+    return n ? n->out : NULL;
 }
 
 // ---- a view: an operator without work ----

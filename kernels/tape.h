@@ -90,10 +90,13 @@ void    tape_read(Tape *, const Tensor *, void *host); // waits for the device; 
 
 // ---- for operator files ----
 Tensor *tape_output(Node *, Dtype, int rank, const int64_t *shape); // sets and returns n->out
+Tensor *tape_second_output(Node *, Dtype, int rank, const int64_t *shape); // the same of n->second
 Tensor *tape_view(Node *, int rank, const int64_t *shape); // sets and returns n->out: in[0]'s data, without a copy
 Tensor *tape_keep(Node *, int slot, Dtype, int rank, const int64_t *shape); // sets saved[slot]
 // Runs one operator: infer, forward, record. inputs beyond those given are NULL. Returns the output, or NULL on error.
 Tensor *tape_apply(Tape *, const Operator *, const Attributes *, int n_in, Tensor *const *in);
+// The same of an operator with two outputs: its call, whose `out` and `second` they are.
+const Node *tape_call(Tape *, const Operator *, const Attributes *, int n_in, Tensor *const *in);
 void   *tape_scratch(Node *, size_t bytes); // valid until the running forward or backward returns
 void    tape_end_scratch(Tape *); // frees it: for benches that call a node's functions themselves
 
@@ -104,6 +107,8 @@ typedef struct Destination { // where a gradient goes
 } Destination;
 // The place for the gradient of in[input]; marks it written. Call once for each input in a backward.
 Destination grad_of(Node *, int input);
-// Lets in[input] take over out's gradient without a copy where it is the first writer and nobody else needs it;
-// otherwise adds or copies. The gradient must have the same dtype and count.
+// Lets in[input] have out's gradient without a copy where it is the first writer: takes it over at its last use, else
+// shares it, until somebody changes it. Otherwise adds or copies. The gradient must have the same dtype and count.
 void grad_pass(Node *, int input, bool last_use);
+// The place of out's own gradient, for an operator that changes it before it passes it on.
+Destination grad_of_output(Node *);

@@ -11,6 +11,38 @@ static void take_gradient(Tape *t, Tensor *x) {
     if (!x->grad) x->grad = tape_memory_take(t->memory, tensor_bytes(x));
 }
 
+// ---- equal gradients that share their memory ----
+
+void tape_move_gradient(Tensor *to, Tensor *from) {
+    to->grad = from->grad;
+    to->grad_holders = from->grad_holders;
+    to->grad_written = true;
+    from->grad = NULL;
+    from->grad_holders = NULL;
+}
+
+static void share_gradient(Tape *t, Tensor *to, Tensor *from) {
+    if (!from->grad_holders) *(from->grad_holders = arena_array(t->host, int, 1)) = 1;
+    to->grad = from->grad;
+    to->grad_holders = from->grad_holders;
+    to->grad_written = true;
+    ++*to->grad_holders;
+}
+
+static bool others_hold_gradient(const Tensor *x) { return x->grad_holders && *x->grad_holders > 1; }
+
+// Before it is changed: x gets a copy of its own where others hold it too.
+static void own_gradient(Tape *t, Tensor *x) {
+    if (!others_hold_gradient(x)) return;
+    const void *shared = x->grad;
+    --*x->grad_holders;
+    x->grad_holders = NULL;
+    x->grad = tape_memory_take(t->memory, tensor_bytes(x));
+    t->backend->copy(t->backend, x->grad, shared, tensor_bytes(x));
+}
+
+// ---- where gradients go ----
+
 // The place for the gradient of in[input] itself.
 static Destination place_of(Node *n, int input) {
     Tensor *x = n->in[input];
@@ -21,7 +53,17 @@ static Destination place_of(Node *n, int input) {
         check(x->grad);
     else
         take_gradient(n->tape, x);
+    if (x->grad_written) own_gradient(n->tape, x);
     Destination d = {x->grad, x->is_parameter ? F32 : x->dtype, x->grad_written};
+    x->grad_written = true;
+    return d;
+}
+
+Destination grad_of_output(Node *n) {
+    Tensor *x = n->out;
+    take_gradient(n->tape, x);
+    if (x->grad_written) own_gradient(n->tape, x);
+    Destination d = {x->grad, x->dtype, x->grad_written};
     x->grad_written = true;
     return d;
 }
@@ -36,10 +78,11 @@ void grad_pass(Node *n, int input, bool last_use) {
     Backend *b = n->tape->backend;
     bool same = !x->is_parameter && x->dtype == out->dtype;
     check(tensor_count(x) == tensor_count(out));
-    if (last_use && same && !x->grad_written && !x->grad) {
-        x->grad = out->grad;
-        x->grad_written = true;
-        out->grad = NULL;
+    if (same && !x->grad_written && !x->grad) {
+        if (last_use)
+            tape_move_gradient(x, out);
+        else
+            share_gradient(n->tape, x, out);
         return;
     }
     Destination d = grad_of(n, input);
@@ -108,8 +151,12 @@ void tape_give_back(Tape *t, Tensor *x) {
 
 void tape_give_gradient(Tape *t, Tensor *x) {
     if (!x->grad || x->is_parameter) return;
-    tape_memory_give(t->memory, x->grad, tensor_bytes(x));
+    if (others_hold_gradient(x))
+        --*x->grad_holders;
+    else
+        tape_memory_give(t->memory, x->grad, tensor_bytes(x));
     x->grad = NULL;
+    x->grad_holders = NULL;
     x->grad_written = false;
 }
 
@@ -157,8 +204,10 @@ static void release(Tape *t, Node *n) {
     } else {
         let_go(t, n);
         tape_give_gradient(t, n->out);
+        if (n->second) tape_give_gradient(t, n->second);
     }
     give_back(t, n->out);
+    give_back(t, n->second);
     for (int i = 0; i < MAX_SAVED; i++)
         if (n->saved[i] && !n->saved[i]->readers) tape_give_back(t, n->saved[i]);
 }
@@ -209,7 +258,7 @@ static void abandon(Tape *t, Node *n) {
 
 void tape_backward_node(Tape *t, Node *n, Halves halves) {
     if (!n->pending) return;
-    bool reached = n->out->grad || n->early || recompute_waits(n);
+    bool reached = n->out->grad || (n->second && n->second->grad) || n->early || recompute_waits(n);
     if (!reached && !(halves & INPUT_GRADIENTS)) return;
     if (!reached)
         abandon(t, n);

@@ -62,6 +62,7 @@ void tape_count_writers(const Node *, int by);   // 1: it is to write gradients 
 void tape_settle(Tape *, Node *, unsigned done); // these inputs' gradients need no more work of it
 void tape_give_back(Tape *, Tensor *);           // its memory, where it is its own
 void tape_give_gradient(Tape *, Tensor *);       // of an activation, where it has one
+void tape_move_gradient(Tensor *to, Tensor *from); // `to` had none; `from` has none then
 void tape_backward_node(Tape *, Node *, Halves); // one node's part of a backward pass
 void recompute_own(Tape *, Tensor *);            // notes memory that was taken
 void recompute_list(Tape *, Node *);             // notes a call of the first run

@@ -114,17 +114,17 @@ Tensor *text_enter(Tape *t, const Text *m, Tensor *x, BlockContext *context) {
     return residual_dropout(t, x, c->dropout, 2 * (uint64_t)c->layers, context);
 }
 
-Tensor *text_leave(Tape *t, const Text *m, Tensor *x, const BlockContext *context) {
-    return stack_leave(t, m->parallel, norm_forward(t, &m->norm, x), context);
+Tensor *text_leave(Tape *t, const Text *m, Residual r, const BlockContext *context) {
+    return stack_leave(t, m->parallel, residual_norm(t, &m->norm, &r), context);
 }
 
 Tensor *text_forward(Tape *t, const Text *m, Tensor *x, const BlockContext *given) {
     BlockContext context = *given;
     if (context.cache && x) context.slots = kv_cache_slots(t, context.cache, x->shape[1]);
-    x = text_enter(t, m, x, &context);
-    for (int i = 0; i < m->config.layers; i++) x = block_forward(t, &m->blocks[i], x, &context);
-    if (context.cache && x) context.cache->used += x->shape[1];
-    return text_leave(t, m, x, &context);
+    Residual r = residual_of(text_enter(t, m, x, &context));
+    for (int i = 0; i < m->config.layers; i++) r = block_forward(t, &m->blocks[i], r, &context);
+    if (context.cache && r.x) context.cache->used += r.x->shape[1];
+    return text_leave(t, m, r, &context);
 }
 
 Tensor *text_score(Tape *t, const Text *m, Tensor *hidden, Tensor *targets) {

@@ -35,7 +35,7 @@ Tensor *text_embed(Tape *, const Text *,
 // (block_forward), what is behind them.
 Tensor *text_forward(Tape *, const Text *, Tensor *embedded, const BlockContext *); // (R, T, C) -> (R, T, C)
 Tensor *text_enter(Tape *, const Text *, Tensor *embedded, BlockContext *);
-Tensor *text_leave(Tape *, const Text *, Tensor *x, const BlockContext *);
+Tensor *text_leave(Tape *, const Text *, Residual, const BlockContext *);
 // -log p of each target, 0 where it is negative: (R, T, C), (R T) I32 -> (R T) F32
 Tensor *text_score(Tape *, const Text *, Tensor *hidden, Tensor *targets);
 // The same for who only adds them up: any number of losses, whose sum is theirs.

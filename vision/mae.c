@@ -125,11 +125,11 @@ Tensor *mae_enter(Tape *t, const Mae *m, const Vit *trunk, Tensor *seen, const i
     return stack_enter(t, m->parallel, x, context);
 }
 
-Tensor *mae_leave(Tape *t, const Mae *m, const Vit *trunk, Tensor *x, const int32_t *masked,
+Tensor *mae_leave(Tape *t, const Mae *m, const Vit *trunk, Residual r, const int32_t *masked,
                   const BlockContext *context) {
     const VitConfig *vit = &trunk->config;
     int64_t hidden = vit_patches(vit) - mae_kept(&m->config, vit);
-    x = stack_leave(t, m->parallel, x, context);
+    Tensor *x = stack_leave(t, m->parallel, residual_sum(t, &r), context);
     if (!x) return NULL;
     x = gather_rows(t, x, rows_of(t, masked, x->shape[0], hidden, vit->class_token, x->shape[1], false));
     return linear_layer(t, &m->pixels, norm_forward(t, &m->norm, x));
@@ -147,9 +147,9 @@ Tensor *mae_predict(Tape *t, const Mae *m, const Vit *trunk, Tensor *images, con
                     const BlockContext *context) {
     BlockContext inside = *context; // the decoder's stack
     Tensor *x = vit_forward(t, trunk, images, keep, mae_kept(&m->config, &trunk->config), context);
-    x = mae_enter(t, m, trunk, x, keep, &inside);
-    for (int i = 0; i < m->config.decoder_layers; i++) x = block_forward(t, &m->blocks[i], x, &inside);
-    return mae_leave(t, m, trunk, x, masked, &inside);
+    Residual r = residual_of(mae_enter(t, m, trunk, x, keep, &inside));
+    for (int i = 0; i < m->config.decoder_layers; i++) r = block_forward(t, &m->blocks[i], r, &inside);
+    return mae_leave(t, m, trunk, r, masked, &inside);
 }
 
 Tensor *mae_loss(Tape *t, const Mae *m, const Vit *trunk, Tensor *images, const int32_t *keep, const int32_t *masked,

@@ -37,7 +37,7 @@ Tensor *mae_predict(Tape *, const Mae *, const Vit *, Tensor *images, const int3
 // mask tokens and positions (the context notes how rows are shared out); from there the pixels of the masked patches;
 // and their error, (1) F32.
 Tensor *mae_enter(Tape *, const Mae *, const Vit *, Tensor *seen, const int32_t *keep, BlockContext *);
-Tensor *mae_leave(Tape *, const Mae *, const Vit *, Tensor *x, const int32_t *masked, const BlockContext *);
+Tensor *mae_leave(Tape *, const Mae *, const Vit *, Residual, const int32_t *masked, const BlockContext *);
 Tensor *mae_error(Tape *, const Mae *, const Vit *, Tensor *painted, Tensor *images, const int32_t *masked);
 double mae_flop(const MaeConfig *, const VitConfig *, double images); // of forward
 // Elements on a rank, for an estimate of memory: of the decoder's matrices; of what a forward pass, the trunk's in it,

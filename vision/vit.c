@@ -154,16 +154,16 @@ Tensor *vit_enter(Tape *t, const Vit *m, Tensor *images, const int32_t *keep, in
     return c->pre_norm ? norm_forward(t, &m->pre_norm, x) : x;
 }
 
-Tensor *vit_leave(Tape *t, const Vit *m, Tensor *x, const BlockContext *context) {
-    return stack_leave(t, m->parallel, norm_forward(t, &m->norm, x), context);
+Tensor *vit_leave(Tape *t, const Vit *m, Residual r, const BlockContext *context) {
+    return stack_leave(t, m->parallel, residual_norm(t, &m->norm, &r), context);
 }
 
 Tensor *vit_forward(Tape *t, const Vit *m, Tensor *images, const int32_t *keep, int64_t kept,
                     const BlockContext *given) {
     BlockContext context = *given;
-    Tensor *x = vit_enter(t, m, images, keep, kept, &context);
-    for (int i = 0; i < m->config.layers; i++) x = block_forward(t, &m->blocks[i], x, &context);
-    return vit_leave(t, m, x, &context);
+    Residual r = residual_of(vit_enter(t, m, images, keep, kept, &context));
+    for (int i = 0; i < m->config.layers; i++) r = block_forward(t, &m->blocks[i], r, &context);
+    return vit_leave(t, m, r, &context);
 }
 
 // (1, C) -> (B, 1, C)

@@ -46,7 +46,7 @@ bool vit_declare(Vit *, Parameters *, Arena *, const char *prefix, const VitConf
 // blocks (block_forward), what is behind them.
 Tensor *vit_forward(Tape *, const Vit *, Tensor *images, const int32_t *keep, int64_t kept, const BlockContext *);
 Tensor *vit_enter(Tape *, const Vit *, Tensor *images, const int32_t *keep, int64_t kept, BlockContext *);
-Tensor *vit_leave(Tape *, const Vit *, Tensor *x, const BlockContext *);
+Tensor *vit_leave(Tape *, const Vit *, Residual, const BlockContext *);
 Tensor *vit_pool(Tape *, const Vit *, Tensor *tokens);         // (B, N (+1), C) -> (B, C)
 Tensor *vit_patch_tokens(Tape *, const Vit *, Tensor *tokens); // without the class token: (B, N (+1), C) -> (B, N, C)
 // Fixed positions of a square grid (He et al. 2021): the first half of the width encodes x, the second y, each as sines

@@ -67,9 +67,18 @@ static void swiglu_backward(Backend *be, void *dx, const void *dy, const void *x
                             bool add) {
     CALL(swiglu_backward, dx, dy, x, rows, width, t, add);
 }
-static void dropout(Backend *be, void *y, const void *x, int64_t n, double p, uint64_t seed, uint64_t site,
-                    uint64_t first, const int32_t *numbers, int64_t row, Dtype t, bool add) {
-    CALL(dropout, y, x, n, p, seed, site, first, numbers, row, t, add);
+static void dropout(Backend *be, void *y, const void *x, int64_t n, const DropoutDraws *draws, Dtype t, bool add) {
+    CALL(dropout, y, x, n, draws, t, add);
+}
+static void add_norm_forward(Backend *be, void *sum, void *y, float *mean, float *rstd, const void *x, const void *f,
+                             const float *scale, const float *shift, int64_t rows, int64_t width, double eps,
+                             const DropoutDraws *draws, Dtype t) {
+    CALL(add_norm_forward, sum, y, mean, rstd, x, f, scale, shift, rows, width, eps, draws, t);
+}
+static void add_norm_backward(Backend *be, void *dsum, void *df, const void *dy, const void *sum, const float *mean,
+                              const float *rstd, const float *scale, int64_t rows, int64_t width,
+                              const DropoutDraws *draws, Dtype t, bool add_sum, bool add_f) {
+    CALL(add_norm_backward, dsum, df, dy, sum, mean, rstd, scale, rows, width, draws, t, add_sum, add_f);
 }
 static void rope(Backend *be, void *y, const void *x, const int32_t *positions, int64_t rows, int64_t width, int heads,
                  int head_size, double base, bool inverse, Dtype t, bool add) {
@@ -243,7 +252,8 @@ void cuda_calls_install(Backend *be) {
     be->convert = convert, be->add = add, be->add_in_place = add_in_place, be->mul = mul, be->scale = scale,
     be->scale_by = scale_by, be->fill = fill, be->gelu_forward = gelu_forward, be->gelu_backward = gelu_backward,
     be->silu_forward = silu_forward, be->silu_backward = silu_backward, be->swiglu_forward = swiglu_forward,
-    be->swiglu_backward = swiglu_backward, be->dropout = dropout, be->rope = rope, be->sum_into = sum_into,
+    be->swiglu_backward = swiglu_backward, be->dropout = dropout, be->add_norm_forward = add_norm_forward,
+    be->add_norm_backward = add_norm_backward, be->rope = rope, be->sum_into = sum_into,
     be->sum_rows = sum_rows, be->sum_columns = sum_columns, be->fold_add = fold_add,
     be->layernorm_forward = layernorm_forward, be->layernorm_backward_input = layernorm_backward_input,
     be->layernorm_backward_weight = layernorm_backward_weight, be->rmsnorm_forward = rmsnorm_forward,

@@ -50,8 +50,7 @@ void cuda_swiglu_backward(const CudaQueue *, void *dx, const void *dy, const voi
                           bool add);
 
 // ---- dropout.cu, rope.cu ----
-void cuda_dropout(const CudaQueue *, void *y, const void *x, int64_t n, double p, uint64_t seed, uint64_t site,
-                  uint64_t first, const int32_t *numbers, int64_t row, Dtype t, bool add);
+void cuda_dropout(const CudaQueue *, void *y, const void *x, int64_t n, const DropoutDraws *, Dtype t, bool add);
 void cuda_rope(const CudaQueue *, void *y, const void *x, const int32_t *positions, int64_t rows, int64_t width, int heads,
                int head_size, double base, bool inverse, Dtype t, bool add);
 
@@ -77,6 +76,12 @@ void cuda_rmsnorm_backward_input(const CudaQueue *, void *dx, const void *dy, co
                                  const float *scale, int64_t rows, int64_t width, Dtype t, bool add);
 void cuda_rmsnorm_backward_weight(const CudaQueue *, float *dscale, const void *dy, const void *x, const float *rstd,
                                   int64_t rows, int64_t width, Dtype t, bool add);
+void cuda_add_norm_forward(const CudaQueue *, void *sum, void *y, float *mean, float *rstd, const void *x, const void *f,
+                           const float *scale, const float *shift, int64_t rows, int64_t width, double eps,
+                           const DropoutDraws *, Dtype t);
+void cuda_add_norm_backward(const CudaQueue *, void *dsum, void *df, const void *dy, const void *sum, const float *mean,
+                            const float *rstd, const float *scale, int64_t rows, int64_t width, const DropoutDraws *,
+                            Dtype t, bool add_sum, bool add_f);
 
 // ---- rows.cu, scatter.cu; a row number beyond `count` is a device fault ----
 void cuda_embedding_forward(const CudaQueue *, void *y, const int32_t *ids, const void *table, int64_t n, int64_t width,

@@ -1,8 +1,20 @@
-/* Layer norm (Ba et al. 2016) and RMS norm (Zhang and Sennrich 2019), forward and the gradient of the input. Statistics
- * are f32, the variance from deviations. Those of scale and shift are in norm_weights.cu. */
+/* Layer norm (Ba et al. 2016) and RMS norm (Zhang and Sennrich 2019), forward and the gradient of the input, alone or
+ * behind a residual sum that the same launch forms. Statistics are f32, the variance from deviations. Gradients of
+ * scale and shift are in norm_weights.cu. */
+#include "kernels/cuda/draws.h"
 #include "kernels/cuda/rows_in_registers.h"
 
 namespace {
+enum Fused { ALONE, SUM, DROPPED_SUM }; // the norm of x; of x + branch; of x + dropout(branch)
+
+template <class T> struct Branch { // (N, C) beside x
+    const T *branch;
+    T *sum;     // forward: what the norm reads
+    T *dbranch; // backward, of a dropped sum
+    Draw draw;
+    bool whole; // draws are those of whole blocks where packs of a row are
+    bool add;   // to dbranch
+};
 struct Forward {
     float *mean, *rstd;         // (N); mean NULL: rmsnorm
     const float *scale, *shift; // (C)
@@ -32,19 +44,42 @@ static __device__ __forceinline__ Floats<N> normed(const Floats<N> &x, float mea
     return y;
 }
 
-template <class T, int GROUP, bool CENTRED>
-static __global__ void __launch_bounds__(GROUP == WARP ? ROW_BLOCK : GROUP) norm_kernel(T *y, const T *x, Forward f) {
+// The element of the dropout's rows that stands at element `at` of the branch.
+template <class T> static __device__ __forceinline__ uint64_t drawn_at(const Branch<T> &b, int64_t at) {
+    return b.draw.first + static_cast<uint64_t>(at);
+}
+
+// N elements of what is normed, from `at` on; a sum is written, too, and read as it was rounded.
+template <class T, int N, Fused FUSED>
+static __device__ __forceinline__ Floats<N> read_input(const T *x, const Branch<T> &b, int64_t at) {
+    Floats<N> v = load<N>(x + at);
+    if (FUSED == ALONE) return v;
+    Floats<N> f = load<N>(b.branch + at);
+    if (FUSED == DROPPED_SUM) f = dropped<T>(f, b.draw, drawn_at(b, at), b.whole);
+    T rounded;
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        from_float(&rounded, v.at[i] + f.at[i]);
+        v.at[i] = to_float(rounded);
+    }
+    store<N>(b.sum + at, v);
+    return v;
+}
+
+template <class T, int GROUP, bool CENTRED, Fused FUSED>
+static __global__ void __launch_bounds__(GROUP == WARP ? ROW_BLOCK : GROUP)
+    norm_kernel(T *y, const T *x, Forward f, Branch<T> branch) {
     SHARED(float, memory, 512 / WARP);
     constexpr int N = PACK<T>;
     RowParts<GROUP, N> part(f.width);
     if (part.row >= f.rows) return; // all threads of the group
-    const T *from = x + part.row * f.width;
+    const int64_t first = part.row * f.width;
     Floats<N> v[part.COUNT];
     float sum = 0, mean = 0, squares = 0;
 #pragma unroll
     for (int k = 0; k < part.COUNT; k++) {
         if (!part.holds(k)) continue;
-        v[k] = load<N>(from + part.column(k));
+        v[k] = read_input<T, N, FUSED>(x, branch, first + part.column(k));
 #pragma unroll
         for (int i = 0; i < N; i++) sum += v[k].at[i];
     }
@@ -59,8 +94,7 @@ static __global__ void __launch_bounds__(GROUP == WARP ? ROW_BLOCK : GROUP) norm
 #pragma unroll
     for (int k = 0; k < part.COUNT; k++) {
         if (!part.holds(k)) continue;
-        store<N>(y + part.row * f.width + part.column(k),
-                 normed<N>(v[k], mean, rstd, f.scale, f.shift, part.column(k)));
+        store<N>(y + first + part.column(k), normed<N>(v[k], mean, rstd, f.scale, f.shift, part.column(k)));
     }
     if (part.thread == 0) {
         if (CENTRED) f.mean[part.row] = mean;
@@ -68,44 +102,52 @@ static __global__ void __launch_bounds__(GROUP == WARP ? ROW_BLOCK : GROUP) norm
     }
 }
 
-template <class T, bool CENTRED>
-static __global__ void __launch_bounds__(LOOPED_THREADS) norm_looped_kernel(T *y, const T *x, Forward f) {
+// A sum is formed in the first look; each thread reads again what it wrote.
+template <class T, bool CENTRED, Fused FUSED>
+static __global__ void __launch_bounds__(LOOPED_THREADS)
+    norm_looped_kernel(T *y, const T *x, Forward f, Branch<T> branch) {
     SHARED(float, memory, LOOPED_THREADS / WARP);
     const int64_t row = blockIdx.x, thread = threadIdx.x;
-    const T *from = x + row * f.width;
+    const int64_t first = row * f.width;
+    const T *from = (FUSED == ALONE ? x : branch.sum) + first;
     float sum = 0, mean = 0, squares = 0;
-    if (CENTRED) {
-        for (int64_t i = thread; i < f.width; i += LOOPED_THREADS) sum += to_float(from[i]);
-        mean = block_sum<LOOPED_THREADS>(sum, memory) / static_cast<float>(f.width);
+    if (CENTRED || FUSED != ALONE) {
+        for (int64_t i = thread; i < f.width; i += LOOPED_THREADS)
+            sum += read_input<T, 1, FUSED>(x, branch, first + i).at[0];
     }
+    if (CENTRED) { mean = block_sum<LOOPED_THREADS>(sum, memory) / static_cast<float>(f.width); }
     for (int64_t i = thread; i < f.width; i += LOOPED_THREADS) {
         float d = to_float(from[i]) - mean;
         squares += d * d;
     }
     float rstd = 1.0f / sqrtf(block_sum<LOOPED_THREADS>(squares, memory) / static_cast<float>(f.width) + f.epsilon);
     for (int64_t i = thread; i < f.width; i += LOOPED_THREADS)
-        store<1>(y + row * f.width + i, normed<1>(load<1>(from + i), mean, rstd, f.scale, f.shift, i));
+        store<1>(y + first + i, normed<1>(load<1>(from + i), mean, rstd, f.scale, f.shift, i));
     if (thread == 0) {
         if (CENTRED) f.mean[row] = mean;
         f.rstd[row] = rstd;
     }
 }
 
+template <class T, bool CENTRED, Fused FUSED>
+static void start_forward(const CudaQueue *q, T *y, const T *x, const Forward &f, const Branch<T> &branch) {
+    bool packs = f.width % PACK<T> == 0 && packs_at(y, PACK<T>) && packs_at(x, PACK<T>) &&
+                 packs_at(branch.branch, PACK<T>) && packs_at(branch.sum, PACK<T>) && packs_at(f.scale, 4) &&
+                 packs_at(f.shift, 4);
+    with_group(f.rows, f.width, packs, [&](auto group, dim3 grid, dim3 block) {
+        constexpr int GROUP = decltype(group)::value;
+        if constexpr (GROUP == 0)
+            launch<norm_looped_kernel<T, CENTRED, FUSED>>(grid, block, 0, q, y, x, f, branch);
+        else
+            launch<norm_kernel<T, GROUP, CENTRED, FUSED>>(grid, block, 0, q, y, x, f, branch);
+    });
+}
+
 template <bool CENTRED> static void run_forward(const CudaQueue *q, void *y, const void *x, const Forward &f, Dtype t) {
     if (f.rows <= 0) return;
     with_type(t, [&](auto zero) {
         typedef decltype(zero) T;
-        T *to = static_cast<T *>(y);
-        const T *from = static_cast<const T *>(x);
-        bool packs = f.width % PACK<T> == 0 && packs_at(to, PACK<T>) && packs_at(from, PACK<T>) &&
-                     packs_at(f.scale, 4) && packs_at(f.shift, 4);
-        with_group(f.rows, f.width, packs, [&](auto group, dim3 grid, dim3 block) {
-            constexpr int GROUP = decltype(group)::value;
-            if constexpr (GROUP == 0)
-                launch<norm_looped_kernel<T, CENTRED>>(grid, block, 0, q, to, from, f);
-            else
-                launch<norm_kernel<T, GROUP, CENTRED>>(grid, block, 0, q, to, from, f);
-        });
+        start_forward<T, CENTRED, ALONE>(q, static_cast<T *>(y), static_cast<const T *>(x), f, Branch<T>{});
     });
 }
 
@@ -119,11 +161,67 @@ void cuda_rmsnorm_forward(const CudaQueue *q, void *y, float *rstd, const void *
     run_forward<false>(q, y, x, Forward{nullptr, rstd, scale, nullptr, rows, width, static_cast<float>(eps)}, t);
 }
 
+// Whether the packs of a row have whole blocks of draws, wherever the row stands.
+template <class T> static bool packs_have_whole_blocks(const DropoutDraws &d, int64_t width) {
+    return d.first % PACK<T> == 0 && width % PACK<T> == 0 && draws_whole_blocks(d, PACK<T>);
+}
+
+template <class T, bool CENTRED>
+static void start_sum(const CudaQueue *q, T *y, const T *x, const Forward &f, const Branch<T> &branch, bool drops) {
+    if (drops)
+        start_forward<T, CENTRED, DROPPED_SUM>(q, y, x, f, branch);
+    else
+        start_forward<T, CENTRED, SUM>(q, y, x, f, branch);
+}
+
+void cuda_add_norm_forward(const CudaQueue *q, void *sum, void *y, float *mean, float *rstd, const void *x,
+                           const void *branch, const float *scale, const float *shift, int64_t rows, int64_t width,
+                           double eps, const DropoutDraws *d, Dtype t) {
+    Forward f = {mean, rstd, scale, shift, rows, width, static_cast<float>(eps)};
+    if (rows <= 0) return;
+    with_type(t, [&](auto zero) {
+        typedef decltype(zero) T;
+        Branch<T> b = {static_cast<const T *>(branch),
+                       static_cast<T *>(sum),
+                       nullptr,
+                       draw_by(q, *d),
+                       packs_have_whole_blocks<T>(*d, width),
+                       false};
+        if (shift)
+            start_sum<T, true>(q, static_cast<T *>(y), static_cast<const T *>(x), f, b, d->p > 0);
+        else
+            start_sum<T, false>(q, static_cast<T *>(y), static_cast<const T *>(x), f, b, d->p > 0);
+    });
+}
+
 // ---- gradient of the input: with g = dy scale, dx = rstd (g - mean(g) - xhat mean(g xhat)); rmsnorm: no mean(g) ----
 
-template <class T, int GROUP, bool CENTRED>
+// dx[at ..] (+)= g; and the branch's gradient from what dx is then.
+template <class T, int N, bool DROPS>
+static __device__ __forceinline__ void write_gradient(T *dx, Floats<N> g, bool add, const Branch<T> &b, int64_t at) {
+    if (add) {
+        Floats<N> old = load<N>(dx + at);
+#pragma unroll
+        for (int i = 0; i < N; i++) g.at[i] += old.at[i];
+    }
+    store<N>(dx + at, g);
+    if (!DROPS) return;
+    T rounded;
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        from_float(&rounded, g.at[i]);
+        g.at[i] = to_float(rounded);
+    }
+    // the one rounding of dropout is that of the store, unless it adds
+    if (b.add)
+        write<N>(b.dbranch + at, dropped<float>(g, b.draw, drawn_at(b, at), b.whole), true);
+    else
+        store<N>(b.dbranch + at, dropped<T>(g, b.draw, drawn_at(b, at), b.whole));
+}
+
+template <class T, int GROUP, bool CENTRED, bool DROPS>
 static __global__ void __launch_bounds__(GROUP == WARP ? ROW_BLOCK : GROUP)
-    norm_gradient_kernel(T *dx, const T *dy, const T *x, Backward b) {
+    norm_gradient_kernel(T *dx, const T *dy, const T *x, Backward b, Branch<T> branch) {
     SHARED(float, memory, 512 / WARP);
     constexpr int N = PACK<T>;
     RowParts<GROUP, N> part(b.width);
@@ -153,13 +251,13 @@ static __global__ void __launch_bounds__(GROUP == WARP ? ROW_BLOCK : GROUP)
         if (!part.holds(k)) continue;
 #pragma unroll
         for (int i = 0; i < N; i++) g[k].at[i] = rstd * (g[k].at[i] - mean_g - hat[k].at[i] * mean_dot);
-        write<N>(dx + first + part.column(k), g[k], b.add);
+        write_gradient<T, N, DROPS>(dx, g[k], b.add, branch, first + part.column(k));
     }
 }
 
-template <class T, bool CENTRED>
+template <class T, bool CENTRED, bool DROPS>
 static __global__ void __launch_bounds__(LOOPED_THREADS)
-    norm_gradient_looped_kernel(T *dx, const T *dy, const T *x, Backward b) {
+    norm_gradient_looped_kernel(T *dx, const T *dy, const T *x, Backward b, Branch<T> branch) {
     SHARED(float, memory, LOOPED_THREADS / WARP);
     const int64_t row = blockIdx.x, first = row * b.width, thread = threadIdx.x;
     const float mean = CENTRED ? b.mean[row] : 0, rstd = b.rstd[row];
@@ -173,8 +271,23 @@ static __global__ void __launch_bounds__(LOOPED_THREADS)
     float mean_dot = block_sum<LOOPED_THREADS>(dot, memory) / static_cast<float>(b.width);
     for (int64_t i = thread; i < b.width; i += LOOPED_THREADS) {
         float g = to_float(dy[first + i]) * b.scale[i], hat = (to_float(x[first + i]) - mean) * rstd;
-        write<1>(dx + first + i, Floats<1>{{rstd * (g - mean_g - hat * mean_dot)}}, b.add);
+        Floats<1> d = {{rstd * (g - mean_g - hat * mean_dot)}};
+        write_gradient<T, 1, DROPS>(dx, d, b.add, branch, first + i);
     }
+}
+
+template <class T, bool CENTRED, bool DROPS>
+static void start_backward(const CudaQueue *q, T *dx, const T *dy, const T *x, const Backward &b,
+                           const Branch<T> &branch) {
+    bool packs = b.width % PACK<T> == 0 && packs_at(dx, PACK<T>) && packs_at(dy, PACK<T>) && packs_at(x, PACK<T>) &&
+                 packs_at(branch.dbranch, PACK<T>) && packs_at(b.scale, 4);
+    with_group(b.rows, b.width, packs, [&](auto group, dim3 grid, dim3 block) {
+        constexpr int GROUP = decltype(group)::value;
+        if constexpr (GROUP == 0)
+            launch<norm_gradient_looped_kernel<T, CENTRED, DROPS>>(grid, block, 0, q, dx, dy, x, b, branch);
+        else
+            launch<norm_gradient_kernel<T, GROUP, CENTRED, DROPS>>(grid, block, 0, q, dx, dy, x, b, branch);
+    });
 }
 
 template <bool CENTRED>
@@ -182,17 +295,8 @@ static void run_backward(const CudaQueue *q, void *dx, const void *dy, const voi
     if (b.rows <= 0) return;
     with_type(t, [&](auto zero) {
         typedef decltype(zero) T;
-        T *to = static_cast<T *>(dx);
-        const T *d = static_cast<const T *>(dy), *from = static_cast<const T *>(x);
-        bool packs = b.width % PACK<T> == 0 && packs_at(to, PACK<T>) && packs_at(d, PACK<T>) &&
-                     packs_at(from, PACK<T>) && packs_at(b.scale, 4);
-        with_group(b.rows, b.width, packs, [&](auto group, dim3 grid, dim3 block) {
-            constexpr int GROUP = decltype(group)::value;
-            if constexpr (GROUP == 0)
-                launch<norm_gradient_looped_kernel<T, CENTRED>>(grid, block, 0, q, to, d, from, b);
-            else
-                launch<norm_gradient_kernel<T, GROUP, CENTRED>>(grid, block, 0, q, to, d, from, b);
-        });
+        start_backward<T, CENTRED, false>(q, static_cast<T *>(dx), static_cast<const T *>(dy),
+                                          static_cast<const T *>(x), b, Branch<T>{});
     });
 }
 
@@ -205,4 +309,22 @@ void cuda_layernorm_backward_input(const CudaQueue *q, void *dx, const void *dy,
 void cuda_rmsnorm_backward_input(const CudaQueue *q, void *dx, const void *dy, const void *x, const float *rstd,
                                  const float *scale, int64_t rows, int64_t width, Dtype t, bool add) {
     run_backward<false>(q, dx, dy, x, Backward{nullptr, rstd, scale, rows, width, add}, t);
+}
+
+void cuda_add_norm_backward(const CudaQueue *q, void *dsum, void *df, const void *dy, const void *sum,
+                            const float *mean, const float *rstd, const float *scale, int64_t rows, int64_t width,
+                            const DropoutDraws *d, Dtype t, bool add_sum, bool add_f) {
+    Backward b = {mean, rstd, scale, rows, width, add_sum};
+    if (rows <= 0) return;
+    with_type(t, [&](auto zero) {
+        typedef decltype(zero) T;
+        Branch<T> branch = {
+            nullptr, nullptr, static_cast<T *>(df), draw_by(q, *d), packs_have_whole_blocks<T>(*d, width), add_f};
+        T *to = static_cast<T *>(dsum);
+        const T *g = static_cast<const T *>(dy), *x = static_cast<const T *>(sum);
+        if (mean)
+            start_backward<T, true, true>(q, to, g, x, b, branch);
+        else
+            start_backward<T, false, true>(q, to, g, x, b, branch);
+    });
 }

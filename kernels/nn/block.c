@@ -41,14 +41,43 @@ Linear linear_declare(Parameters *p, const char *name, int64_t out, int64_t in, 
 
 Tensor *linear_layer(Tape *t, const Linear *l, Tensor *x) { return linear(t, x, l->weight, l->bias); }
 
-Tensor *residual_dropout(Tape *t, Tensor *x, double p, uint64_t site, const BlockContext *context) {
-    if (!x || !context->training || p <= 0) return x;
+// Of x in a pass.
+static Draws draws_of(const Tensor *x, double p, uint64_t site, const BlockContext *context) {
+    if (!x || !context->training || p <= 0) return (Draws){0};
     int64_t length = context->batch ? context->length : x->shape[1], width = x->shape[2];
-    if (context->row_numbers)
-        return dropout_rows(t, x, p, context->dropout_seed, site, context->row_numbers, length * width,
-                            context->first * width);
-    uint64_t position = context->first_row * (uint64_t)length + (uint64_t)context->first; // of x's first row
-    return dropout(t, x, p, context->dropout_seed, site, position * (uint64_t)width);
+    Draws d = {.p = p, .seed = context->dropout_seed, .site = site, .first = (uint64_t)(context->first * width)};
+    if (context->row_numbers) {
+        d.numbers = context->row_numbers;
+        d.row = length * width;
+    } else {
+        d.first += context->first_row * (uint64_t)(length * width);
+    }
+    return d;
+}
+
+Tensor *residual_dropout(Tape *t, Tensor *x, double p, uint64_t site, const BlockContext *context) {
+    Draws d = draws_of(x, p, site, context);
+    return dropout_by(t, x, &d);
+}
+
+Residual residual_of(Tensor *x) { return (Residual){.x = x}; }
+
+// No gradient reads a branch.
+Tensor *residual_sum(Tape *t, const Residual *r) {
+    if (!r->branch) return r->x;
+    Tensor *kept = dropout_by(t, r->branch, &r->draws);
+    if (kept != r->branch) tape_drop(t, r->branch);
+    Tensor *sum = add(t, r->x, kept);
+    tape_drop(t, kept);
+    return sum;
+}
+
+Tensor *residual_norm(Tape *t, const Norm *n, Residual *r) {
+    if (!r->branch) return norm_forward(t, n, r->x);
+    NormedSum both = add_norm(t, r->x, r->branch, n->scale, n->shift, n->epsilon, &r->draws);
+    tape_drop(t, r->branch);
+    *r = residual_of(both.sum);
+    return both.normed;
 }
 
 // ---- the block ----
@@ -146,12 +175,22 @@ static Tensor *attention_input(Tape *t, const void *closure, Tensor *x) {
     return column_linear(t, b->parallel, &b->qkv, norm_forward(t, &b->norm1, x), &p->context);
 }
 
+// The stream through a norm and what cuts it into columns. Where the norm's output is not held, it cannot be the
+// stream's other output: then the sum is formed first.
+static Tensor *read_stream(Tape *t, const Block *b, const Norm *norm, const Linear *columns, RecomputeFunction piece,
+                           Residual *r, const BlockContext *context) {
+    if (context->recompute != RECOMPUTE_SELECTIVE)
+        return column_linear(t, b->parallel, columns, residual_norm(t, norm, r), context);
+    *r = residual_of(residual_sum(t, r));
+    return run_piece(t, piece, b, r->x, context, RECOMPUTE_SELECTIVE);
+}
+
 // (B, T, C) or (1, N, C) -> (B, T, H D); H and K: the heads of this rank
-static Tensor *attend(Tape *t, const Block *b, Tensor *x, const BlockContext *context) {
+static Tensor *attend(Tape *t, const Block *b, Residual *r, const BlockContext *context) {
     const BlockConfig *c = &b->config;
     int heads = c->heads / parallel_ranks(b->parallel), kv_heads = c->kv_heads / parallel_ranks(b->parallel);
-    if (context->cache) return attend_cached(t, b, norm_forward(t, &b->norm1, x), context);
-    Tensor *qkv = run_piece(t, attention_input, b, x, context, RECOMPUTE_SELECTIVE);
+    if (context->cache) return attend_cached(t, b, residual_norm(t, &b->norm1, r), context);
+    Tensor *qkv = read_stream(t, b, &b->norm1, &b->qkv, attention_input, r, context);
     if (c->rope) qkv = rope(t, qkv, context->positions, heads + kv_heads, (int)head_size(c), c->rope_base);
     return attention(t, qkv, NULL, context->range, (Heads){heads, kv_heads, context->causal});
 }
@@ -189,30 +228,32 @@ static Tensor *mlp_output(Tape *t, const void *closure, Tensor *x) {
     return row_linear(t, b->parallel, &b->down, activate(t, b->config.mlp, x));
 }
 
-// x + dropout(h). No gradient reads h.
-static Tensor *residual(Tape *t, const Block *b, Tensor *x, Tensor *h, uint64_t site, const BlockContext *context) {
-    Tensor *kept = residual_dropout(t, h, b->config.dropout, site, context);
-    if (kept != h) tape_drop(t, h);
-    Tensor *sum = add(t, x, kept);
-    tape_drop(t, kept);
-    return sum;
+static void add_branch(Residual *r, const Block *b, Tensor *h, uint64_t site, const BlockContext *context) {
+    check(!r->branch);
+    r->branch = h;
+    r->draws = draws_of(h, b->config.dropout, site, context);
+}
+
+static Residual block_pass(Tape *t, const Block *b, Residual r, const BlockContext *context) {
+    uint64_t site = 2 * (uint64_t)b->site;
+    add_branch(&r, b, row_linear(t, b->parallel, &b->projection, attend(t, b, &r, context)), site, context);
+    Tensor *h = read_stream(t, b, &b->norm2, &b->up, mlp_input, &r, context);
+    h = run_piece(t, mlp_output, b, h, context, RECOMPUTE_SELECTIVE);
+    add_branch(&r, b, h, site + 1, context);
+    return r;
 }
 
 static Tensor *whole_block(Tape *t, const void *closure, Tensor *x) {
     const Piece *p = closure;
-    const Block *b = p->block;
-    uint64_t site = 2 * (uint64_t)b->site;
-    Tensor *h = row_linear(t, b->parallel, &b->projection, attend(t, b, x, &p->context));
-    x = residual(t, b, x, h, site, &p->context);
-    h = run_piece(t, mlp_input, b, x, &p->context, RECOMPUTE_SELECTIVE);
-    h = run_piece(t, mlp_output, b, h, &p->context, RECOMPUTE_SELECTIVE);
-    return residual(t, b, x, h, site + 1, &p->context);
+    Residual r = block_pass(t, p->block, residual_of(x), &p->context);
+    return residual_sum(t, &r);
 }
 
-Tensor *block_forward(Tape *t, const Block *b, Tensor *x, const BlockContext *given) {
+Residual block_forward(Tape *t, const Block *b, Residual r, const BlockContext *given) {
     BlockContext context = *given;
     if (!tape_recording(t)) context.recompute = RECOMPUTE_FULL; // nothing is held then, nor computed again
-    return run_piece(t, whole_block, b, x, &context, RECOMPUTE_FULL);
+    if (context.recompute != RECOMPUTE_FULL) return block_pass(t, b, r, &context);
+    return residual_of(run_piece(t, whole_block, b, residual_sum(t, &r), &context, RECOMPUTE_FULL));
 }
 
 double block_flop(const BlockConfig *c, double tokens, double pairs) {

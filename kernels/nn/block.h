@@ -53,6 +53,14 @@ typedef struct KvCache {
  * to nothing, the norms and the activation of the MLP. Full: everything but the block's input. */
 typedef enum { RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL, RECOMPUTE_AUTO } Recompute; // auto: not yet chosen
 
+/* The residual stream between two blocks: x + dropout(branch). What a block adds last stays apart, so that the norm that
+ * reads the sum can form it on its way. */
+typedef struct Residual {
+    Tensor *x;
+    Tensor *branch; // of x's shape; NULL: x is all
+    Draws draws;    // of the branch's dropout
+} Residual;
+
 // What a pass over blocks shares.
 typedef struct BlockContext {
     Tensor *range;         // (B, T, 2) I32 or NULL; with a cache it is needed, and counts slots
@@ -77,9 +85,13 @@ Tensor *linear_layer(Tape *, const Linear *, Tensor *x);
 // Residual dropout of a pass: p of x's elements become 0. site: unique among the dropouts of the pass.
 Tensor *residual_dropout(Tape *, Tensor *x, double p, uint64_t site,
                          const BlockContext *); // (B, T, C), or (1, N, C) where rows are shared out
+// x as a stream of which nothing is apart; the sum; the norm of the sum, which then is the stream.
+Residual residual_of(Tensor *x);
+Tensor *residual_sum(Tape *, const Residual *);
+Tensor *residual_norm(Tape *, const Norm *, Residual *);
 Block block_declare(Parameters *, const char *name, const BlockConfig *, int site);
 // (B, T, C) -> (B, T, C), or (1, N, C) -> (1, N, C) where rows are shared out
-Tensor *block_forward(Tape *, const Block *, Tensor *x, const BlockContext *);
+Residual block_forward(Tape *, const Block *, Residual, const BlockContext *);
 int64_t block_common(const BlockConfig *); // its layers divide over as many tensor ranks as divide this
 // up, activation, down: (.., C) -> (.., C)
 Tensor *mlp_forward(Tape *, const Linear *up, const Linear *down, MlpKind, Tensor *x);

@@ -22,9 +22,13 @@ static const char *dropout_infer(Node *n) {
 static void run(Node *n, Destination y, const void *x) {
     Backend *b = tape_backend(n->tape);
     const Attributes *a = &n->attributes;
-    const int32_t *numbers = n->in[NUMBERS] ? n->in[NUMBERS]->data : NULL;
-    b->dropout(b, y.data, x, tensor_count(n->out), a->f[A_PROBABILITY], a->key[A_SEED], a->key[A_SITE],
-               (uint64_t)a->i[A_FIRST], numbers, a->i[A_ROW], y.dtype, y.add);
+    DropoutDraws draws = {.p = a->f[A_PROBABILITY],
+                          .seed = a->key[A_SEED],
+                          .site = a->key[A_SITE],
+                          .first = (uint64_t)a->i[A_FIRST],
+                          .numbers = n->in[NUMBERS] ? n->in[NUMBERS]->data : NULL,
+                          .row = a->i[A_ROW]};
+    b->dropout(b, y.data, x, tensor_count(n->out), &draws, y.dtype, y.add);
 }
 
 static void dropout_forward(Node *n) { run(n, (Destination){n->out->data, n->out->dtype, false}, n->in[X]->data); }
@@ -70,18 +74,19 @@ const Operator op_dropout = {
     .example = dropout_example,
 };
 
+Tensor *dropout_by(Tape *tape, Tensor *x, const Draws *d) {
+    if (d->p == 0) return x;
+    Attributes a = {.i = {[A_FIRST] = (int64_t)d->first, [A_ROW] = d->row},
+                    .f = {[A_PROBABILITY] = d->p},
+                    .key = {[A_SEED] = d->seed, [A_SITE] = d->site}};
+    return tape_apply(tape, &op_dropout, &a, 2, (Tensor *[]){x, d->numbers});
+}
+
 Tensor *dropout(Tape *tape, Tensor *x, double p, uint64_t seed, uint64_t site, uint64_t first_element) {
-    if (p == 0) return x;
-    Attributes a = {.i = {[A_FIRST] = (int64_t)first_element},
-                    .f = {[A_PROBABILITY] = p},
-                    .key = {[A_SEED] = seed, [A_SITE] = site}};
-    return tape_apply(tape, &op_dropout, &a, 1, (Tensor *[]){x});
+    return dropout_by(tape, x, &(Draws){.p = p, .seed = seed, .site = site, .first = first_element});
 }
 
 Tensor *dropout_rows(Tape *tape, Tensor *x, double p, uint64_t seed, uint64_t site, Tensor *numbers, int64_t row,
                      int64_t first) {
-    if (p == 0) return x;
-    Attributes a = {
-        .i = {[A_FIRST] = first, [A_ROW] = row}, .f = {[A_PROBABILITY] = p}, .key = {[A_SEED] = seed, [A_SITE] = site}};
-    return tape_apply(tape, &op_dropout, &a, 2, (Tensor *[]){x, numbers});
+    return dropout_by(tape, x, &(Draws){p, seed, site, (uint64_t)first, numbers, row});
 }

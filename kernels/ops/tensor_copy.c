@@ -13,7 +13,7 @@ static void tensor_copy_forward(Node *n) { (void)n; }
 
 static void tensor_copy_backward(Node *n, unsigned wanted) {
     if (!WANTS(wanted, 0)) return;
-    collective_sum(n, n->out->grad, tensor_count(n->out));
+    collective_sum(n, grad_of_output(n).data, tensor_count(n->out));
     grad_pass(n, 0, true);
 }
 

@@ -57,9 +57,13 @@ int run_variants(Tape *tape, const Operator *op) {
     return e.variants;
 }
 
+static int64_t count_outputs(const Node *call) {
+    return tensor_count(call->out) + (call->second ? tensor_count(call->second) : 0);
+}
+
 // Normal numbers that the output's type holds exactly.
-static Values draw_cotangent(Arena *memory, const Tensor *out, uint64_t seed) {
-    Values v = values_new(memory, tensor_count(out));
+static Values draw_cotangent(Arena *memory, const Tensor *out, int64_t count, uint64_t seed) {
+    Values v = values_new(memory, count);
     Rng rng = rng_for(seed, PURPOSE_TEST, 1);
     for (int64_t i = 0; i < v.count; i++) {
         float value = (float)rng_normal(&rng);
@@ -68,9 +72,14 @@ static Values draw_cotangent(Arena *memory, const Tensor *out, uint64_t seed) {
     return v;
 }
 
+// Of two outputs, the second behind the first.
 void run_read_output(Run *r) {
-    const Tensor *out = r->call->out;
-    r->out = run_read(r->memory, tape_backend(r->tape), out->data, out->dtype, tensor_count(out));
+    const Tensor *both[] = {r->call->out, r->call->second};
+    r->out = values_new(r->memory, count_outputs(r->call));
+    for (int64_t i = 0, at = 0; i < 2 && both[i]; at += tensor_count(both[i++])) {
+        Values one = run_read(r->memory, tape_backend(r->tape), both[i]->data, both[i]->dtype, tensor_count(both[i]));
+        memcpy(r->out.value + at, one.value, sizeof(double) * (size_t)one.count);
+    }
 }
 
 Run run_forward(Arena *memory, Tape *tape, Choice c) {
@@ -86,7 +95,7 @@ Run run_forward(Arena *memory, Tape *tape, Choice c) {
         const Tensor *x = r.call->in[i];
         if (x) r.in[i] = run_read(memory, tape_backend(tape), x->data, x->dtype, tensor_count(x));
     }
-    r.cotangent = draw_cotangent(memory, r.call->out, c.seed);
+    r.cotangent = draw_cotangent(memory, r.call->out, count_outputs(r.call), c.seed);
     run_read_output(&r);
     return r;
 }
@@ -94,8 +103,11 @@ Run run_forward(Arena *memory, Tape *tape, Choice c) {
 static Dtype gradient_type(const Tensor *x) { return x->is_parameter ? F32 : x->dtype; }
 
 static void backward(Run *r, Values cotangent, Halves halves) {
-    Tensor *out = r->call->out;
-    tape_backward_from(r->tape, out, encode(r->memory, cotangent, out->dtype), halves);
+    Tensor *both[] = {r->call->out, r->call->second};
+    for (int64_t i = 0, at = 0; i < 2 && both[i] && (halves & INPUT_GRADIENTS); at += tensor_count(both[i++]))
+        tape_seed(r->tape, both[i],
+                  encode(r->memory, (Values){cotangent.value + at, tensor_count(both[i])}, both[i]->dtype));
+    tape_backward_seeded(r->tape, halves);
     if (halves == INPUT_GRADIENTS) return;
     for (int i = 0; i < MAX_INPUTS; i++) {
         const Tensor *x = r->call->in[i];
@@ -113,7 +125,7 @@ void run_backward(Run *r, bool in_halves) {
 }
 
 void run_backward_from(Run *r, double everywhere) {
-    Values v = values_new(r->memory, tensor_count(r->call->out));
+    Values v = values_new(r->memory, count_outputs(r->call));
     for (int64_t i = 0; i < v.count; i++) v.value[i] = everywhere;
     backward(r, v, ALL_GRADIENTS);
 }
@@ -125,7 +137,7 @@ void run_preset_gradients(Run *r, Values preset[MAX_INPUTS]) {
         Dtype t = gradient_type(x);
         Tensor like = {.rank = x->rank, .dtype = t};
         memcpy(like.shape, x->shape, sizeof like.shape);
-        preset[i] = draw_cotangent(r->memory, &like, r->choice.seed + 1 + (uint64_t)i);
+        preset[i] = draw_cotangent(r->memory, &like, tensor_count(&like), r->choice.seed + 1 + (uint64_t)i);
         if (!x->is_parameter) {
             tape_seed(r->tape, x, encode(r->memory, preset[i], t));
             continue;
@@ -150,7 +162,7 @@ static void apply_reference(const Run *r, double *out) {
 }
 
 Values run_reference(const Run *r) {
-    Values out = values_new(r->memory, tensor_count(r->call->out));
+    Values out = values_new(r->memory, count_outputs(r->call));
     apply_reference(r, out.value);
     return out;
 }

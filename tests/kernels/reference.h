@@ -4,7 +4,8 @@
 #pragma once
 #include "kernels/tape.h"
 
-// in[i]: values of call->in[i], NULL where it is absent; out: room for tensor_count(call->out) values.
+// in[i]: values of call->in[i], NULL where it is absent; out: room for tensor_count(call->out) values, and behind them
+// for those of the second output where there is one.
 typedef void ReferenceFunction(const Node *call, double *const in[], double *out);
 
 #define DECLARE_REFERENCE(name) __attribute__((weak)) ReferenceFunction reference_##name;

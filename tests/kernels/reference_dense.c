@@ -31,28 +31,34 @@ void reference_batched_matmul(const Node *call, double *const in[], double *out)
     }
 }
 
-void reference_layernorm(const Node *call, double *const in[], double *out) {
+static void layernorm_of(const Node *call, const double *in, const double *scale, const double *shift, double *out) {
     int64_t rows = tensor_rows(call->out), width = tensor_width(call->out);
     double count = (double)width;
     for (int64_t n = 0; n < rows; n++) {
-        const double *x = in[0] + n * width;
+        const double *x = in + n * width;
         double mean = 0, variance = 0;
         for (int64_t c = 0; c < width; c++) mean += x[c] / count;
         for (int64_t c = 0; c < width; c++) variance += (x[c] - mean) * (x[c] - mean) / count;
         for (int64_t c = 0; c < width; c++)
-            *out++ = (x[c] - mean) / sqrt(variance + call->attributes.f[0]) * in[1][c] + in[2][c];
+            *out++ = (x[c] - mean) / sqrt(variance + call->attributes.f[0]) * scale[c] + shift[c];
     }
 }
 
-void reference_rmsnorm(const Node *call, double *const in[], double *out) {
+void reference_layernorm(const Node *call, double *const in[], double *out) {
+    layernorm_of(call, in[0], in[1], in[2], out);
+}
+
+static void rmsnorm_of(const Node *call, const double *in, const double *scale, double *out) {
     int64_t rows = tensor_rows(call->out), width = tensor_width(call->out);
     for (int64_t n = 0; n < rows; n++) {
-        const double *x = in[0] + n * width;
+        const double *x = in + n * width;
         double square = 0;
         for (int64_t c = 0; c < width; c++) square += x[c] * x[c] / (double)width;
-        for (int64_t c = 0; c < width; c++) *out++ = x[c] / sqrt(square + call->attributes.f[0]) * in[1][c];
+        for (int64_t c = 0; c < width; c++) *out++ = x[c] / sqrt(square + call->attributes.f[0]) * scale[c];
     }
 }
+
+void reference_rmsnorm(const Node *call, double *const in[], double *out) { rmsnorm_of(call, in[0], in[1], out); }
 
 static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
 
@@ -105,19 +111,32 @@ void reference_scale(const Node *call, double *const in[], double *out) {
     for (int64_t i = 0; i < tensor_count(call->out); i++) out[i] = call->attributes.f[0] * in[0][i];
 }
 
-// The draws as kernels/cpu/simd/dropout.c states them, one at a time.
-void reference_dropout(const Node *call, double *const in[], double *out) {
-    double p = call->attributes.f[0];
+// The draws as kernels/cpu/simd/draws.h states them, one at a time.
+static void dropout_of(const Node *call, double p, const double *in, const double *numbers, double *out) {
     uint64_t seed = call->attributes.key[0], site = call->attributes.key[1], first = (uint64_t)call->attributes.i[0];
     uint64_t row = (uint64_t)call->attributes.i[1];
     for (int64_t i = 0; i < tensor_count(call->out); i++) {
         uint64_t element = first + (uint64_t)i;
-        if (call->in[1]) element = (uint64_t)(in[1][element / row] * (double)row) + element % row;
+        if (numbers) element = (uint64_t)(numbers[element / row] * (double)row) + element % row;
         uint64_t block = element / 4;
         PhiloxBlock draw =
             philox_block(seed, (uint64_t)PURPOSE_DROPOUT << 32 | (uint32_t)block, site ^ (block >> 32 << 32));
-        out[i] = in[0][i] * (draw.word[element % 4] >= floor(p * 4294967296.0) ? 1 / (1 - p) : 0);
+        out[i] = in[i] * (draw.word[element % 4] >= floor(p * 4294967296.0) ? 1 / (1 - p) : 0);
     }
+}
+
+void reference_dropout(const Node *call, double *const in[], double *out) {
+    dropout_of(call, call->attributes.f[0], in[0], in[1], out);
+}
+
+void reference_add_norm(const Node *call, double *const in[], double *out) {
+    int64_t count = tensor_count(call->out);
+    dropout_of(call, call->attributes.f[1], in[1], in[4], out);
+    for (int64_t i = 0; i < count; i++) out[i] += in[0][i];
+    if (in[3])
+        layernorm_of(call, out, in[2], in[3], out + count);
+    else
+        rmsnorm_of(call, out, in[2], out + count);
 }
 
 void reference_rope(const Node *call, double *const in[], double *out) {

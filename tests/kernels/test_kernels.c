@@ -228,10 +228,11 @@ static void fills_and_sums_in_place_mix_types(void **state) {
 static void run_dropout(Backend *b) {
     float *x = malloc(sizeof *x * COUNT), *whole = malloc(sizeof *x * COUNT), *parts = malloc(sizeof *x * COUNT);
     for (int i = 0; i < COUNT; i++) x[i] = 1;
-    b->dropout(b, whole, x, COUNT, 0.3, 11, 4, 1000, NULL, 0, F32, false);
+    b->dropout(b, whole, x, COUNT, &(DropoutDraws){0.3, 11, 4, 1000, NULL, 0}, F32, false);
     for (int first = 0, size = 1; first < COUNT; first += size, size = size * 3 + 2) {
         if (first + size > COUNT) size = COUNT - first;
-        b->dropout(b, parts + first, x + first, size, 0.3, 11, 4, 1000 + (uint64_t)first, NULL, 0, F32, false);
+        DropoutDraws draws = {0.3, 11, 4, 1000 + (uint64_t)first, NULL, 0};
+        b->dropout(b, parts + first, x + first, size, &draws, F32, false);
     }
     assert_memory_equal(parts, whole, sizeof *x * COUNT);
     Rng rng = rng_for(11, PURPOSE_DROPOUT, 4);
@@ -256,8 +257,8 @@ static void run_dropout_of_numbered_rows(Backend *b) {
     const int32_t numbers[ROWS] = {3, 4, 60, 0, 17};
     float *x = malloc(sizeof *x * COUNT), *whole = malloc(sizeof *x * COUNT), rows[SHARE];
     for (int i = 0; i < COUNT; i++) x[i] = 1;
-    b->dropout(b, whole, x, COUNT, 0.3, 11, 4, 0, NULL, 0, F32, false);
-    b->dropout(b, rows, x, SHARE, 0.3, 11, 4, FIRST, numbers, ROW, F32, false);
+    b->dropout(b, whole, x, COUNT, &(DropoutDraws){0.3, 11, 4, 0, NULL, 0}, F32, false);
+    b->dropout(b, rows, x, SHARE, &(DropoutDraws){0.3, 11, 4, FIRST, numbers, ROW}, F32, false);
     for (int i = 0; i < SHARE; i++) {
         int e = FIRST + i;
         assert_true(rows[i] == whole[numbers[e / ROW] * ROW + e % ROW]);

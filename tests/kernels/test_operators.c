@@ -258,6 +258,7 @@ static void spoil(const Fixture *f, int set, const Tensor *x) {
 static void spoil_unread(const Fixture *f, int set, const Run *r) {
     unsigned reads = r->call->op->reads(r->call);
     if (!(reads & READS_OUTPUT)) spoil(f, set, r->call->out);
+    if (r->call->second) spoil(f, set, r->call->second);
     for (int i = 0; i < MAX_INPUTS; i++)
         if (r->call->in[i] && !WANTS(reads, i)) spoil(f, set, r->call->in[i]);
 }

@@ -111,10 +111,9 @@ static void dropouts(const Case &c) {
         for (uint64_t first : firsts) {
             Array x = Array(c.t, n, c.shift).normal(c.rng), y = Array(c.t, n, c.shift).normal(c.rng), want(y);
             if (n > 4) x.put(4, NAN);
-            cuda_dropout(QUEUE, y, x, n, 0.3, 0x9876543210abcdefull, 0xfedcba9876543210ull, first, nullptr, 0, c.t,
-                         c.add);
-            cpu()->dropout(cpu(), want, x, n, 0.3, 0x9876543210abcdefull, 0xfedcba9876543210ull, first, nullptr, 0, c.t,
-                           c.add);
+            const DropoutDraws draws = {0.3, 0x9876543210abcdefull, 0xfedcba9876543210ull, first, nullptr, 0};
+            cuda_dropout(QUEUE, y, x, n, &draws, c.t, c.add);
+            cpu()->dropout(cpu(), want, x, n, &draws, c.t, c.add);
             if (c.add) // a multiplication and an addition may be one operation
                 expect_near(y, want, c.relative(), 1e-6, c.name);
             else
@@ -130,8 +129,9 @@ static void numbered_dropouts(const Case &c) {
             int64_t n = rows * row - first - 3;
             if (n <= 0) continue;
             Array x = Array(c.t, n, c.shift).normal(c.rng), y = Array(c.t, n, c.shift).normal(c.rng), want(y);
-            cuda_dropout(QUEUE, y, x, n, 0.5, 77, 5, static_cast<uint64_t>(first), numbers.i32(), row, c.t, c.add);
-            cpu()->dropout(cpu(), want, x, n, 0.5, 77, 5, static_cast<uint64_t>(first), numbers.i32(), row, c.t, c.add);
+            const DropoutDraws draws = {0.5, 77, 5, static_cast<uint64_t>(first), numbers.i32(), row};
+            cuda_dropout(QUEUE, y, x, n, &draws, c.t, c.add);
+            cpu()->dropout(cpu(), want, x, n, &draws, c.t, c.add);
             expect_bits(y, want, c.name); // the scale is 2: adding rounds once
         }
     }

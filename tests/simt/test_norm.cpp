@@ -49,6 +49,60 @@ static void norms(const Case &c) {
 }
 static void norms_agree_forward_and_backward(void **) { for_cases("norm", norms); }
 
+// A sum has the CPU's bits, and so has the norm of it those of the norm alone.
+static void sums(const Case &c) {
+    struct Shape {
+        int64_t rows, width;
+    };
+    for (Shape s :
+         {Shape{1, 2}, Shape{5, 8}, Shape{9, 96}, Shape{3, 257}, Shape{6, 768}, Shape{2, 2056}, Shape{1, 9000}}) {
+        for (int how = 0; how < 8; how++) {
+            int64_t n = s.rows * s.width;
+            bool centred = how & 1;
+            Array numbers = Array(I32, s.rows + 1).integers(c.rng, 0, 1 << 30);
+            DropoutDraws draws = {how & 2 ? 0.5 : 0,
+                                  77,
+                                  5,
+                                  how & 4 ? static_cast<uint64_t>(s.width) : 8,
+                                  how & 4 ? numbers.i32() : nullptr,
+                                  s.width};
+            Array x = Array(c.t, n, c.shift).normal(c.rng, 2), f = Array(c.t, n, c.shift).normal(c.rng);
+            Array scale = Array(F32, s.width, c.shift).normal(c.rng), shift = Array(F32, s.width).normal(c.rng);
+            Array sum(c.t, n, c.shift), y(sum), mean(F32, s.rows), rstd(mean);
+            Array want(sum), want_y(sum), want_mean(mean), want_rstd(mean);
+            cuda_add_norm_forward(QUEUE, sum, y, centred ? mean.f32() : nullptr, rstd.f32(), x, f, scale.f32(),
+                                  centred ? shift.f32() : nullptr, s.rows, s.width, 1e-5, &draws, c.t);
+            cpu()->add_norm_forward(cpu(), want, want_y, centred ? want_mean.f32() : nullptr, want_rstd.f32(), x, f,
+                                    scale.f32(), centred ? shift.f32() : nullptr, s.rows, s.width, 1e-5, &draws, c.t);
+            expect_bits(sum, want, c.name); // the scale of what is kept is 2
+            expect_near(y, want_y, c.relative(), 1e-5, c.name);
+            Array alone(y);
+            if (centred)
+                cuda_layernorm_forward(QUEUE, alone, mean.f32(), rstd.f32(), sum, scale.f32(), shift.f32(), s.rows,
+                                       s.width, 1e-5, c.t);
+            else
+                cuda_rmsnorm_forward(QUEUE, alone, rstd.f32(), sum, scale.f32(), s.rows, s.width, 1e-5, c.t);
+            expect_bits(y, alone, c.name);
+
+            Array dy = Array(c.t, n, c.shift).normal(c.rng), dsum = Array(c.t, n, c.shift).normal(c.rng);
+            Array df = Array(c.t, n, c.shift).normal(c.rng), want_dsum(dsum), want_df(df);
+            draws.p = 0.5;
+            cuda_add_norm_backward(QUEUE, dsum, df, dy, sum, centred ? mean.f32() : nullptr, rstd.f32(), scale.f32(),
+                                   s.rows, s.width, &draws, c.t, c.add, how & 2);
+            if (centred)
+                cuda_layernorm_backward_input(QUEUE, want_dsum, dy, sum, mean.f32(), rstd.f32(), scale.f32(), s.rows,
+                                              s.width, c.t, c.add);
+            else
+                cuda_rmsnorm_backward_input(QUEUE, want_dsum, dy, sum, rstd.f32(), scale.f32(), s.rows, s.width, c.t,
+                                            c.add);
+            expect_bits(dsum, want_dsum, c.name);
+            cuda_dropout(QUEUE, want_df, dsum, n, &draws, c.t, how & 2);
+            expect_bits(df, want_df, c.name);
+        }
+    }
+}
+static void sums_with_their_norms_have_the_bits_of_the_kernels_apart(void **) { for_cases("add_norm", sums); }
+
 static void columns(const Case &c) {
     struct Shape {
         int64_t rows, width;
@@ -122,6 +176,7 @@ static void the_first_number_that_is_not_finite_is_found(void **) { for_cases("s
 int main() {
     const CMUnitTest tests[] = {
         cmocka_unit_test(norms_agree_forward_and_backward),
+        cmocka_unit_test(sums_with_their_norms_have_the_bits_of_the_kernels_apart),
         cmocka_unit_test(sums_over_rows_agree),
         cmocka_unit_test(totals_agree_and_repeat_to_the_bit),
         cmocka_unit_test(squares_of_blocks_agree),

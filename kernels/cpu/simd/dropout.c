@@ -1,90 +1,23 @@
-/* Dropout whose mask is counted, not stored: element e = first + i of a site is kept where
- *     word e % 4 of philox_block(seed, (PURPOSE_DROPOUT << 32) | (e / 4 mod 2^32), site ^ (e / 2^34 << 32))
- * is at least floor(2^32 p). Below 2^34 elements this is draw number e of rng_for(seed, PURPOSE_DROPOUT, site); any
- * backend that counts so gets the same mask bit for bit. Kept elements are multiplied by 1 / (1 - p) in f32. Where rows
- * have numbers, row r of x is row numbers[r] of the site. */
-#include "base/philox.h"
+/* Dropout by counting: see draws.h. */
 #include "kernels/cpu/ranges.h"
-#include "kernels/cpu/simd/vec.h"
-
-enum { GROUP = 64, ROUNDS = 10 }; // counter blocks drawn at once: 256 elements
+#include "kernels/cpu/simd/draws.h"
 
 typedef struct Dropout {
     void *y;
     const void *x;
-    uint64_t seed, site, first;
-    const int32_t *numbers; // of rows of `row` elements; NULL: in order
-    int64_t row;
-    uint32_t threshold;
-    float keep_scale; // 1 / (1 - p)
+    Drop drop;
     Dtype type;
     bool add;
 } Dropout;
 
-// Words of the GROUP counter blocks from `block` on; those of one block lie side by side. Philox4x32-10 in loops over
-// blocks, which the compiler turns into vectors.
-static void draw_group(uint32_t out[4 * GROUP], uint64_t seed, uint64_t site, uint64_t block) {
-    uint32_t c[4][GROUP], k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
-    for (uint32_t i = 0; i < GROUP; i++) {
-        c[0][i] = (uint32_t)(block + i);
-        c[1][i] = PURPOSE_DROPOUT;
-        c[2][i] = (uint32_t)site;
-        c[3][i] = (uint32_t)(site >> 32) ^ (uint32_t)((block + i) >> 32);
-    }
-    for (int round = 0; round < ROUNDS; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
-        for (int i = 0; i < GROUP; i++) {
-            uint64_t a = (uint64_t)0xD2511F53u * c[0][i], b = (uint64_t)0xCD9E8D57u * c[2][i];
-            c[0][i] = (uint32_t)(b >> 32) ^ c[1][i] ^ k0;
-            c[1][i] = (uint32_t)b;
-            c[2][i] = (uint32_t)(a >> 32) ^ c[3][i] ^ k1;
-            c[3][i] = (uint32_t)a;
-        }
-    }
-    for (int i = 0; i < GROUP; i++)
-        for (int word = 0; word < 4; word++) out[4 * i + word] = c[word][i];
-}
-
-// Multiplying, rather than writing zero, lets NaN and Inf of dropped elements through.
-INLINE void apply(const Dropout *j, int64_t i, const uint32_t *word, int64_t count, Dtype t) {
-    int64_t k = 0;
-    for (; k + LANES <= count; k += LANES) {
-        VecU bits;
-        memcpy(&bits, word + k, sizeof bits);
-        Vec y = vec_load(j->x, i + k, t) * (Vec)((VecI)(bits >= j->threshold) & (VecI)vec_set(j->keep_scale));
-        vec_store(j->y, i + k, j->add ? vec_load(j->y, i + k, t) + y : y, t);
-    }
-    for (; k < count; k++) {
-        float y = element_load(j->x, i + k, t) * (word[k] >= j->threshold ? j->keep_scale : 0.0f);
-        element_store(j->y, i + k, j->add ? element_load(j->y, i + k, t) + y : y, t);
-    }
-}
-
 static void dropout_task(void *context, int64_t first, int64_t end, int worker) {
     (void)worker;
     const Dropout *j = context;
-    uint32_t word[4 * GROUP];
-    for (int64_t i = first; i < end;) {
-        uint64_t element = j->first + (uint64_t)i;
-        int64_t left = end - i;
-        if (j->numbers) {
-            int64_t inside = (int64_t)(element % (uint64_t)j->row);
-            element = (uint64_t)j->numbers[element / (uint64_t)j->row] * (uint64_t)j->row + (uint64_t)inside;
-            left = j->row - inside < left ? j->row - inside : left;
-        }
-        int64_t skip = (int64_t)(element % 4), count = 4 * GROUP - skip < left ? 4 * GROUP - skip : left;
-        draw_group(word, j->seed, j->site, element / 4);
-        if (j->type == F32)
-            apply(j, i, word + skip, count, F32);
-        else
-            apply(j, i, word + skip, count, BF16);
-        i += count;
-    }
+    drop_span(&j->drop, j->y, j->x, first, end, j->type, j->add);
 }
 
-static void dropout(Backend *b, void *y, const void *x, int64_t n, double p, uint64_t seed, uint64_t site,
-                    uint64_t first, const int32_t *numbers, int64_t row, Dtype t, bool add) {
-    uint32_t threshold = (uint32_t)(p * 4294967296.0);
-    Dropout j = {y, x, seed, site, first, numbers, row, threshold, (float)(1 / (1 - p)), t, add};
+static void dropout(Backend *b, void *y, const void *x, int64_t n, const DropoutDraws *d, Dtype t, bool add) {
+    Dropout j = {y, x, drop_by(d), t, add};
     cpu_run_ranges(b, n, RANGE_HEAVY, dropout_task, &j);
 }
 

@@ -1,7 +1,8 @@
-/* Layer norm, RMS norm and L2 normalisation over rows. A row is read from memory once and from cache after that;
- * statistics are f32. Gradients of scale and shift sum over fixed blocks of rows, whose sums combine in order. */
+/* Layer norm and RMS norm over rows, alone or behind a residual sum. A row is read from memory once and from cache
+ * after that; statistics are f32. Gradients of scale and shift sum over fixed blocks of rows, whose sums combine in
+ * order. */
 #include "kernels/cpu/ranges.h"
-#include "kernels/cpu/simd/vec.h"
+#include "kernels/cpu/simd/draws.h"
 
 enum { WEIGHT_ROWS = 64, WEIGHT_COLUMNS = 256, WEIGHT_VISIT = 4 }; // cut of the weight gradients
 
@@ -14,6 +15,12 @@ typedef struct Norm {
     float epsilon;
     Dtype type;
     bool add;
+    // Behind a residual sum: forward forms it, backward hands its gradient on
+    void *sum;                 // (N, C), or NULL
+    const void *left, *branch; // (N, C) what is summed
+    void *dbranch;             // (N, C), or NULL
+    Drop drop;                 // of the branch
+    bool add_branch;
 } Norm;
 
 // ---- forward ----
@@ -50,36 +57,53 @@ INLINE float row_squares(const void *x, float mean, int64_t width, Dtype t) {
     return total;
 }
 
-INLINE void layernorm_rows(const Norm *j, int64_t first, int64_t end, Dtype t) {
-    int64_t width = j->width;
-    for (int64_t r = first; r < end; r++) {
-        const void *x = row_of(j->x, r, width, t);
-        void *y = row_at(j->y, r, width, t);
-        float mean = row_sum(x, width, t) / (float)width;
-        float rstd = 1.0f / __builtin_sqrtf(row_squares(x, mean, width, t) / (float)width + j->epsilon);
-        Vec centre = vec_set(mean), factor = vec_set(rstd);
-        for (int64_t i = 0; i < width; i += LANES) {
-            Vec xhat = (vec_load_within(x, i, width, t) - centre) * factor;
-            vec_store_within(y, i, width,
-                             xhat * vec_load_within(j->scale, i, width, F32) + vec_load_within(j->shift, i, width, F32),
-                             t);
-        }
-        j->mean[r] = mean;
-        j->rstd[r] = rstd;
+// The sums of rows [first, end), rounded to their type, as is what dropout leaves: what the norm reads, from the cache.
+INLINE void form_sums(const Norm *j, int64_t first, int64_t end, Dtype t) {
+    const void *branch = j->branch;
+    first *= j->width, end *= j->width;
+    if (j->drop.at.p > 0) {
+        drop_span(&j->drop, j->sum, j->branch, first, end, t, false);
+        branch = j->sum;
     }
+    for (int64_t i = first; i < end; i += LANES)
+        vec_store_within(j->sum, i, end, vec_load_within(j->left, i, end, t) + vec_load_within(branch, i, end, t), t);
 }
 
-INLINE void rmsnorm_rows(const Norm *j, int64_t first, int64_t end, Dtype t) {
+INLINE void layernorm_row(const Norm *j, int64_t r, Dtype t) {
     int64_t width = j->width;
+    const void *x = row_of(j->x, r, width, t);
+    void *y = row_at(j->y, r, width, t);
+    float mean = row_sum(x, width, t) / (float)width;
+    float rstd = 1.0f / __builtin_sqrtf(row_squares(x, mean, width, t) / (float)width + j->epsilon);
+    Vec centre = vec_set(mean), factor = vec_set(rstd);
+    for (int64_t i = 0; i < width; i += LANES) {
+        Vec xhat = (vec_load_within(x, i, width, t) - centre) * factor;
+        vec_store_within(y, i, width,
+                         xhat * vec_load_within(j->scale, i, width, F32) + vec_load_within(j->shift, i, width, F32), t);
+    }
+    j->mean[r] = mean;
+    j->rstd[r] = rstd;
+}
+
+INLINE void rmsnorm_row(const Norm *j, int64_t r, Dtype t) {
+    int64_t width = j->width;
+    const void *x = row_of(j->x, r, width, t);
+    void *y = row_at(j->y, r, width, t);
+    float rstd = 1.0f / __builtin_sqrtf(row_squares(x, 0, width, t) / (float)width + j->epsilon);
+    Vec factor = vec_set(rstd);
+    for (int64_t i = 0; i < width; i += LANES)
+        vec_store_within(y, i, width,
+                         vec_load_within(x, i, width, t) * factor * vec_load_within(j->scale, i, width, F32), t);
+    j->rstd[r] = rstd;
+}
+
+INLINE void norm_rows(const Norm *j, int64_t first, int64_t end, Dtype t, bool centred) {
+    if (j->sum) form_sums(j, first, end, t);
     for (int64_t r = first; r < end; r++) {
-        const void *x = row_of(j->x, r, width, t);
-        void *y = row_at(j->y, r, width, t);
-        float rstd = 1.0f / __builtin_sqrtf(row_squares(x, 0, width, t) / (float)width + j->epsilon);
-        Vec factor = vec_set(rstd);
-        for (int64_t i = 0; i < width; i += LANES)
-            vec_store_within(y, i, width,
-                             vec_load_within(x, i, width, t) * factor * vec_load_within(j->scale, i, width, F32), t);
-        j->rstd[r] = rstd;
+        if (centred)
+            layernorm_row(j, r, t);
+        else
+            rmsnorm_row(j, r, t);
     }
 }
 
@@ -87,17 +111,17 @@ static void layernorm_task(void *context, int64_t first, int64_t end, int worker
     (void)worker;
     const Norm *j = context;
     if (j->type == F32)
-        layernorm_rows(j, first, end, F32);
+        norm_rows(j, first, end, F32, true);
     else
-        layernorm_rows(j, first, end, BF16);
+        norm_rows(j, first, end, BF16, true);
 }
 static void rmsnorm_task(void *context, int64_t first, int64_t end, int worker) {
     (void)worker;
     const Norm *j = context;
     if (j->type == F32)
-        rmsnorm_rows(j, first, end, F32);
+        norm_rows(j, first, end, F32, false);
     else
-        rmsnorm_rows(j, first, end, BF16);
+        norm_rows(j, first, end, BF16, false);
 }
 
 static void layernorm_forward(Backend *b, void *y, float *mean, float *rstd, const void *x, const float *scale,
@@ -118,6 +142,25 @@ static void rmsnorm_forward(Backend *b, void *y, float *rstd, const void *x, con
                             int64_t width, double eps, Dtype t) {
     Norm j = {.y = y, .x = x, .scale = scale, .rstd = rstd, .width = width, .epsilon = (float)eps, .type = t};
     cpu_run_ranges(b, rows, range_rows(width, RANGE_ELEMENTS), rmsnorm_task, &j);
+}
+
+static void add_norm_forward(Backend *b, void *sum, void *y, float *mean, float *rstd, const void *x, const void *f,
+                             const float *scale, const float *shift, int64_t rows, int64_t width, double eps,
+                             const DropoutDraws *draws, Dtype t) {
+    Norm j = {.y = y,
+              .x = sum,
+              .scale = scale,
+              .shift = shift,
+              .mean = mean,
+              .rstd = rstd,
+              .width = width,
+              .epsilon = (float)eps,
+              .type = t,
+              .sum = sum,
+              .left = x,
+              .branch = f,
+              .drop = drop_by(draws)};
+    cpu_run_ranges(b, rows, range_rows(width, RANGE_ELEMENTS), shift ? layernorm_task : rmsnorm_task, &j);
 }
 
 // ---- gradient of the input: with g = dy scale, dx = rstd (g - mean(g) - xhat mean(g xhat)); rmsnorm: no mean(g) ----
@@ -142,6 +185,7 @@ INLINE void backward_rows(const Norm *j, int64_t first, int64_t end, Dtype t, bo
             vec_write_within(dx, i, width, factor * (g - mean_g - xhat * mean_dot), t, j->add);
         }
     }
+    if (j->dbranch) drop_span(&j->drop, j->dbranch, j->y, first * width, end * width, t, j->add_branch);
 }
 
 static void layernorm_backward_task(void *context, int64_t first, int64_t end, int worker) {
@@ -180,6 +224,25 @@ static void rmsnorm_backward_input(Backend *b, void *dx, const void *dy, const v
                                    const float *scale, int64_t rows, int64_t width, Dtype t, bool add) {
     Norm j = {.y = dx, .x = x, .dy = dy, .scale = scale, .rstd = (float *)rstd, .width = width, .type = t, .add = add};
     cpu_run_ranges(b, rows, range_rows(width, RANGE_ELEMENTS), rmsnorm_backward_task, &j);
+}
+
+static void add_norm_backward(Backend *b, void *dsum, void *df, const void *dy, const void *sum, const float *mean,
+                              const float *rstd, const float *scale, int64_t rows, int64_t width,
+                              const DropoutDraws *draws, Dtype t, bool add_sum, bool add_f) {
+    Norm j = {.y = dsum,
+              .x = sum,
+              .dy = dy,
+              .scale = scale,
+              .mean = (float *)mean,
+              .rstd = (float *)rstd,
+              .width = width,
+              .type = t,
+              .add = add_sum,
+              .dbranch = df,
+              .drop = drop_by(draws),
+              .add_branch = add_f};
+    cpu_run_ranges(b, rows, range_rows(width, RANGE_ELEMENTS), mean ? layernorm_backward_task : rmsnorm_backward_task,
+                   &j);
 }
 
 // ---- gradients of scale and shift: dscale = sum over rows of dy xhat, dshift = sum of dy ----
@@ -293,4 +356,5 @@ void SIMD_NAME(install_norm)(Backend *b) {
     b->layernorm_backward_weight = layernorm_backward_weight;
     b->rmsnorm_forward = rmsnorm_forward, b->rmsnorm_backward_input = rmsnorm_backward_input;
     b->rmsnorm_backward_weight = rmsnorm_backward_weight;
+    b->add_norm_forward = add_norm_forward, b->add_norm_backward = add_norm_backward;
 }
