@@ -137,6 +137,7 @@ struct Backend {
     void (*swiglu_forward)(Backend *, void *y, const void *x, int64_t rows, int64_t width, Dtype t); // width = F
     void (*swiglu_backward)(Backend *, void *dx, const void *dy, const void *x, int64_t rows, int64_t width, Dtype t, bool add);
     void (*dropout)(Backend *, void *y, const void *x, int64_t n, const DropoutDraws *, Dtype t, bool add);
+    // y may be x
     void (*rope)(Backend *, void *y, const void *x, const int32_t *positions, int64_t rows, int64_t width, int heads, int head_size,
                  double base, bool inverse, Dtype t, bool add);
     // out[i], host: the sum of squares of x[i * block], ... x[i * block + block - 1]; waits

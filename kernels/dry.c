@@ -47,19 +47,23 @@ static void destroy(Backend *b) {
 
 // ---- what kernels would take ----
 
+enum { KERNELS_MOST = 96 };
+
 typedef struct DryClock {
     double flops, bandwidth; // rates; 0: it stands still
     double seconds;
+    int64_t calls[KERNELS_MOST]; // of each kernel
 } DryClock;
 
-static void charge(Backend *b, double flop, double bytes) {
+static void charge(Backend *b, int kernel, double flop, double bytes) {
     DryClock *clock = b->state;
+    clock->calls[kernel]++;
     if (clock->flops > 0) clock->seconds += fmax(flop / clock->flops, bytes / clock->bandwidth);
 }
 
 void dry_set_rates(Backend *b, double flops, double bandwidth) {
     check(b->dry && flops > 0 && bandwidth > 0);
-    *(DryClock *)b->state = (DryClock){flops, bandwidth, 0};
+    *(DryClock *)b->state = (DryClock){.flops = flops, .bandwidth = bandwidth};
 }
 
 double dry_seconds(const Backend *b) { return ((const DryClock *)b->state)->seconds; }
@@ -221,10 +225,26 @@ static double elements_in(const FloatSpan *spans, int count) {
 
 #pragma GCC diagnostic ignored "-Wunused-parameter"
 #pragma GCC diagnostic ignored "-Wconversion" // of counts to numbers of bytes
+#define NUMBER_KERNEL(name, flop, bytes, ...) NUMBER_##name,
+#define NAME_KERNEL(name, flop, bytes, ...)   #name,
 #define DEFINE_KERNEL(name, flop, bytes, ...)                                                                          \
-    static void name(Backend *backend, __VA_ARGS__) { charge(backend, (double)(flop), (double)(bytes)); }
+    static void name(Backend *backend, __VA_ARGS__) { charge(backend, NUMBER_##name, (double)(flop), (double)(bytes)); }
 #define INSTALL_KERNEL(name, flop, bytes, ...) .name = name,
+enum { KERNELS(NUMBER_KERNEL) KERNEL_COUNT };
+_Static_assert((int)KERNEL_COUNT <= (int)KERNELS_MOST, "each kernel has a count");
+static const char *const kernel_names[KERNEL_COUNT] = {KERNELS(NAME_KERNEL)};
 KERNELS(DEFINE_KERNEL)
+
+int64_t dry_calls(const Backend *b, const char *kernel) {
+    const DryClock *clock = b->state;
+    int64_t all = 0;
+    for (int i = 0; i < KERNEL_COUNT; i++) {
+        if (kernel && !strcmp(kernel, kernel_names[i])) return clock->calls[i];
+        all += clock->calls[i];
+    }
+    check(!kernel && "a kernel of this name");
+    return all;
+}
 
 Backend *dry_backend_new(void) {
     Backend *b = malloc(sizeof *b);

@@ -11,3 +11,5 @@ Backend *dry_backend_new(void); // never fails; end with backend_free
 // written once, over `bandwidth` a second. It stands still until rates are set, which puts it to 0.
 void dry_set_rates(Backend *, double flops, double bandwidth);
 double dry_seconds(const Backend *);
+// How often a kernel of backend.h was called, by its name ("add"); NULL: all of them together.
+int64_t dry_calls(const Backend *, const char *kernel);

@@ -51,6 +51,8 @@ Tensor *swiglu(Tape *, Tensor *x); // (.., 2 F) -> (.., F)
 // Pairs (x[d], x[d + D/2]) turn by positions[n] * base^(-2 d / D) (Su et al. 2021, in the halves layout of LLaMA).
 // The first `heads` heads of each row turn, the rest pass: x may be packed [q | k | v].
 Tensor *rope(Tape *, Tensor *x, Tensor *positions, int heads, int head_size, double base); // (.., W) (rows) I32
+// The same where x lies: for an x that nobody else reads, no gradient either.
+Tensor *rope_in_place(Tape *, Tensor *x, Tensor *positions, int heads, int head_size, double base);
 
 // o[i] = sum over allowed keys j of softmax_j(q[i] . k[j] / sqrt(D)) v[j]; tiles with a running maximum, never T x T
 // (Dao et al. 2022). Heads h share key-value head h / (H / K) (Ainslie et al. 2023).

@@ -4,6 +4,7 @@
 #include "kernels/cuda/draws.h"
 #include "kernels/cuda/rows_in_registers.h"
 
+// Arguments of launches have no padding, whose bytes would differ from call to call.
 namespace {
 enum Fused { ALONE, SUM, DROPPED_SUM }; // the norm of x; of x + branch; of x + dropout(branch)
 
@@ -12,19 +13,18 @@ template <class T> struct Branch { // (N, C) beside x
     T *sum;     // forward: what the norm reads
     T *dbranch; // backward, of a dropped sum
     Draw draw;
-    bool whole; // draws are those of whole blocks where packs of a row are
-    bool add;   // to dbranch
+    int whole; // draws are those of whole blocks where packs of a row are
+    int add;   // to dbranch
 };
 struct Forward {
     float *mean, *rstd;         // (N); mean NULL: rmsnorm
     const float *scale, *shift; // (C)
     int64_t rows, width;
-    float epsilon;
+    double epsilon;
 };
 struct Backward {
     const float *mean, *rstd, *scale;
-    int64_t rows, width;
-    bool add;
+    int64_t rows, width, add;
 };
 } // namespace
 
@@ -55,7 +55,7 @@ static __device__ __forceinline__ Floats<N> read_input(const T *x, const Branch<
     Floats<N> v = load<N>(x + at);
     if (FUSED == ALONE) return v;
     Floats<N> f = load<N>(b.branch + at);
-    if (FUSED == DROPPED_SUM) f = dropped<T>(f, b.draw, drawn_at(b, at), b.whole);
+    if (FUSED == DROPPED_SUM) f = dropped<T>(f, b.draw, drawn_at(b, at), b.whole != 0);
     T rounded;
 #pragma unroll
     for (int i = 0; i < N; i++) {
@@ -90,7 +90,8 @@ static __global__ void __launch_bounds__(GROUP == WARP ? ROW_BLOCK : GROUP)
 #pragma unroll
         for (int i = 0; i < N; i++) squares += (v[k].at[i] - mean) * (v[k].at[i] - mean);
     }
-    float rstd = 1.0f / sqrtf(group_sum<GROUP>(squares, memory) / static_cast<float>(f.width) + f.epsilon);
+    float rstd =
+        1.0f / sqrtf(group_sum<GROUP>(squares, memory) / static_cast<float>(f.width) + static_cast<float>(f.epsilon));
 #pragma unroll
     for (int k = 0; k < part.COUNT; k++) {
         if (!part.holds(k)) continue;
@@ -120,7 +121,8 @@ static __global__ void __launch_bounds__(LOOPED_THREADS)
         float d = to_float(from[i]) - mean;
         squares += d * d;
     }
-    float rstd = 1.0f / sqrtf(block_sum<LOOPED_THREADS>(squares, memory) / static_cast<float>(f.width) + f.epsilon);
+    float rstd = 1.0f / sqrtf(block_sum<LOOPED_THREADS>(squares, memory) / static_cast<float>(f.width) +
+                              static_cast<float>(f.epsilon));
     for (int64_t i = thread; i < f.width; i += LOOPED_THREADS)
         store<1>(y + first + i, normed<1>(load<1>(from + i), mean, rstd, f.scale, f.shift, i));
     if (thread == 0) {
@@ -153,12 +155,12 @@ template <bool CENTRED> static void run_forward(const CudaQueue *q, void *y, con
 
 void cuda_layernorm_forward(const CudaQueue *q, void *y, float *mean, float *rstd, const void *x, const float *scale,
                             const float *shift, int64_t rows, int64_t width, double eps, Dtype t) {
-    run_forward<true>(q, y, x, Forward{mean, rstd, scale, shift, rows, width, static_cast<float>(eps)}, t);
+    run_forward<true>(q, y, x, Forward{mean, rstd, scale, shift, rows, width, eps}, t);
 }
 
 void cuda_rmsnorm_forward(const CudaQueue *q, void *y, float *rstd, const void *x, const float *scale, int64_t rows,
                           int64_t width, double eps, Dtype t) {
-    run_forward<false>(q, y, x, Forward{nullptr, rstd, scale, nullptr, rows, width, static_cast<float>(eps)}, t);
+    run_forward<false>(q, y, x, Forward{nullptr, rstd, scale, nullptr, rows, width, eps}, t);
 }
 
 // Whether the packs of a row have whole blocks of draws, wherever the row stands.
@@ -177,7 +179,7 @@ static void start_sum(const CudaQueue *q, T *y, const T *x, const Forward &f, co
 void cuda_add_norm_forward(const CudaQueue *q, void *sum, void *y, float *mean, float *rstd, const void *x,
                            const void *branch, const float *scale, const float *shift, int64_t rows, int64_t width,
                            double eps, const DropoutDraws *d, Dtype t) {
-    Forward f = {mean, rstd, scale, shift, rows, width, static_cast<float>(eps)};
+    Forward f = {mean, rstd, scale, shift, rows, width, eps};
     if (rows <= 0) return;
     with_type(t, [&](auto zero) {
         typedef decltype(zero) T;
@@ -214,9 +216,9 @@ static __device__ __forceinline__ void write_gradient(T *dx, Floats<N> g, bool a
     }
     // the one rounding of dropout is that of the store, unless it adds
     if (b.add)
-        write<N>(b.dbranch + at, dropped<float>(g, b.draw, drawn_at(b, at), b.whole), true);
+        write<N>(b.dbranch + at, dropped<float>(g, b.draw, drawn_at(b, at), b.whole != 0), true);
     else
-        store<N>(b.dbranch + at, dropped<T>(g, b.draw, drawn_at(b, at), b.whole));
+        store<N>(b.dbranch + at, dropped<T>(g, b.draw, drawn_at(b, at), b.whole != 0));
 }
 
 template <class T, int GROUP, bool CENTRED, bool DROPS>
@@ -251,7 +253,7 @@ static __global__ void __launch_bounds__(GROUP == WARP ? ROW_BLOCK : GROUP)
         if (!part.holds(k)) continue;
 #pragma unroll
         for (int i = 0; i < N; i++) g[k].at[i] = rstd * (g[k].at[i] - mean_g - hat[k].at[i] * mean_dot);
-        write_gradient<T, N, DROPS>(dx, g[k], b.add, branch, first + part.column(k));
+        write_gradient<T, N, DROPS>(dx, g[k], b.add != 0, branch, first + part.column(k));
     }
 }
 
@@ -272,7 +274,7 @@ static __global__ void __launch_bounds__(LOOPED_THREADS)
     for (int64_t i = thread; i < b.width; i += LOOPED_THREADS) {
         float g = to_float(dy[first + i]) * b.scale[i], hat = (to_float(x[first + i]) - mean) * rstd;
         Floats<1> d = {{rstd * (g - mean_g - hat * mean_dot)}};
-        write_gradient<T, 1, DROPS>(dx, d, b.add, branch, first + i);
+        write_gradient<T, 1, DROPS>(dx, d, b.add != 0, branch, first + i);
     }
 }
 

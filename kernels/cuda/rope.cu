@@ -9,7 +9,7 @@ struct Rope {
     int64_t rows, width;
     int heads, head_size;
     double base;
-    bool inverse, add;
+    int inverse, add;        // (no padding: a launch's bytes are compared)
     double frequency[TABLE]; // (D / 2), in quarter turns; of wider heads the device finds them itself
 };
 
@@ -55,7 +55,7 @@ static __global__ void __launch_bounds__(THREADS)
         uint32_t row = head / static_cast<uint32_t>(r.heads), at = head - row * static_cast<uint32_t>(r.heads);
         int64_t where = (first + row) * r.width + static_cast<int64_t>(at) * r.head_size + d;
         turn_pairs<N>(y + where, x + where, half, sine + row * static_cast<uint32_t>(half) + d,
-                      cosine + row * static_cast<uint32_t>(half) + d, r.add);
+                      cosine + row * static_cast<uint32_t>(half) + d, r.add != 0);
     }
     // What does not turn is passed on.
     const int turning = r.heads * r.head_size, passing = static_cast<int>(r.width) - turning;

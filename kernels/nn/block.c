@@ -147,8 +147,8 @@ static Tensor *attend_cached(Tape *t, const Block *b, Tensor *x, const BlockCont
     Tensor *q = linear_rows(t, &b->qkv, x, 0, queries);
     Tensor *kv = linear_rows(t, &b->qkv, x, queries, kv_width);
     if (c->rope) {
-        q = rope(t, q, context->positions, c->heads, (int)d, c->rope_base);
-        kv = rope(t, kv, context->positions, c->kv_heads, (int)d, c->rope_base);
+        q = rope_in_place(t, q, context->positions, c->heads, (int)d, c->rope_base);
+        kv = rope_in_place(t, kv, context->positions, c->kv_heads, (int)d, c->rope_base);
     }
     if (!q || !kv || !context->slots) return NULL;
     cache_write(context->cache, b->site, kv, context->slots);
@@ -191,7 +191,7 @@ static Tensor *attend(Tape *t, const Block *b, Residual *r, const BlockContext *
     int heads = c->heads / parallel_ranks(b->parallel), kv_heads = c->kv_heads / parallel_ranks(b->parallel);
     if (context->cache) return attend_cached(t, b, residual_norm(t, &b->norm1, r), context);
     Tensor *qkv = read_stream(t, b, &b->norm1, &b->qkv, attention_input, r, context);
-    if (c->rope) qkv = rope(t, qkv, context->positions, heads + kv_heads, (int)head_size(c), c->rope_base);
+    if (c->rope) qkv = rope_in_place(t, qkv, context->positions, heads + kv_heads, (int)head_size(c), c->rope_base);
     return attention(t, qkv, NULL, context->range, (Heads){heads, kv_heads, context->causal});
 }
 
@@ -268,9 +268,9 @@ double block_weights(const BlockConfig *c, const ParallelSizes *sizes) {
     return width * (qkv + width + mlp) / (sizes ? sizes->tensor : 1);
 }
 
-// Outputs of width C: two norms, attention, two sums; and qkv (with rope twice), up, activation.
+// Outputs of width C: two norms, attention, two sums; and qkv, up, activation.
 double block_activations(const BlockConfig *c, double tokens, Recompute recompute, const ParallelSizes *sizes) {
-    double width = (double)c->width, qkv = (double)((c->heads + 2 * c->kv_heads) * head_size(c)) * (c->rope ? 2 : 1);
+    double width = (double)c->width, qkv = (double)((c->heads + 2 * c->kv_heads) * head_size(c));
     double up = (double)c->mlp_width * (c->mlp == MLP_SWIGLU ? 2 : 1);
     double split = sizes ? sizes->tensor : 1, shared = sizes && sizes->sequence ? split : 1;
     if (recompute == RECOMPUTE_FULL) return tokens * width / shared;

@@ -3,7 +3,7 @@
 #include "kernels/ops.h"
 
 enum { X, POSITIONS };         // inputs
-enum { A_HEADS, A_HEAD_SIZE }; // attributes i
+enum { A_HEADS, A_HEAD_SIZE, A_IN_PLACE }; // attributes i; in place: y takes over x's memory
 enum { A_BASE };               // attribute f
 
 static const char *rope_infer(Node *n) {
@@ -14,7 +14,10 @@ static const char *rope_infer(Node *n) {
         return "rope: the heads, of even size, must fit into x's width";
     if (positions->dtype != I32 || tensor_count(positions) != tensor_rows(x))
         return "rope: one I32 position for each row of x";
-    tape_output(n, x->dtype, x->rank, x->shape);
+    if (n->attributes.i[A_IN_PLACE])
+        tape_view(n, x->rank, x->shape);
+    else
+        tape_output(n, x->dtype, x->rank, x->shape);
     return NULL;
 }
 
@@ -27,8 +30,16 @@ static void run(Node *n, Destination y, const void *x, bool inverse) {
 
 static void rope_forward(Node *n) { run(n, (Destination){n->out->data, n->out->dtype, false}, n->in[X]->data, false); }
 
+// Turns back where dy lies, which dx takes over; only where x has a gradient already it is added to that.
 static void rope_backward(Node *n, unsigned wanted) {
-    if (WANTS(wanted, X)) run(n, grad_of(n, X), n->out->grad, true);
+    if (!WANTS(wanted, X)) return;
+    if (n->in[X]->is_parameter || n->in[X]->grad_written) {
+        run(n, grad_of(n, X), n->out->grad, true);
+        return;
+    }
+    void *d = grad_of_output(n).data;
+    run(n, (Destination){d, n->out->dtype, false}, d, true);
+    grad_pass(n, X, true);
 }
 
 static unsigned rope_reads(const Node *n) {
@@ -63,7 +74,16 @@ const Operator op_rope = {
     .example = rope_example,
 };
 
-Tensor *rope(Tape *tape, Tensor *x, Tensor *positions, int heads, int head_size, double base) {
-    Attributes a = {.i = {[A_HEADS] = heads, [A_HEAD_SIZE] = head_size}, .f = {[A_BASE] = base}};
+static Tensor *apply(Tape *tape, Tensor *x, Tensor *positions, int heads, int head_size, double base, bool in_place) {
+    Attributes a = {.i = {[A_HEADS] = heads, [A_HEAD_SIZE] = head_size, [A_IN_PLACE] = in_place},
+                    .f = {[A_BASE] = base}};
     return tape_apply(tape, &op_rope, &a, 2, (Tensor *[]){x, positions});
+}
+
+Tensor *rope(Tape *tape, Tensor *x, Tensor *positions, int heads, int head_size, double base) {
+    return apply(tape, x, positions, heads, head_size, base, false);
+}
+
+Tensor *rope_in_place(Tape *tape, Tensor *x, Tensor *positions, int heads, int head_size, double base) {
+    return apply(tape, x, positions, heads, head_size, base, true);
 }

@@ -62,6 +62,7 @@ INLINE void rotate_pairs(char *y, const char *x, int64_t half, const float *sine
 
 // What does not turn is passed on.
 INLINE void pass(char *y, const char *x, int64_t first, int64_t end, Dtype t, bool add) {
+    if (y == x && !add) return;
     if (!add) {
         int64_t size = (int64_t)dtype_size(t);
         memcpy(y + first * size, x + first * size, (size_t)((end - first) * size));
