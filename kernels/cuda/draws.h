@@ -64,28 +64,24 @@ static __device__ __forceinline__ uint32_t word_of(const Words &w, uint64_t e) {
 // Whether N elements side by side always have the words of whole blocks where the first of them is a multiple of N.
 static inline bool draws_whole_blocks(const DropoutDraws &d, int n) { return !d.numbers || d.row % n == 0; }
 
-// x[0 .. N - 1], elements e, e + 1, .. of these rows, each rounded to T. whole: they have whole blocks.
-template <class T, int N>
-static __device__ __forceinline__ Floats<N> dropped(Floats<N> x, const Draw &s, uint64_t e, bool whole) {
+// x[0 .. N - 1], elements e, e + 1, .. of these rows, each rounded to T. N is 1, or a multiple of 4 of which each has
+// the words of whole blocks.
+template <class T, int N> static __device__ __forceinline__ Floats<N> dropped(Floats<N> x, const Draw &s, uint64_t e) {
     T rounded;
-    if (whole && N % 4 == 0) {
-        uint64_t block = element_of(s, e) / 4;
+    uint64_t element = element_of(s, e);
+    if constexpr (N == 1) {
+        from_float(&rounded, kept(x.at[0], word_of(draw_block(s, element / 4), element), s));
+        x.at[0] = to_float(rounded);
+    } else {
 #pragma unroll
         for (int k = 0; k < N; k += 4) {
-            Words w = draw_block(s, block + static_cast<uint64_t>(k / 4));
+            Words w = draw_block(s, element / 4 + static_cast<uint64_t>(k / 4));
 #pragma unroll
-            for (int i = 0; i < 4 && k + i < N; i++) {
+            for (int i = 0; i < 4; i++) {
                 from_float(&rounded, kept(x.at[k + i], w.at[i], s));
                 x.at[k + i] = to_float(rounded);
             }
         }
-        return x;
-    }
-#pragma unroll
-    for (int k = 0; k < N; k++) {
-        uint64_t element = element_of(s, e + static_cast<uint64_t>(k));
-        from_float(&rounded, kept(x.at[k], word_of(draw_block(s, element / 4), element), s));
-        x.at[k] = to_float(rounded);
     }
     return x;
 }

@@ -13,8 +13,7 @@ template <class T> struct Branch { // (N, C) beside x
     T *sum;     // forward: what the norm reads
     T *dbranch; // backward, of a dropped sum
     Draw draw;
-    int whole; // draws are those of whole blocks where packs of a row are
-    int add;   // to dbranch
+    int64_t add; // to dbranch
 };
 struct Forward {
     float *mean, *rstd;         // (N); mean NULL: rmsnorm
@@ -53,16 +52,17 @@ template <class T> static __device__ __forceinline__ uint64_t drawn_at(const Bra
 template <class T, int N, Fused FUSED>
 static __device__ __forceinline__ Floats<N> read_input(const T *x, const Branch<T> &b, int64_t at) {
     Floats<N> v = load<N>(x + at);
-    if (FUSED == ALONE) return v;
-    Floats<N> f = load<N>(b.branch + at);
-    if (FUSED == DROPPED_SUM) f = dropped<T>(f, b.draw, drawn_at(b, at), b.whole != 0);
-    T rounded;
+    if constexpr (FUSED != ALONE) {
+        Floats<N> f = load<N>(b.branch + at);
+        if constexpr (FUSED == DROPPED_SUM) f = dropped<T>(f, b.draw, drawn_at(b, at));
+        T rounded;
 #pragma unroll
-    for (int i = 0; i < N; i++) {
-        from_float(&rounded, v.at[i] + f.at[i]);
-        v.at[i] = to_float(rounded);
+        for (int i = 0; i < N; i++) {
+            from_float(&rounded, v.at[i] + f.at[i]);
+            v.at[i] = to_float(rounded);
+        }
+        store<N>(b.sum + at, v);
     }
-    store<N>(b.sum + at, v);
     return v;
 }
 
@@ -132,8 +132,9 @@ static __global__ void __launch_bounds__(LOOPED_THREADS)
 }
 
 template <class T, bool CENTRED, Fused FUSED>
-static void start_forward(const CudaQueue *q, T *y, const T *x, const Forward &f, const Branch<T> &branch) {
-    bool packs = f.width % PACK<T> == 0 && packs_at(y, PACK<T>) && packs_at(x, PACK<T>) &&
+static void start_forward(const CudaQueue *q, T *y, const T *x, const Forward &f, const Branch<T> &branch,
+                          bool draws_packs = true) {
+    bool packs = draws_packs && f.width % PACK<T> == 0 && packs_at(y, PACK<T>) && packs_at(x, PACK<T>) &&
                  packs_at(branch.branch, PACK<T>) && packs_at(branch.sum, PACK<T>) && packs_at(f.scale, 4) &&
                  packs_at(f.shift, 4);
     with_group(f.rows, f.width, packs, [&](auto group, dim3 grid, dim3 block) {
@@ -163,15 +164,16 @@ void cuda_rmsnorm_forward(const CudaQueue *q, void *y, float *rstd, const void *
     run_forward<false>(q, y, x, Forward{nullptr, rstd, scale, nullptr, rows, width, eps}, t);
 }
 
-// Whether the packs of a row have whole blocks of draws, wherever the row stands.
-template <class T> static bool packs_have_whole_blocks(const DropoutDraws &d, int64_t width) {
+// Whether the packs of a row have whole blocks of draws, wherever the row stands: else elements draw one by one.
+template <class T> static bool draws_packs(const DropoutDraws &d, int64_t width) {
     return d.first % PACK<T> == 0 && width % PACK<T> == 0 && draws_whole_blocks(d, PACK<T>);
 }
 
 template <class T, bool CENTRED>
-static void start_sum(const CudaQueue *q, T *y, const T *x, const Forward &f, const Branch<T> &branch, bool drops) {
-    if (drops)
-        start_forward<T, CENTRED, DROPPED_SUM>(q, y, x, f, branch);
+static void start_sum(const CudaQueue *q, T *y, const T *x, const Forward &f, const Branch<T> &branch,
+                      const DropoutDraws &d) {
+    if (d.p > 0)
+        start_forward<T, CENTRED, DROPPED_SUM>(q, y, x, f, branch, draws_packs<T>(d, f.width));
     else
         start_forward<T, CENTRED, SUM>(q, y, x, f, branch);
 }
@@ -183,16 +185,11 @@ void cuda_add_norm_forward(const CudaQueue *q, void *sum, void *y, float *mean, 
     if (rows <= 0) return;
     with_type(t, [&](auto zero) {
         typedef decltype(zero) T;
-        Branch<T> b = {static_cast<const T *>(branch),
-                       static_cast<T *>(sum),
-                       nullptr,
-                       draw_by(q, *d),
-                       packs_have_whole_blocks<T>(*d, width),
-                       false};
+        Branch<T> b = {static_cast<const T *>(branch), static_cast<T *>(sum), nullptr, draw_by(q, *d), false};
         if (shift)
-            start_sum<T, true>(q, static_cast<T *>(y), static_cast<const T *>(x), f, b, d->p > 0);
+            start_sum<T, true>(q, static_cast<T *>(y), static_cast<const T *>(x), f, b, *d);
         else
-            start_sum<T, false>(q, static_cast<T *>(y), static_cast<const T *>(x), f, b, d->p > 0);
+            start_sum<T, false>(q, static_cast<T *>(y), static_cast<const T *>(x), f, b, *d);
     });
 }
 
@@ -207,18 +204,19 @@ static __device__ __forceinline__ void write_gradient(T *dx, Floats<N> g, bool a
         for (int i = 0; i < N; i++) g.at[i] += old.at[i];
     }
     store<N>(dx + at, g);
-    if (!DROPS) return;
-    T rounded;
+    if constexpr (DROPS) {
+        T rounded;
 #pragma unroll
-    for (int i = 0; i < N; i++) {
-        from_float(&rounded, g.at[i]);
-        g.at[i] = to_float(rounded);
+        for (int i = 0; i < N; i++) {
+            from_float(&rounded, g.at[i]);
+            g.at[i] = to_float(rounded);
+        }
+        // the one rounding of dropout is that of the store, unless it adds
+        if (b.add)
+            write<N>(b.dbranch + at, dropped<float>(g, b.draw, drawn_at(b, at)), true);
+        else
+            store<N>(b.dbranch + at, dropped<T>(g, b.draw, drawn_at(b, at)));
     }
-    // the one rounding of dropout is that of the store, unless it adds
-    if (b.add)
-        write<N>(b.dbranch + at, dropped<float>(g, b.draw, drawn_at(b, at), b.whole != 0), true);
-    else
-        store<N>(b.dbranch + at, dropped<T>(g, b.draw, drawn_at(b, at), b.whole != 0));
 }
 
 template <class T, int GROUP, bool CENTRED, bool DROPS>
@@ -280,9 +278,9 @@ static __global__ void __launch_bounds__(LOOPED_THREADS)
 
 template <class T, bool CENTRED, bool DROPS>
 static void start_backward(const CudaQueue *q, T *dx, const T *dy, const T *x, const Backward &b,
-                           const Branch<T> &branch) {
-    bool packs = b.width % PACK<T> == 0 && packs_at(dx, PACK<T>) && packs_at(dy, PACK<T>) && packs_at(x, PACK<T>) &&
-                 packs_at(branch.dbranch, PACK<T>) && packs_at(b.scale, 4);
+                           const Branch<T> &branch, bool draws_packs = true) {
+    bool packs = draws_packs && b.width % PACK<T> == 0 && packs_at(dx, PACK<T>) && packs_at(dy, PACK<T>) &&
+                 packs_at(x, PACK<T>) && packs_at(branch.dbranch, PACK<T>) && packs_at(b.scale, 4);
     with_group(b.rows, b.width, packs, [&](auto group, dim3 grid, dim3 block) {
         constexpr int GROUP = decltype(group)::value;
         if constexpr (GROUP == 0)
@@ -320,13 +318,12 @@ void cuda_add_norm_backward(const CudaQueue *q, void *dsum, void *df, const void
     if (rows <= 0) return;
     with_type(t, [&](auto zero) {
         typedef decltype(zero) T;
-        Branch<T> branch = {
-            nullptr, nullptr, static_cast<T *>(df), draw_by(q, *d), packs_have_whole_blocks<T>(*d, width), add_f};
+        Branch<T> branch = {nullptr, nullptr, static_cast<T *>(df), draw_by(q, *d), add_f};
         T *to = static_cast<T *>(dsum);
         const T *g = static_cast<const T *>(dy), *x = static_cast<const T *>(sum);
         if (mean)
-            start_backward<T, true, true>(q, to, g, x, b, branch);
+            start_backward<T, true, true>(q, to, g, x, b, branch, draws_packs<T>(*d, width));
         else
-            start_backward<T, false, true>(q, to, g, x, b, branch);
+            start_backward<T, false, true>(q, to, g, x, b, branch, draws_packs<T>(*d, width));
     });
 }
