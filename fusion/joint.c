@@ -104,6 +104,7 @@ Joint *joint_new_part(Backend *backend, const JointConfig *config, const Paralle
     j->host = arena_new(256 << 10);
     j->parameters = parameters_new(backend, parallel);
     j->compute = compute;
+    if (config->fp8 && compute == BF16) parameters_use_fp8(j->parameters);
     copy_strings(&j->config.freeze, j->memory);
     copy_strings(&j->config.recompute_units, j->memory);
     const char *wrong = joint_check(config, j->memory);

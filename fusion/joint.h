@@ -24,6 +24,7 @@ typedef struct JointConfig {
     double weight[OBJECTIVES];
     double pixel_mean[3], pixel_std[3]; // of values in 0..1
     StringList freeze;                  // prefixes of parameter names: "vision", "text", "vision.blocks.0"
+    bool fp8;                           // products of its blocks, in training, where it computes in bf16
     Recompute recompute;                // of its blocks, in training; not the model's own: no number depends on it
     StringList
         recompute_units; // units whose blocks do so, or what they lie under: "vision.blocks.0", "text"; none: all

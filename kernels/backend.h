@@ -3,6 +3,7 @@
  * take a Destination-like pair (pointer, add); what is added to a vector's is summed first. Kernels give the same bits
  * for any number of threads. */
 #pragma once
+#include "kernels/fp8.h"
 #include "kernels/matmul.h"
 #include "kernels/tensor.h"
 
@@ -121,6 +122,10 @@ struct Backend {
     // Whether a product with an epilogue or with sums is one call here, and faster than the calls apart; the answer for
     // a shape stays. NULL: never
     bool (*matmul_wins)(Backend *, const Matmul *);
+    // The same of one product in BF16, with A and B rounded to fp8 first; m, n and k are multiples of 16, and A and B lie
+    // without gaps. NULL: this device cannot
+    void (*matmul_fp8)(Backend *, const Matmul *, Fp8Side a, Fp8Side b);
+    void (*fp8_advance)(Backend *, Fp8Scaling *, float *most, int margin); // (FP8_SIDES) each, behind a step; most becomes 0
     void (*sum_columns)(Backend *, float *out, const void *x, int64_t rows, int64_t width, Dtype t, bool add); // out[c] = sum_r x[r, c]
 
     // elementwise; n elements

@@ -23,6 +23,7 @@ typedef struct Matmul {
     // Only where Backend.matmul_wins said so; one product, C not added to:
     Epilogue    epilogue;
     void       *aux;             // (m, n) of type `out`, rows c_row apart, or NULL: of the epilogue
+    const float *a_factor, *b_factor; // device: what A and B of E4M3 or E5M2 are multiplied by; else NULL
     float      *sums;            // (m) or NULL: sum over k of A[m, k] beside the product
     bool        add_sums;        // sums += instead of sums =
 } Matmul;

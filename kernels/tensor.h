@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-typedef enum Dtype { F32, BF16, I32, U8 } Dtype;
+typedef enum Dtype { F32, BF16, I32, U8, E4M3, E5M2 /* within products alone: fp8.h */ } Dtype;
 
 enum { MAX_RANK = 4 };
 
@@ -21,6 +21,8 @@ struct Tensor {
     bool        grad_written;  // grad holds a value: the next writer adds, the first overwrites
     bool        borrowed;      // data belongs to another tensor (a view)
     int64_t     spare_rows;    // parameters: rows of zeros that lie behind the last one, in data and gradient
+    struct Fp8Scaling *scaling; // (FP8_SIDES) of a weight whose products are in fp8 (fp8.h), device; else NULL
+    float      *most;          // (FP8_SIDES) of it: largest numbers of this step, device
     int         writers;       // parameters: nodes on a recording tape that are still to write its gradient
     const char *name;          // parameters: the checkpoint's name; else the operator's
     // Of a tape's tensors, for the tape alone:

@@ -100,6 +100,7 @@ static void update(Optimizer *o, const AdamW *rule, const Gate *gate) {
         count = 0;
     }
     if (count) be->adamw_parts(be, o->parts, count, rule, gate);
+    parameters_advance_scaling(o->parameters);
     parameters_look_ahead(o->parameters);
 }
 

@@ -89,6 +89,17 @@ static bool cut_model(Run *r, Error *error) {
 
 static int threads_of(const Run *r) { return r->config.threads ? (int)r->config.threads : r->hosts.threads; }
 
+// fp8 needs tensor cores that have it, and scales that stay where they are.
+static bool can_multiply(const Run *r, Error *error) {
+    if (!r->config.model.fp8) return true;
+    if (!r->backend->matmul_fp8)
+        return error_set(error, ERROR_USAGE,
+                         "precision: fp8 needs a GPU of compute capability 8.9 or newer, this one has %s; use bf16",
+                         r->backend->isa);
+    return r->config.parallel.zero < 3 ||
+           error_set(error, ERROR_USAGE, "precision: fp8 goes with parallel.zero 0 to 2; use one of them, or bf16");
+}
+
 // Collective. Before the run's folder exists: a run that has no device leaves nothing behind.
 static bool open_device(Run *r, Error *error) {
     DeviceOptions device = {.device = (Device)r->config.device, .local_rank = r->hosts.local_rank};
@@ -96,7 +107,7 @@ static bool open_device(Run *r, Error *error) {
     r->node = hosts_bind(&r->hosts, r->options->world, &r->seat, "/sys");
     device.threads = threads_of(r);
     r->backend = device_backend_new(&device, r->log, error);
-    return agree(r->options->world, r->backend != NULL, error);
+    return agree(r->options->world, r->backend && can_multiply(r, error), error);
 }
 
 // Collective. Whether the run fits into the memory of its device, before anything of it is there.
@@ -329,12 +340,13 @@ static void describe_device(const Run *r) {
 }
 
 static void describe_start(const Run *r) {
+    static const char *const precisions[] = {"f32", "bf16", "fp8"};
     const JointConfig *m = &r->config.model;
     Buffer text = {0};
     log_info(r->log, "%.2f M parameters (%.2f M trained), vocabulary %lld, %s on %s (%s), %d threads",
              (double)parameters_whole_elements(joint_parameters(r->joint), false) / 1e6,
              (double)parameters_whole_elements(joint_parameters(r->joint), true) / 1e6, (long long)m->text.vocabulary,
-             r->config.precision ? "bf16" : "f32", r->backend->name, r->backend->isa, threads_of(r));
+             precisions[r->config.precision], r->backend->name, r->backend->isa, threads_of(r));
     describe_device(r);
     if (r->layout.ranks == 1) return;
     layout_describe(&r->config, &r->layout, &text);

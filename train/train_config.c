@@ -124,8 +124,8 @@ static const ConfigKey train_keys[] = {
      .type = CONFIG_CHOICE,
      .offset = AT(precision),
      .fallback = "f32",
-     .choices = "f32|bf16",
-     .help = "of activations and matrix products; masters are f32"},
+     .choices = "f32|bf16|fp8",
+     .help = "of activations and matrix products; masters are f32; fp8: bf16, and products of blocks in fp8"},
     {.name = "tokenizer", .type = CONFIG_STRING, .offset = AT(tokenizer), .help = "SentencePiece model file"},
     {.name = "data", .type = CONFIG_LIST, .offset = AT(data), .item = &source_schema, .help = "the datasets of a step"},
     {.name = "sequence.lm",
@@ -537,6 +537,7 @@ static bool read_config(TrainConfig *c, const char *path, const char *const *ove
     for (int i = 0; i < c->data.count; i++)
         if (!check_source(c, i, planned, error)) return false;
     if (!c->model.text.vocabulary && !vocabulary_of(c, error)) return false;
+    c->model.fp8 = c->precision == PRECISION_FP8;
     const char *wrong = joint_check(&c->model, memory);
     if (wrong) return error_set(error, ERROR_USAGE, "%s", wrong);
     return check_objectives(c, error) && check_lengths(c, error);

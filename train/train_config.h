@@ -31,10 +31,12 @@ typedef struct ParallelConfig {
     double watchdog;      // seconds; 0: off
 } ParallelConfig;
 
+enum { PRECISION_FP8 = 2 }; // bf16, and products of blocks in fp8 (kernels/fp8.h)
+
 typedef struct TrainConfig {
     int64_t seed, threads;
     int device;            // Device
-    int precision;         // 0 f32, 1 bf16
+    int precision;         // 0 f32, 1 bf16, PRECISION_FP8
     const char *tokenizer; // path of the model
     ConfigList data;       // of SourceConfig
     JointConfig model;

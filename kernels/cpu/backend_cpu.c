@@ -183,6 +183,7 @@ Backend *cpu_backend_new(int threads, const char *isa, Log *log) {
     s->scratch_size = calloc((size_t)count, sizeof *s->scratch_size);
     check(s->scratch && s->scratch_size);
     SETS[set].install(b);
+    cpu_install_fp8(b);
     choose_matmul(b, log);
     log_info(log, "CPU kernels: %s, %d thread%s%s%s%s", b->isa, count, count == 1 ? "" : "s",
              SETS[best].lacks ? "; this processor has no " : "", SETS[best].lacks ? SETS[best].lacks : "",

@@ -25,6 +25,8 @@ Threads *cpu_threads(const Backend *);
 void    *cpu_worker_scratch(const Backend *, int worker, size_t bytes); // 64-byte aligned, kept between calls
 void    *cpu_shared_scratch(const Backend *, size_t bytes);
 
+void cpu_install_fp8(Backend *); // fp8.c
+
 // Inside simd/*.c: SIMD_NAME(install_norm) is install_norm_avx2 and so on; SIMD_SUFFIX comes from the build.
 #define CPU_PASTE2(a, b) a##_##b
 #define CPU_PASTE(a, b)  CPU_PASTE2(a, b)

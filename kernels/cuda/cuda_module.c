@@ -113,6 +113,7 @@ static Backend *open_backend(const CudaOptions *options, Log *log, Error *error)
     cuda_products_install(b);
     cuda_calls_install(b);
     cuda_cross_entropy_install(b);
+    cuda_fp8_install(b);
     cuda_attention_install(b);
 #ifdef BIFOCAL_NCCL
     cuda_nccl_install(b);

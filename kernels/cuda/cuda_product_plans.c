@@ -17,14 +17,21 @@ _Static_assert(sizeof(cublasLtMatmulAlgo_t) == PRODUCT_ALGORITHM * sizeof(uint64
 static _Noreturn void no_plan(const CudaState *s, const Matmul *p, const char *reason) {
     char what[192];
     snprintf(what, sizeof what, "product (%lld, %lld, %lld) x %lld, %s to %s%s%s", (long long)p->m, (long long)p->n,
-             (long long)p->k, (long long)p->batch, p->in == BF16 ? "bf16" : "f32", p->out == BF16 ? "bf16" : "f32",
-             p->bias ? ", with bias" : "", p->add ? ", added" : "");
+             (long long)p->k, (long long)p->batch,
+             dtype_size(p->in) == 1 ? "fp8"
+             : p->in == BF16        ? "bf16"
+                                    : "f32",
+             p->out == BF16 ? "bf16" : "f32", p->bias ? ", with bias" : "", p->add ? ", added" : "");
     cuda_fail(s, what, reason);
 }
 
 // ---- a description ----
 
-static cudaDataType type_of(Dtype t) { return t == BF16 ? CUDA_R_16BF : CUDA_R_32F; }
+static cudaDataType type_of(Dtype t) {
+    static const cudaDataType types[] = {
+        [F32] = CUDA_R_32F, [BF16] = CUDA_R_16BF, [E4M3] = CUDA_R_8F_E4M3, [E5M2] = CUDA_R_8F_E5M2};
+    return types[t];
+}
 
 static bool set(const ProductPlan *plan, cublasLtMatmulDescAttributes_t attribute, const void *value, size_t bytes) {
     return cublasLtMatmulDescSetAttribute(plan->operation, attribute, value, bytes) == CUBLAS_STATUS_SUCCESS;
@@ -80,7 +87,7 @@ static ProductPlan *plan_new(const Matmul *p, const ProductLayout *l, BiasWay wa
     ProductPlan *plan = calloc(1, sizeof *plan);
     check(plan);
     plan->bias = way;
-    if (describe_operation(plan, p, l) && describe(&plan->left, &l->left, p->in, p->batch) &&
+    if (describe_operation(plan, p, l) && describe(&plan->left, &l->left, p->in == E5M2 ? E4M3 : p->in, p->batch) &&
         describe(&plan->right, &l->right, p->in, p->batch) && describe(&plan->out, &l->out, p->out, p->batch))
         return plan;
     product_plan_free(plan);

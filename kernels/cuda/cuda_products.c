@@ -63,6 +63,8 @@ ProductCall product_call(CudaState *s, const ProductPlan *plan, const Matmul *p)
                          .out = p->c,
                          .vector = p->sums ? p->sums : vector,
                          .aux = p->aux,
+                         .left_factor = p->b_factor,
+                         .right_factor = p->a_factor,
                          .add = p->add};
 }
 
@@ -76,7 +78,9 @@ cublasStatus_t product_start(const ProductCall *c, CudaStream stream) {
     const ProductPlan *plan = c->plan;
     const float one = 1, beta = c->add ? 1 : 0;
     if (!point(c, CUBLASLT_MATMUL_DESC_BIAS_POINTER, c->vector) ||
-        !point(c, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, c->aux))
+        !point(c, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, c->aux) ||
+        !point(c, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, c->left_factor) ||
+        !point(c, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, c->right_factor))
         return CUBLAS_STATUS_INVALID_VALUE;
     return cublasLtMatmul(own->handle, plan->operation, &one, c->left, plan->left, c->right, plan->right, &beta, c->out,
                           plan->out, c->out, plan->out, &plan->algorithm, own->workspace, WORK_PRODUCTS, stream);

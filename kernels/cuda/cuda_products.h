@@ -32,6 +32,7 @@ typedef struct ProductCall { // as bytes in a list
     void *out;
     const void *vector; // the bias as the plan takes it, or where sums go; NULL: none
     void *aux;
+    const float *left_factor, *right_factor; // of fp8
     int64_t add;
 } ProductCall;
 // What becomes of p by `plan`, with its own bias.

@@ -105,6 +105,7 @@ void cuda_products_install(Backend *);
 
 void cuda_calls_install(Backend *);
 void cuda_cross_entropy_install(Backend *);
+void cuda_fp8_install(Backend *); // cuda_fp8.c
 void cuda_attention_install(Backend *);
 void cuda_attention_close(CudaState *);
 

@@ -151,6 +151,12 @@ void cuda_siglip_sums(const CudaQueue *, double *loss, const PairTile *, const f
 void cuda_siglip_gradient(const CudaQueue *, double *d_scale, double *d_bias, const PairTile *, const float *log_scale,
                           const float *bias, const float *factor);
 
+// ---- fp8.cu ----
+// out: codes of x (rows, columns), bf16, as it lies or (columns, rows).
+void cuda_fp8_quantise(const CudaQueue *, uint8_t *out, const uint16_t *x, int64_t rows, int64_t columns, bool transposed,
+                       Fp8Side);
+void cuda_fp8_advance(const CudaQueue *, Fp8Scaling *, float *most, int margin);
+
 // ---- optimizer.cu ----
 // parts, spans: host; they go along with the launches, and the rule as a message.
 void cuda_adamw_parts(const CudaQueue *, const AdamWPart *parts, int count, const AdamW *, const Gate *);

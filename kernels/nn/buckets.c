@@ -184,8 +184,8 @@ bool parameters_allocate(Parameters *p, Error *error) {
 }
 
 void parameters_release(Parameters *p) {
-    const Memory *all[] = {&p->values, &p->masters, &p->gradients, &p->sums};
-    for (int i = 0; i < 4; i++)
+    const Memory *all[] = {&p->values, &p->masters, &p->gradients, &p->sums, &p->most};
+    for (int i = 0; i < 5; i++)
         if (all[i]->data) p->backend->release(p->backend, all[i]->data, all[i]->bytes);
 }
 

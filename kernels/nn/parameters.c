@@ -168,6 +168,7 @@ bool parameters_finish(Parameters *p, Dtype compute, uint64_t seed, Error *error
     if (p->stage == 3) p->gather = gather_new(p->backend, p->sharing, p->bucket_count);
     draw(p, seed);
     parameters_refresh(p);
+    parameters_open_scaling(p);
     return true;
 }
 
@@ -191,7 +192,7 @@ Parameter *parameters_find(Parameters *p, const char *name) {
 int64_t parameters_elements(const Parameters *p, bool trainable_only) {
     int64_t n = 0;
     for (int i = 0; i < p->count; i++)
-        if (p->items[i]->chunk >= 0 && (!trainable_only || !p->items[i]->frozen))
+        if (p->items[i]->chunk >= 0 && !p->items[i]->scaling && (!trainable_only || !p->items[i]->frozen))
             n += tensor_count(&p->items[i]->tensor);
     return n;
 }
@@ -205,7 +206,7 @@ static int64_t whole_count(const Parameter *item) {
 int64_t parameters_whole_elements(const Parameters *p, bool trainable_only) {
     int64_t n = 0;
     for (int i = 0; i < p->count; i++)
-        if (!p->items[i]->is_replica && (!trainable_only || !p->items[i]->frozen)) n += whole_count(p->items[i]);
+        if (!p->items[i]->is_replica && !p->items[i]->scaling && (!trainable_only || !p->items[i]->frozen)) n += whole_count(p->items[i]);
     return n;
 }
 

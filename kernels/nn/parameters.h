@@ -30,6 +30,8 @@ typedef struct Parameter {
     int chunk;      // the part of the model it belongs to, among those on this rank; -1: elsewhere, no memory here
     struct Parameter *replica; // a second copy of it, NULL: none; and of a replica, what it is one of
     bool is_replica;
+    bool scaling;  // of fp8 (parameters_scale_products): no parameter of the model in counts and imported files
+    struct Parameter *scaled_by; // of a weight whose products are in fp8: its scaling; else NULL
     bool words;    // rows are words: padded with zero rows in memory as the backend likes it (Backend.words_unit)
     int stage;     // rank of Parallel.pipeline that holds it
     int bucket;    // which one it belongs to; -1: elsewhere
@@ -64,6 +66,13 @@ Tensor *parameters_add_replica(Parameters *, const char *name, const Tensor *of)
 // Before finish: the part that a parameter belongs to (0 where nobody says), or -1: it is on another pipeline rank.
 // Buckets hold parameters of one part; one that has a replica, and a replica, are alone in theirs.
 void parameters_place(Parameters *, int index, int chunk);
+// Products of weights that are then marked so are in fp8 where the backend can (Backend.matmul_fp8): before any is declared.
+void parameters_use_fp8(Parameters *);
+// Marks a weight that was just declared. Its scaling (Fp8Scaling of input, weight and gradient) is declared behind it, as
+// NAME.scaling: frozen, in checkpoints. Nothing where fp8 is not used.
+void parameters_scale_products(Parameters *, const Tensor *weight);
+// Behind an update: the scales that the step's numbers ask for, the same on all data and tensor ranks, which all call it.
+void parameters_advance_scaling(Parameters *);
 // Its rows are words, before finish: in memory there may be spare ones, which are in no count, norm or file.
 void parameters_set_words(Parameters *, const Tensor *);
 // Its gradient on each tensor rank is a part of the sum over all of them: it is used where rows are shared out.

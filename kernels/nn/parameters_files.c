@@ -11,7 +11,7 @@ int parameters_export(const Parameters *p, Arena *memory, SafeTensor **out) {
     *out = arena_array(memory, SafeTensor, p->count);
     for (int i = 0; i < p->count; i++) {
         const Parameter *item = p->items[i];
-        if (item->is_replica) continue;
+        if (item->is_replica || item->scaling) continue;
         int64_t bytes = tensor_count(&item->tensor) * (int64_t)sizeof(float);
         void *host = arena_allocate(memory, (size_t)bytes);
         check(item->master && (!item->split.segments || comm_size(p->parallel.tensor) == 1));
@@ -49,19 +49,28 @@ static bool fits(const Parameter *item, const SafeTensor *entry) {
     return true;
 }
 
+static bool is_scaling(const char *name) {
+    static const char ending[] = ".scaling";
+    size_t length = strlen(name);
+    return length >= sizeof ending && !strcmp(name + length - (sizeof ending - 1), ending);
+}
+
 static bool compare(Parameters *p, const SafeTensors *file, const char *path, Error *error) {
     Complaint missing = {0}, mismatched = {0}, unexpected = {0};
     for (int i = 0; i < p->count; i++) {
         const Tensor *t = &p->items[i]->tensor;
         if (p->items[i]->is_replica) continue;
         const SafeTensor *entry = safetensors_find(file, t->name);
-        if (!entry)
+        if (!entry && !p->items[i]->scaling) // where a file has none they begin anew
             complain(&missing, t->name);
+        else if (!entry)
+            continue;
         else if (!fits(p->items[i], entry))
             complain(&mismatched, t->name);
     }
     for (int i = 0; i < file->count; i++) {
         const Parameter *item = parameters_find(p, file->tensors[i].name);
+        if (!item && is_scaling(file->tensors[i].name)) continue; // of a run in fp8; not needed here
         if (!item || item->is_replica) complain(&unexpected, file->tensors[i].name);
     }
     Buffer text = {0};
@@ -109,7 +118,8 @@ bool parameters_import(Parameters *p, const SafeTensors *file, const char *path,
     for (int i = 0; i < p->owned_count; i++) {
         const Parameter *item = p->owned[i].parameter;
         const char *name = item->is_replica ? item->replica->tensor.name : item->tensor.name;
-        take(p, &p->owned[i], safetensors_find(file, name));
+        const SafeTensor *entry = safetensors_find(file, name);
+        if (entry) take(p, &p->owned[i], entry);
     }
     parameters_refresh(p);
     return true;

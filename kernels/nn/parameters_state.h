@@ -23,6 +23,9 @@ struct Parameters {
     OwnedRange *owned;
     int owned_count;
     Gather *gather;                          // NULL before stage 3
+    bool fp8;
+    int scaled;                              // weights with a scaling
+    Memory most;                             // (scaled, FP8_SIDES) largest numbers of a step, device
     int64_t blocks, states;                  // of all buckets; elements of a moment
     Memory values, masters, gradients, sums; // device; empty where buckets hold theirs otherwise
 };
@@ -31,6 +34,7 @@ struct Parameters {
 void parameters_lay_out(Parameters *, Dtype compute);
 bool parameters_allocate(Parameters *, Error *);
 void parameters_release(Parameters *);
+void parameters_open_scaling(Parameters *); // parameters_fp8.c: gives weights their scaling
 
 Gather *gather_new(Backend *, Comm *sharing, int buckets); // all borrowed
 void gather_free(Gather *);                                // NULL is allowed

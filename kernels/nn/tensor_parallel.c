@@ -31,6 +31,7 @@ static Linear declare(Parameters *p, const char *name, int64_t out, int64_t in, 
     Init normal = {.kind = INIT_NORMAL, .value = std > 0 ? std : sqrt(2.0 / (double)(in + out))};
     check(snprintf(full, sizeof full, "%s.weight", name) < NAME_MOST);
     Linear l = {.weight = parameters_add_split(p, full, SHAPE(out, in), normal, true, weight)};
+    parameters_scale_products(p, l.weight);
     check(snprintf(full, sizeof full, "%s.bias", name) < NAME_MOST);
     if (bias) l.bias = parameters_add_split(p, full, SHAPE(out), (Init){.kind = INIT_ZERO}, false, *bias);
     return l;

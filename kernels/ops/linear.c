@@ -1,4 +1,5 @@
-/* The linear map. N rows, C width in, F width out. */
+/* The linear map. N rows, C width in, F width out. Where the weight has a scaling its products are in fp8: e4m3 of x
+ * and W, e5m2 of y's gradient; those whose sizes are no multiples of 16 stay in bf16. */
 #include "kernels/example.h"
 #include "kernels/ops.h"
 
@@ -16,6 +17,32 @@ static const char *linear_infer(Node *n) {
     shape[x->rank - 1] = w->shape[0];
     tape_output(n, x->dtype, x->rank, shape);
     return NULL;
+}
+
+enum { FP8_UNIT = 16 }; // what sizes are multiples of
+
+static bool in_fp8(const Node *n) {
+    const Tensor *x = n->in[X], *w = n->in[WEIGHT];
+    return w->scaling && x->dtype == BF16 && tensor_rows(x) % FP8_UNIT == 0 && w->shape[0] % FP8_UNIT == 0 &&
+           w->shape[1] % FP8_UNIT == 0;
+}
+
+enum { SIDE_X, SIDE_WEIGHT, SIDE_GRADIENT }; // of FP8_SIDES
+
+// Numbers count where the step will end in an update.
+static Fp8Side side_of(const Node *n, int side) {
+    const Tensor *w = n->in[WEIGHT];
+    return (Fp8Side){.scaling = &w->scaling[side],
+                     .most = tape_recording(n->tape) ? &w->most[side] : NULL,
+                     .kind = side == SIDE_GRADIENT ? FP8_E5M2 : FP8_E4M3};
+}
+
+// a, b: the sides that A and B are
+static void multiply(const Node *n, Backend *be, const Matmul *m, int a, int b) {
+    if (in_fp8(n))
+        be->matmul_fp8(be, m, side_of(n, a), side_of(n, b));
+    else
+        be->matmul(be, m);
 }
 
 static void linear_forward(Node *n) {
@@ -37,7 +64,7 @@ static void linear_forward(Node *n) {
                 .bias = n->in[BIAS] ? n->in[BIAS]->data : NULL,
                 .in = x->dtype,
                 .out = x->dtype};
-    b->matmul(b, &m);
+    multiply(n, b, &m, SIDE_X, SIDE_WEIGHT);
 }
 
 // dx = dy W
@@ -60,7 +87,7 @@ static void backward_input(Node *n, Backend *b) {
                 .in = x->dtype,
                 .out = dx.dtype,
                 .add = dx.add};
-    b->matmul(b, &m);
+    multiply(n, b, &m, SIDE_GRADIENT, SIDE_WEIGHT);
 }
 
 // dW = dy^T x, and where both are wanted the bias's gradient, the sums over dy's rows, in the same product where the
@@ -86,9 +113,9 @@ static void backward_weight(Node *n, Backend *b, bool with_bias) {
                 .add = dw.add,
                 .sums = db.data,
                 .add_sums = db.add};
-    bool together = with_bias && b->matmul_wins && b->matmul_wins(b, &m);
+    bool together = with_bias && !in_fp8(n) && b->matmul_wins && b->matmul_wins(b, &m);
     if (!together) m.sums = NULL;
-    b->matmul(b, &m);
+    multiply(n, b, &m, SIDE_GRADIENT, SIDE_X);
     if (with_bias && !together)
         b->sum_columns(b, db.data, n->out->grad, tensor_rows(n->out), out, n->out->dtype, db.add);
 }

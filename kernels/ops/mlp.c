@@ -200,7 +200,7 @@ const Operator op_mlp = {
 };
 
 Tensor *mlp(Tape *tape, Tensor *x, Tensor *up, Tensor *up_bias, Tensor *down, Tensor *down_bias, GeluKind kind) {
-    if (!x || x->dtype != BF16 || kind != GELU_TANH || !tape_recording(tape) || !tape_backend(tape)->matmul_wins)
+    if (!x || x->dtype != BF16 || up->scaling || down->scaling || kind != GELU_TANH || !tape_recording(tape) || !tape_backend(tape)->matmul_wins)
         return linear(tape, gelu(tape, linear(tape, x, up, up_bias), kind), down, down_bias);
     Attributes a = {.i = {[A_KIND] = kind}};
     return tape_apply(tape, &op_mlp, &a, 5, (Tensor *[]){x, up, up_bias, down, down_bias});

@@ -232,6 +232,47 @@ static bool sums_for_the_host_agree(const Check *k) {
     return ok;
 }
 
+enum { FP8_ROWS = 256, FP8_WIDTH = 128 };
+
+// y = x W^T in fp8, and the largest numbers on the way.
+static void multiply_fp8(Backend *b, const uint16_t *x, const uint16_t *w, uint16_t *y, float most[2]) {
+    enum { X_BYTES = FP8_ROWS * FP8_WIDTH * 2, W_BYTES = FP8_WIDTH * FP8_WIDTH * 2 };
+    Fp8Scaling scaling[2] = {{.scale = 64, .inverse = 1.0F / 64}, {.scale = 1024, .inverse = 1.0F / 1024}};
+    float zeros[2] = {0, 0}, *device_most = device_copy(b, zeros, sizeof zeros);
+    Fp8Scaling *device_scaling = device_copy(b, scaling, sizeof scaling);
+    void *device_x = device_copy(b, x, X_BYTES), *device_w = device_copy(b, w, W_BYTES), *out = b->allocate(b, X_BYTES);
+    Matmul p = {.m = FP8_ROWS, .n = FP8_WIDTH, .k = FP8_WIDTH, .batch = 1, .in = BF16, .out = BF16};
+    p.a = device_x, p.a_row = FP8_WIDTH, p.a_column = 1, p.b = device_w, p.b_row = 1, p.b_column = FP8_WIDTH;
+    p.c = out, p.c_row = FP8_WIDTH;
+    b->matmul_fp8(b, &p, (Fp8Side){&device_scaling[0], &device_most[0], FP8_E4M3},
+                  (Fp8Side){&device_scaling[1], &device_most[1], FP8_E4M3});
+    b->download(b, y, out, X_BYTES);
+    b->download(b, most, device_most, sizeof zeros);
+    b->release(b, device_most, sizeof zeros);
+    b->release(b, device_scaling, sizeof scaling);
+    b->release(b, device_x, X_BYTES);
+    b->release(b, device_w, W_BYTES);
+    b->release(b, out, X_BYTES);
+}
+
+// Where the GPU has it.
+static bool fp8_agrees(const Check *k) {
+    static uint16_t x[FP8_ROWS * FP8_WIDTH], w[FP8_WIDTH * FP8_WIDTH], y[2][FP8_ROWS * FP8_WIDTH];
+    float most[2][2];
+    Rng rng = rng_for(5, PURPOSE_TEST, 0);
+    if (!k->gpu->matmul_fp8) return true;
+    for (int i = 0; i < FP8_ROWS * FP8_WIDTH; i++) x[i] = f32_to_bf16((float)rng_normal(&rng));
+    for (int i = 0; i < FP8_WIDTH * FP8_WIDTH; i++) w[i] = f32_to_bf16(0.1F * (float)rng_normal(&rng));
+    multiply_fp8(k->cpu, x, w, y[0], most[0]);
+    multiply_fp8(k->gpu, x, w, y[1], most[1]);
+    bool ok = most[0][0] == most[1][0] && most[0][1] == most[1][1];
+    for (int i = 0; i < FP8_ROWS * FP8_WIDTH && ok; i++) {
+        float a = bf16_to_f32(y[0][i]), b = bf16_to_f32(y[1][i]);
+        ok = fabsf(a - b) <= 0x1p-7F * (fabsf(a) + 0.1F);
+    }
+    return ok;
+}
+
 static void check_rest(Check *k) {
     struct {
         const char *name;
@@ -242,6 +283,7 @@ static void check_rest(Check *k) {
         {"too_much_memory_is_refused", !k->gpu->allocate(k->gpu, (size_t)1 << 50)},
         {"adamw_agrees", adamw_agrees(k)},
         {"sums_for_the_host_agree", sums_for_the_host_agree(k)},
+        {"fp8_agrees", fp8_agrees(k)},
     };
     enum { CLAIMS = sizeof claims / sizeof *claims };
     printf("\"claims\": {");

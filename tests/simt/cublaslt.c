@@ -3,6 +3,7 @@
  * promised, an algorithm found for another description, epilogues without their pointers, too little work space. Its
  * kernels differ in the time they pretend to take, the work space they spoil and how they add up. */
 #include "tests/simt/cublaslt.h"
+#include "kernels/fp8.h"
 #include "kernels/tensor.h"
 #include "tests/simt/runtime.h"
 #include <math.h>
@@ -21,6 +22,7 @@ struct StandInOperation {
     cublasLtEpilogue_t epilogue;
     cudaDataType bias_type, aux_type;
     void *bias, *aux;
+    const float *left_scale, *right_scale;
     int64_t aux_leading;
 };
 struct StandInLayout {
@@ -78,6 +80,10 @@ cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t d, cublasLtMa
         return take(&d->aux_leading, sizeof d->aux_leading, value, bytes);
     case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_DATA_TYPE:
         return take(&d->aux_type, sizeof d->aux_type, value, bytes);
+    case CUBLASLT_MATMUL_DESC_A_SCALE_POINTER:
+        return take(&d->left_scale, sizeof d->left_scale, value, bytes);
+    case CUBLASLT_MATMUL_DESC_B_SCALE_POINTER:
+        return take(&d->right_scale, sizeof d->right_scale, value, bytes);
     default:
         return CUBLAS_STATUS_NOT_SUPPORTED;
     }
@@ -128,13 +134,18 @@ static cublasStatus_t mistaken(const char *rule) {
 static int64_t rows_of(cublasLtMatrixLayout_t l, int32_t transposed) { return transposed ? l->columns : l->rows; }
 static int64_t columns_of(cublasLtMatrixLayout_t l, int32_t transposed) { return transposed ? l->rows : l->columns; }
 
+static bool eight_bits(cublasLtMatrixLayout_t l) { return l->type == CUDA_R_8F_E4M3 || l->type == CUDA_R_8F_E5M2; }
+
 static const char *layouts_broken(cublasLtMatmulDesc_t o, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
                                   cublasLtMatrixLayout_t d) {
     if (rows_of(a, o->left) != d->rows || columns_of(b, o->right) != d->columns) return "sizes of the result";
     if (columns_of(a, o->left) != rows_of(b, o->right)) return "inner sizes";
     if (a->leading < a->rows || b->leading < b->rows || d->leading < d->rows) return "leading dimensions";
     if (a->batch != b->batch || a->batch != d->batch) return "counts of batches";
-    if (a->type != b->type) return "types of factors";
+    if (a->type != b->type && !(eight_bits(a) && eight_bits(b))) return "types of factors";
+    if (a->type == CUDA_R_8F_E5M2 && b->type == CUDA_R_8F_E5M2) return "two factors of e5m2";
+    if (eight_bits(a) && (!o->left || o->right)) return "fp8: rows of the left by columns of the right alone";
+    if (eight_bits(a) && (a->rows % 16 || d->rows % 16 || d->columns % 16)) return "fp8: multiples of 16";
     return NULL;
 }
 
@@ -209,6 +220,8 @@ static bool aligned(const void *pointer, const cublasLtMatmulAlgo_t *algo, int w
 // ---- computing ----
 
 static double number(const void *memory, cudaDataType type, int64_t at) {
+    if (type == CUDA_R_8F_E4M3) return (double)fp8_decode(((const uint8_t *)memory)[at], FP8_E4M3);
+    if (type == CUDA_R_8F_E5M2) return (double)fp8_decode(((const uint8_t *)memory)[at], FP8_E5M2);
     return type == CUDA_R_16BF ? bf16_to_f32(((const uint16_t *)memory)[at]) : ((const float *)memory)[at];
 }
 static void put(void *memory, cudaDataType type, int64_t at, double value) {
@@ -269,13 +282,17 @@ static double *gather(const void *memory, struct StandInLayout *l, int32_t trans
 
 static void compute(Job *j, int64_t batch) {
     int64_t inner = columns_of(&j->left, j->operation.left), rows = j->out.rows, columns = j->out.columns;
+    const float *left = j->operation.left_scale, *right = j->operation.right_scale;
+    double factor = (left ? (double)*left : 1) * (right ? (double)*right : 1);
     double *a = gather(j->a, &j->left, j->operation.left, true, rows, inner, batch);
     double *b = gather(j->b, &j->right, j->operation.right, false, columns, inner, batch);
     for (int64_t c = 0; c < columns; c++)
         for (int64_t r = 0; r < rows; r++) {
             int64_t at = place(&j->out, 0, r, c, batch);
-            double z = j->beta != 0 ? j->beta * number(j->d, j->out.type, at) : 0; // not read where beta is 0
+            double z = 0;
             for (int64_t k = 0; k < inner; k++) z += a[r * inner + k] * b[c * inner + k];
+            z *= factor;
+            if (j->beta != 0) z += j->beta * number(j->d, j->out.type, at); // not read where it is 0
             put(j->d, j->out.type, at, finish(&j->operation, z, r, c));
         }
     free(a);
@@ -298,6 +315,7 @@ static const char *call_broken(cublasLtMatmulDesc_t o, const void *a, cublasLtMa
     if (algo->data[SEAL] != 7 || algo->data[PRINT] != print_of(o, la, lb, ld)) return "an algorithm of something else";
     if (algo->data[SPACE] > bytes) return "too little work space";
     if (!aligned(a, algo, 0) || !aligned(b, algo, 1) || !aligned(d, algo, 3)) return "alignment as promised";
+    if (eight_bits(la) != (o->left_scale && o->right_scale)) return "scales of fp8, and of nothing else";
     if (has_bias(o->epilogue) && !o->bias) return "no pointer for a bias";
     if (has_aux(o->epilogue) && (!o->aux || o->aux_leading < ld->rows || o->aux_leading % 8)) return "no place for aux";
     if (has_aux(o->epilogue) && (ld->batch != 1 || (uintptr_t)o->aux % 16)) return "aux: one, of 16 bytes";
