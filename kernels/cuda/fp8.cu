@@ -17,15 +17,20 @@ template <Fp8Kind KIND> static __device__ __forceinline__ uint8_t encoded(float 
 
 static __device__ __forceinline__ float size_of(float x) { return fabsf(x); }
 
-// |x| >= 0 and NaN compare as their bits do. All lanes of a warp are here.
-static __device__ __forceinline__ void keep_most(float *most, float x) {
+// |x| >= 0 and NaN compare as their bits do. All threads of a block are here: one of them asks for the memory that the
+// whole grid shares. `memory`: shared, a number for each warp.
+static __device__ __forceinline__ void keep_most(float *most, float x, uint32_t *memory) {
     uint32_t bits = __float_as_uint(x);
 #pragma unroll
     for (int apart = WARP / 2; apart > 0; apart /= 2) {
         const uint32_t other = __shfl_xor_sync(ALL_LANES, bits, apart);
         bits = other > bits ? other : bits;
     }
-    if (lane_of_thread() == 0 && bits > 0) atomicMax(reinterpret_cast<int *>(most), static_cast<int>(bits));
+    if (lane_of_thread() == 0) memory[warp_of_thread()] = bits;
+    __syncthreads();
+    if (threadIdx.x > 0) return;
+    for (int w = 1; w < THREADS / WARP; w++) bits = memory[w] > bits ? memory[w] : bits;
+    if (bits > 0) atomicMax(reinterpret_cast<int *>(most), static_cast<int>(bits));
 }
 
 static __device__ __forceinline__ float larger_of(float a, float b) {
@@ -35,6 +40,7 @@ static __device__ __forceinline__ float larger_of(float a, float b) {
 template <Fp8Kind KIND, int N>
 static __global__ void __launch_bounds__(THREADS)
     quantise_kernel(uint8_t *out, const Bf16 *x, int64_t count, const Fp8Scaling *scaling, float *most) {
+    SHARED(uint32_t, memory, THREADS / WARP);
     const int64_t first = (static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x) * N;
     const float scale = scaling->scale;
     float largest = 0;
@@ -49,7 +55,7 @@ static __global__ void __launch_bounds__(THREADS)
         CHECK_VECTOR(out + first, alignof(Pack<uint8_t, N>));
         *reinterpret_cast<Pack<uint8_t, N> *>(out + first) = codes;
     }
-    if (most) keep_most(most, largest); // of all threads
+    if (most) keep_most(most, largest, memory); // of all threads
 }
 
 // out (columns, rows) from x (rows, columns), a tile at a time through shared memory.
@@ -58,6 +64,7 @@ static __global__ void __launch_bounds__(THREADS)
     quantise_transposed_kernel(uint8_t *out, const Bf16 *x, int64_t rows, int64_t columns, const Fp8Scaling *scaling,
                                float *most) {
     SHARED(uint8_t, tile, TILE * TILE_ROW);
+    SHARED(uint32_t, memory, THREADS / WARP);
     const int64_t row = static_cast<int64_t>(blockIdx.y) * TILE, column = static_cast<int64_t>(blockIdx.x) * TILE;
     const int across = static_cast<int>(threadIdx.x) % TILE, down = static_cast<int>(threadIdx.x) / TILE;
     const float scale = scaling->scale;
@@ -72,7 +79,7 @@ static __global__ void __launch_bounds__(THREADS)
     for (int c = down; c < TILE; c += THREADS / TILE)
         if (column + c < columns && row + across < rows)
             out[(column + c) * rows + row + across] = tile[c * TILE_ROW + across];
-    if (most) keep_most(most, largest);
+    if (most) keep_most(most, largest, memory);
 }
 
 template <class F> static void with_kind(Fp8Kind kind, F f) {
