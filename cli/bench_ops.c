@@ -40,11 +40,17 @@ static void usage(FILE *out) {
 static const char *precision_of(const BenchRow *r) { return r->dtype == F32 ? "f32" : "bf16"; }
 
 static void print_json(const BenchRow *r) {
+    double share = bench_floor_seconds(r) / r->seconds;
+    char goal[16] = "null";
+    if (r->goal > 0) snprintf(goal, sizeof goal, "%.2f", r->goal);
     printf("{\"name\": \"%s\", \"pass\": \"%s\", \"precision\": \"%s\", \"seconds\": %.9g, \"fastest\": %.9g, "
            "\"slowest\": %.9g, \"gflops\": %.2f, \"gbytes\": %.2f, \"peak_gflops\": %.1f, \"peak_gbytes\": %.1f, "
-           "\"share\": %.4f, \"peer_seconds\": %.9g}\n",
+           "\"share\": %.4f, \"goal\": %s, \"goal_met\": %s, \"peer_seconds\": %.9g}\n",
            r->name, r->pass, precision_of(r), r->seconds, r->fastest, r->slowest, r->flop / r->seconds * 1e-9,
-           r->bytes / r->seconds * 1e-9, r->peak_gflops, r->peak_gbytes, bench_floor_seconds(r) / r->seconds,
+           r->bytes / r->seconds * 1e-9, r->peak_gflops, r->peak_gbytes, share, goal,
+           r->goal <= 0       ? "null"
+           : share >= r->goal ? "true"
+                              : "false",
            r->peer_seconds);
 }
 
@@ -57,6 +63,8 @@ static void print_text(Arguments *a, const BenchRow *r) {
     printf("%-24s %-8s %-4s %8.1f us  %7.1f %-7s %7.1f %-7s %4.0f %%", r->name, r->pass, precision_of(r),
            r->seconds * 1e6, rate, unit, compute ? r->peak_gflops : r->peak_gbytes, unit,
            100 * bench_floor_seconds(r) / r->seconds);
+    if (r->goal > 0 && bench_floor_seconds(r) / r->seconds < r->goal)
+        printf("  below its goal of %.0f %%", 100 * r->goal);
     if (r->peer_seconds > 0)
         printf("   oneDNN %8.1f us, ours is %.2f x", r->peer_seconds * 1e6, r->peer_seconds / r->seconds);
     printf("\n");

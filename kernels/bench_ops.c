@@ -24,6 +24,11 @@ double bench_floor_seconds(const BenchRow *r) {
 
 bool bench_is_compute_bound(const BenchRow *r) { return r->flop / r->peak_gflops > r->bytes / r->peak_gbytes; }
 
+double bench_goal(const BenchRow *r) {
+    if (bench_is_compute_bound(r)) return 0;
+    return strcmp(r->name, "adamw") ? 0.85 : 0.9;
+}
+
 static int by_value(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
@@ -63,6 +68,7 @@ void bench_measure(Backend *b, const BenchOps *o, BenchRow *row, void (*call)(vo
     double after = probe(b, o, bf16);
     row->peak_gflops = before > after ? before : after;
     row->peak_gbytes = row->bytes <= PEAK_CACHED_BYTES ? o->peak.cached : o->peak.copy;
+    row->goal = on_cpu(b) ? 0 : bench_goal(row);
 }
 
 // ---- what a GPU can do at most ----

@@ -15,6 +15,7 @@ typedef struct BenchRow {            // one line of the table
     double flop, bytes;              // of one call, as the operator's cost says
     double peak_gflops, peak_gbytes; // of the machine, this dtype, at that time
     double peer_seconds;             // oneDNN's median; 0 where there is none
+    double goal;                     // the share of its floor's speed it is to reach on a GPU; 0: none
 } BenchRow;
 
 typedef struct BenchOps {
@@ -34,6 +35,9 @@ Peak bench_peak(Backend *, double seconds);
 // longer.
 double bench_floor_seconds(const BenchRow *);
 bool bench_is_compute_bound(const BenchRow *);
+// Of a GPU: 0.9 for an update (AdamW), 0.85 for all else that memory bounds. What arithmetic bounds is held against
+// libraries, not against the largest product: 0.
+double bench_goal(const BenchRow *);
 
 void bench_operators(Backend *, const BenchOps *, Dtype, Log *);
 void bench_products(Backend *, const BenchOps *, Dtype);

@@ -9,11 +9,16 @@
 
 static void print_row(void *context, const BenchRow *r) {
     (void)context;
+    double share = bench_floor_seconds(r) / r->seconds;
+    char goal[16] = "null";
+    if (r->goal > 0) snprintf(goal, sizeof goal, "%.2f", r->goal);
     printf("{\"name\": \"%s\", \"pass\": \"%s\", \"precision\": \"%s\", \"seconds\": %.9g, \"flop\": %.6g, \"bytes\": "
            "%.6g, "
-           "\"share\": %.4f}\n",
-           r->name, r->pass, r->dtype == F32 ? "f32" : "bf16", r->seconds, r->flop, r->bytes,
-           bench_floor_seconds(r) / r->seconds);
+           "\"share\": %.4f, \"goal\": %s, \"goal_met\": %s}\n",
+           r->name, r->pass, r->dtype == F32 ? "f32" : "bf16", r->seconds, r->flop, r->bytes, share, goal,
+           r->goal <= 0       ? "null"
+           : share >= r->goal ? "true"
+                              : "false");
     fflush(stdout);
 }
 
@@ -47,6 +52,61 @@ static void bench_adamw(Backend *b, const BenchOps *o) {
     b->release(b, u.shadow, bytes / 2);
 }
 
+// GPT-2's: 8 rows of 1,024 tokens, 50,304 words. Forward one product, backward three.
+enum { LOSS_ROWS = 8192, LOSS_WIDTH = 768, LOSS_WORDS = 50304 };
+typedef struct Loss {
+    Backend *backend;
+    void *x, *w, *dx;
+    float *lse, *picked, *d_loss, *dw;
+    int32_t *targets;
+} Loss;
+
+static const Vocabulary WORDS_OF_LOSS = {.held = LOSS_WORDS, .all = LOSS_WORDS};
+
+static void loss_forward(void *context) {
+    const Loss *l = context;
+    l->backend->cross_entropy_forward(l->backend, l->lse, l->picked, l->x, l->w, l->targets, LOSS_ROWS, LOSS_WIDTH,
+                                      WORDS_OF_LOSS, BF16);
+}
+
+static void loss_backward(void *context) {
+    const Loss *l = context;
+    l->backend->cross_entropy_backward(l->backend, l->dx, false, l->dw, false, l->d_loss, l->lse, l->x, l->w,
+                                       l->targets, NULL, LOSS_ROWS, LOSS_WIDTH, WORDS_OF_LOSS, BF16);
+}
+
+static void *zeros(Backend *b, size_t bytes) {
+    void *memory = b->allocate(b, bytes);
+    if (memory) b->zero(b, memory, bytes);
+    return memory;
+}
+
+// All words are equally likely and all targets the first one: what is computed does not depend on that.
+static void bench_loss(Backend *b, const BenchOps *o) {
+    size_t x = sizeof(uint16_t) * LOSS_ROWS * LOSS_WIDTH, w = sizeof(uint16_t) * (size_t)LOSS_WORDS * LOSS_WIDTH;
+    size_t rows = sizeof(float) * LOSS_ROWS;
+    Loss l = {b,
+              zeros(b, x),
+              zeros(b, w),
+              zeros(b, x),
+              zeros(b, rows),
+              zeros(b, rows),
+              zeros(b, rows),
+              zeros(b, 2 * w),
+              zeros(b, rows)};
+    double product = 2.0 * LOSS_ROWS * LOSS_WIDTH * LOSS_WORDS;
+    BenchRow row = {.name = "cross_entropy_50304", .pass = "forward", .dtype = BF16, .flop = product};
+    if (!l.x || !l.w || !l.dx || !l.lse || !l.picked || !l.d_loss || !l.dw || !l.targets) return;
+    bench_measure(b, o, &row, loss_forward, &l);
+    print_row(NULL, &row);
+    row.pass = "backward", row.flop = 3 * product;
+    bench_measure(b, o, &row, loss_backward, &l);
+    print_row(NULL, &row);
+    void *const small[] = {l.lse, l.picked, l.d_loss, l.targets};
+    for (int i = 0; i < 4; i++) b->release(b, small[i], rows);
+    b->release(b, l.x, x), b->release(b, l.dx, x), b->release(b, l.w, w), b->release(b, l.dw, 2 * w);
+}
+
 // gpu_bench [SECONDS FOR EACH FIGURE]
 int main(int argc, char **argv) {
     Error error = {0};
@@ -63,6 +123,7 @@ int main(int argc, char **argv) {
            "\"bf16_gflops\": %.1f}\n",
            b->isa, o.peak.copy, o.peak.cached, o.peak.f32, o.peak.bf16);
     bench_adamw(b, &o);
+    bench_loss(b, &o);
     attention_bench(b, &o);
     bench_operators(b, &o, BF16, log);
     bench_operators(b, &o, F32, log);
