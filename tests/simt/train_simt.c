@@ -1,0 +1,84 @@
+/* Whole runs on the CUDA backend without a GPU: its kernels on the shim, its host side over a runtime whose streams run
+ * late and out of order, steps as lists and graphs, the host a step ahead; beside the same runs on the CPU. */
+#include "tests/simt/runtime.h"
+#include "tests/train/tiny_compare.h"
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+static TinyRun shared;
+static const char *steps = "24"; // of the comparison of losses
+
+static int open_shared(void **state) {
+    (void)state;
+    tiny_run_open(&shared, 1);
+    return 0;
+}
+static int close_shared(void **state) {
+    (void)state;
+    tiny_run_close(&shared);
+    return 0;
+}
+
+static void train(const char *name, const char *device, const char *count, const char *precision, bool resume) {
+    TrainResult result;
+    Error error = {0};
+    char train_steps[32];
+    snprintf(train_steps, sizeof train_steps, "train.steps=%s", count);
+    const char *const settings[] = {device,
+                                    train_steps,
+                                    precision,
+                                    "optimizer.learning_rate=0.003",
+                                    "optimizer.schedule=constant",
+                                    "model.vision.patch=16",
+                                    "sequence.caption=32",
+                                    "sequence.contrastive=16",
+                                    "data.0.batch=2",
+                                    "data.1.batch=1",
+                                    "data.2.batch=1",
+                                    NULL};
+    assert_done(tiny_train(&shared, name, settings, resume, NULL, &result, &error), &error);
+}
+
+static void losses_are_those_of_the_cpu_within_noise(void **state) {
+    (void)state;
+    train("cpu", "device=cpu", steps, "precision=f32", false);
+    train("gpu", "device=cuda", steps, "precision=f32", false);
+    assert_close_records(&shared, "cpu", "gpu", 2e-3);
+}
+
+// The way there and back, in the middle of a run.
+static void checkpoints_go_between_the_cpu_and_a_gpu(void **state) {
+    (void)state;
+    train("whole", "device=cpu", "6", "precision=bf16", false);
+    train("moved", "device=cpu", "3", "precision=bf16", false);
+    train("moved", "device=cuda", "5", "precision=bf16", true);
+    train("moved", "device=cpu", "6", "precision=bf16", true);
+    assert_close_records(&shared, "whole", "moved", 0.05);
+}
+
+// Streams in any order, lists kept and started again: the same bits.
+static void every_order_of_streams_gives_the_same_bits(void **state) {
+    (void)state;
+    train("late", "device=cuda", "4", "precision=f32", false);
+    runtime_set_order(RUNTIME_RANDOM, 7);
+    train("random", "device=cuda", "4", "precision=f32", false);
+    runtime_set_order(RUNTIME_OTHERS_FIRST, 7);
+    train("others", "device=cuda", "4", "precision=f32", false);
+    runtime_set_order(RUNTIME_LATE, 1);
+    assert_same_records(&shared, "late", "random");
+    assert_same_records(&shared, "late", "others");
+    assert_same_end(&shared, "late", "random");
+    assert_same_end(&shared, "late", "others");
+}
+
+// simt_train [STEPS]
+int main(int argc, char **argv) {
+    if (argc > 1) steps = argv[1];
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(losses_are_those_of_the_cpu_within_noise),
+        cmocka_unit_test(checkpoints_go_between_the_cpu_and_a_gpu),
+        cmocka_unit_test(every_order_of_streams_gives_the_same_bits),
+    };
+    return cmocka_run_group_tests(tests, open_shared, close_shared);
+}
