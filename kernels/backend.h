@@ -44,8 +44,8 @@ typedef struct Vocabulary { // words [first, first + held) of `all` have their r
 typedef struct AttentionShape {
     int64_t batch, queries, keys; // B, T, S
     int     heads, kv_heads, head_size;
+    int     causal; // or 0; no byte of this struct is padding: launches with it are compared byte by byte
     int64_t q_stride, k_stride, v_stride, o_stride; // elements from one position to the next; batch stride = T or S times it
-    bool    causal;
     const int32_t *range; // (B, T, 2) or NULL
 } AttentionShape;
 
@@ -63,7 +63,7 @@ typedef struct PairTile { // a tile of a contrastive loss: products z = a b^T of
     float  *z;                     // (M, stride)
     int64_t rows, columns, stride; // M, N; stride is a multiple of 16, at least N
     int64_t offset, first, end;    // row r and column r + offset are a pair where the latter lies in [first, end)
-    bool    add_rows, add_columns; // sums over earlier tiles of these rows, these columns are there already
+    int     add_rows, add_columns; // whether sums over earlier tiles of these rows, these columns are there already
 } PairTile;
 typedef struct PairSums {
     float *most, *sum; // of exp(s - most)

@@ -112,7 +112,11 @@ static Peak device_peak(Backend *b, double seconds) {
     Peak peak = {0};
     size_t bytes = DEVICE_COPY_BYTES / 2;
     Probe p = {.backend = b, .to = b->allocate(b, bytes), .from = b->allocate(b, bytes), .bytes = bytes};
-    check(p.to && p.from);
+    if (!p.to || !p.from) { // little memory, or little left of it
+        b->release(b, p.to, bytes);
+        b->release(b, p.from, bytes);
+        return peak;
+    }
     b->zero(b, p.from, bytes);
     peak.copy = 2e-9 * (double)bytes / fastest(b, run_copy, &p, seconds);
     p.bytes = PEAK_CACHED_BYTES / 2;

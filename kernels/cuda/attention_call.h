@@ -15,6 +15,7 @@ struct AttentionCall {
     float *lse, *delta; // (B, H, T); delta: the sum of d_o o over a head
     float scale;        // 1 / sqrt(D)
     bool bf16, packed;  // packed: four elements at a time may be read and written everywhere (f32 kernels)
+    bool none[2] = {};
 };
 
 // Where one head's rows of one batch element lie.

@@ -17,7 +17,7 @@ template <int D, int SLABS> struct BackwardMma {
 struct BackwardCall {
     AttentionCall c;
     const Span *spans; // (B, tiles of MOVING queries) where the mask is by range, else NULL
-    bool add;
+    int64_t add;       // or 0
 };
 
 // ---- what comes first: delta, and the spans of tiles of queries ----

@@ -9,7 +9,7 @@ enum { COLUMN_WARPS = 8, COLUMN_THREADS = COLUMN_WARPS * WARP, COLUMN_UNROLL = 4
 struct ColumnOut {
     void *to; // (C); NULL: not wanted
     Dtype type;
-    bool add;
+    int add; // or 0
 };
 template <int SUMS> struct ColumnOuts { ColumnOut at[SUMS]; };
 
@@ -91,10 +91,8 @@ static void sum_terms(const CudaQueue *q, const Term &term, const ColumnOuts<SUM
             ? nullptr
             : static_cast<float *>(q->scratch(q->owner, static_cast<size_t>(chunks * SUMS * width) * sizeof(float)));
     dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(chunks));
-    launch<column_kernel<Term, SUMS, N>>(grid, dim3(COLUMN_THREADS), 0, q, term, outs, partial, rows, width,
-                                         chunk);
+    launch<column_kernel<Term, SUMS, N>>(grid, dim3(COLUMN_THREADS), 0, q, term, outs, partial, rows, width, chunk);
     if (chunks == 1) return;
     dim3 combine(static_cast<unsigned>(divide_up<int64_t>(width, WARP)), SUMS);
-    launch<combine_columns_kernel<SUMS>>(combine, dim3(COMBINE_WARPS * WARP), 0, q, outs, partial, chunks,
-                                         width);
+    launch<combine_columns_kernel<SUMS>>(combine, dim3(COMBINE_WARPS * WARP), 0, q, outs, partial, chunks, width);
 }

@@ -36,7 +36,8 @@ template <auto Kernel, class... A> static void start_launch(const void *memory, 
     const Launch<A...> *l = static_cast<const Launch<A...> *>(memory);
     std::apply([&](const A &...a) { launch_now<Kernel>(l->grid, l->block, l->shared, stream, a...); }, l->arguments);
 }
-// queue NULL: at once, on the default stream.
+// queue NULL: at once, on the default stream. Equal launches have equal bytes, so that structs among the arguments have
+// no padding: flags in them are as wide as what stands beside them, or `none` fills them up.
 template <auto Kernel, class... A>
 static void launch(dim3 grid, dim3 block, size_t shared, const CudaQueue *queue, const A &...arguments) {
     static_assert((std::is_trivially_copyable_v<A> && ...), "a launch is kept as bytes");

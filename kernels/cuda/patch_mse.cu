@@ -9,7 +9,7 @@ struct Loss {
     int64_t batch, height, width;
     int patch, numbers;     // P, 3 P P
     Divider line, channels; // 3 P, 3
-    bool normalize;
+    int64_t normalize;      // or 0
 };
 
 // The image element of number 0 of patch m.

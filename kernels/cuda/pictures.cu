@@ -70,6 +70,7 @@ struct Patches {
     int64_t height, width, kept;
     int patch;
     Divider side, of_picture; // P, M
+    int none = 0;
 };
 
 // Element of the images where number `e` of patch `number` of picture `b` lies.

@@ -22,6 +22,7 @@ template <class From> struct Copied { // runs of `count` rows
     const From *x;
     int64_t width, out_stride, out_first, in_stride, in_first;
     Divider count;
+    int none = 0;
     __device__ __forceinline__ const From *from(int64_t r) const {
         int64_t batch = quotient(r, count);
         return x + (batch * in_stride + in_first + (r - batch * count.divisor)) * width;
@@ -47,7 +48,7 @@ template <class From> struct Placed { // y[r] = x[place[r]], or the base where t
     const From *x, *base;
     const int32_t *place;
     int64_t width;
-    bool base_repeats;
+    int64_t base_repeats; // or 0
     __device__ __forceinline__ const From *from(int64_t r) const {
         int32_t m = place[r];
         if (m >= 0) return x + m * width;

@@ -15,7 +15,7 @@ template <class To, class From> struct Scatter {
     float *head, *tail; // (chunks, C): sums of a run that came from the chunk before, that goes on into the next
     int64_t m, width;
     int32_t count;
-    bool add;
+    int32_t add; // or 0
 };
 
 template <class To, class From, int N>
