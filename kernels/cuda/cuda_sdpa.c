@@ -4,15 +4,18 @@
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/cuda_list.h"
 #include "kernels/cuda/host/product_layout.h"
+#include "kernels/cuda/host/product_memory.h"
 #include "kernels/cuda/host/shape_cache.h"
 #include "kernels/cuda/host/work_space.h"
 #include "kernels/cuda/sdpa_graphs.h"
 #include <cuda_runtime_api.h>
+#include <limits.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_HEAD_SIZE = 128, UNIT = 8, MOST_MEMORY = 16, MOST_PLANS = 4, REPEATS = 5 };
+enum { MOST_HEAD_SIZE = 128, UNIT = 8, MOST_MEMORY = 16, MOST_PLANS = 3, MOST_SHAPES = 32, REPEATS = 5 };
 static const double CLEARLY = 0.9; // of the time of what is taken otherwise: below it is no noise
 
 typedef struct Choice { // for a shape
@@ -22,8 +25,9 @@ typedef struct Choice { // for a shape
 
 struct CudaSdpa {
     Cudnn *cudnn;
-    ShapeCache *choices; // SdpaKey -> Choice
-    bool timed, steady;
+    ShapeCache *choices;   // SdpaKey -> Choice
+    ProductMemory *memory; // choices of earlier runs; NULL: nothing is timed, the first plan that agrees is taken
+    bool steady;
 };
 
 static void choice_drop(void *value) {
@@ -32,19 +36,31 @@ static void choice_drop(void *value) {
     cudnn_graph_free(c->graph);
 }
 
+// As products are: a run that goes on has the kernels, and so the bits, that it had.
+static ProductMemory *open_memory(const CudaState *s, const Cudnn *cudnn) {
+    char path[PATH_MAX], name[256], whose[256];
+    const char *wish = getenv("BIFOCAL_AUTOTUNE");
+    if (wish && !strcmp(wish, "0")) return NULL;
+    (void)snprintf(whose, sizeof whose, "%s, %s, %d multiprocessors, cuDNN %zu", s->gpu.name, s->architecture,
+                   s->multiprocessors, cudnn_version(cudnn));
+    (void)snprintf(name, sizeof name, "attention-%.80s-%d-%zu", s->gpu.name, s->multiprocessors, cudnn_version(cudnn));
+    bool place = product_memory_path(path, sizeof path, name);
+    return product_memory_open(place ? path : NULL, whose, s->log);
+}
+
 CudaSdpa *cuda_sdpa_new(CudaState *s, bool steady) {
     Cudnn *cudnn = cudnn_open(s->stream, s->log);
     if (!cudnn) return NULL;
-    const char *wish = getenv("BIFOCAL_AUTOTUNE");
     CudaSdpa *a = calloc(1, sizeof *a);
     check(a);
-    *a = (CudaSdpa){cudnn, shape_cache_new(sizeof(SdpaKey), sizeof(Choice)), !wish || strcmp(wish, "0") != 0, steady};
+    *a = (CudaSdpa){cudnn, shape_cache_new(sizeof(SdpaKey), sizeof(Choice)), open_memory(s, cudnn), steady};
     return a;
 }
 
 void cuda_sdpa_free(CudaSdpa *a) {
     if (!a) return;
     shape_cache_free(a->choices, choice_drop);
+    product_memory_close(a->memory);
     cudnn_close(a->cudnn);
     free(a);
 }
@@ -276,10 +292,10 @@ static int choose(const CudaSdpa *a, const Call *c, CudnnPlan *const *plans, int
     cuda_list_flush(c->state);
     if (trial_begin(&t, plans, count)) {
         run_own(&t.own);
-        own = a->timed ? seconds_of(&t, NULL) : INFINITY;
-        for (int i = 0; i < count && (a->timed || best < 0); i++) {
+        own = a->memory ? seconds_of(&t, NULL) : INFINITY;
+        for (int i = 0; i < count && (a->memory || best < 0); i++) {
             if (!try_once(&t, plans[i]) || !outputs_agree(c, &t.own)) continue;
-            double seconds = a->timed ? seconds_of(&t, plans[i]) : 0;
+            double seconds = a->memory ? seconds_of(&t, plans[i]) : 0;
             believed++;
             if (seconds < least * CLEARLY || best < 0) best = i, least = seconds;
         }
@@ -291,18 +307,43 @@ static int choose(const CudaSdpa *a, const Call *c, CudnnPlan *const *plans, int
     return best;
 }
 
+// What the memory of choices knows of a shape: a key of words, and which plan, from 1 on; 0: ours.
+static ProductKey words_of(const SdpaKey *key) {
+    ProductKey words = {0};
+    _Static_assert(sizeof *key <= sizeof words, "the memory's keys hold a shape");
+    memcpy(&words, key, sizeof *key);
+    return words;
+}
+
+static int choose_and_remember(const CudaSdpa *a, const Call *c, const SdpaKey *key, CudnnPlan *const *plans,
+                               int count) {
+    ProductKey words = words_of(key);
+    ProductChoice choice = {.way = 0};
+    if (!count) return -1;
+    if (!a->memory) return choose(a, c, plans, count);
+    if (!product_memory_find(a->memory, &words, &choice)) {
+        choice.way = (uint64_t)(choose(a, c, plans, count) + 1);
+        product_memory_settle(a->memory, &words, &choice);
+    }
+    return choice.way <= (uint64_t)count ? (int)choice.way - 1 : -1;
+}
+
 static const CudnnPlan *plan_for(CudaSdpa *a, const Call *c) {
     SdpaKey key = key_of(c, a->steady);
     bool found;
     Choice *choice = shape_cache_get(a->choices, &key, &found);
-    if (found) return choice->plan;
+    // Making plans takes seconds: where shapes keep changing they are not worth it.
+    if (found || shape_cache_count(a->choices) > MOST_SHAPES) return choice->plan;
     CudnnPlan *plans[MOST_PLANS];
-    CudnnGraph *graph = sdpa_graph(a->cudnn, &key);
-    int count = cudnn_plans(graph, !c->backward || a->steady, WORK_SDPA, plans, MOST_PLANS);
-    int best = count ? choose(a, c, plans, count) : -1;
-    for (int i = 0; i < count; i++)
-        if (i != best) cudnn_plan_free(plans[i]);
-    *choice = (Choice){graph, best < 0 ? NULL : plans[best]};
+    choice->graph = sdpa_graph(a->cudnn, &key);
+    int count = cudnn_plans(choice->graph, !c->backward || a->steady, WORK_SDPA, plans, MOST_PLANS);
+    int best = choose_and_remember(a, c, &key, plans, count);
+    for (int i = 0; i < count; i++) {
+        if (i == best)
+            choice->plan = plans[i];
+        else
+            cudnn_plan_free(plans[i]);
+    }
     return choice->plan;
 }
 

@@ -10,7 +10,7 @@ enum { MOST_DESCRIPTORS = 192, MOST_OPERATIONS = 48, PROPOSALS = 8, ALIGNMENT = 
 struct Cudnn {
     void *library;
     cudnnHandle_t handle;
-    cudnnBackendDescriptor_t properties; // of a device that is not here; NULL: plans are for the handle's
+    size_t (*version)(void);
     cudnnStatus_t (*create)(cudnnHandle_t *);
     cudnnStatus_t (*destroy)(cudnnHandle_t);
     cudnnStatus_t (*set_stream)(cudnnHandle_t, cudaStream_t);
@@ -47,43 +47,23 @@ static bool find(Cudnn *c, const char *name, void *function) {
 }
 
 static bool find_all(Cudnn *c) {
-    return find(c, "cudnnCreate", &c->create) && find(c, "cudnnDestroy", &c->destroy) &&
-           find(c, "cudnnSetStream", &c->set_stream) && find(c, "cudnnBackendCreateDescriptor", &c->make) &&
-           find(c, "cudnnBackendDestroyDescriptor", &c->drop) && find(c, "cudnnBackendFinalize", &c->finish) &&
-           find(c, "cudnnBackendSetAttribute", &c->set) && find(c, "cudnnBackendGetAttribute", &c->get) &&
-           find(c, "cudnnBackendExecute", &c->execute);
+    return find(c, "cudnnGetVersion", &c->version) && find(c, "cudnnCreate", &c->create) &&
+           find(c, "cudnnDestroy", &c->destroy) && find(c, "cudnnSetStream", &c->set_stream) &&
+           find(c, "cudnnBackendCreateDescriptor", &c->make) && find(c, "cudnnBackendDestroyDescriptor", &c->drop) &&
+           find(c, "cudnnBackendFinalize", &c->finish) && find(c, "cudnnBackendSetAttribute", &c->set) &&
+           find(c, "cudnnBackendGetAttribute", &c->get) && find(c, "cudnnBackendExecute", &c->execute);
 }
 
-static Cudnn *open_library(Log *log) {
+Cudnn *cudnn_open(CudaStream stream, Log *log) {
     Cudnn *c = calloc(1, sizeof *c);
     check(c);
     c->library = dlopen("libcudnn.so.9", RTLD_NOW | RTLD_LOCAL);
     if (!c->library)
         log_info(log, "attention by our own kernels: %s", dlerror());
-    else if (!find_all(c))
-        log_warning(log, "attention by our own kernels: libcudnn.so.9 is not what it should be");
+    else if (!find_all(c) || c->create(&c->handle) != CUDNN_STATUS_SUCCESS ||
+             c->set_stream(c->handle, stream) != CUDNN_STATUS_SUCCESS)
+        log_warning(log, "attention by our own kernels: libcudnn.so.9 does not start");
     else
-        return c;
-    free(c);
-    return NULL;
-}
-
-Cudnn *cudnn_open(CudaStream stream, Log *log) {
-    Cudnn *c = open_library(log);
-    if (!c ||
-        (c->create(&c->handle) == CUDNN_STATUS_SUCCESS && c->set_stream(c->handle, stream) == CUDNN_STATUS_SUCCESS))
-        return c;
-    log_warning(log, "attention by our own kernels: libcudnn.so.9 does not start");
-    cudnn_close(c);
-    return NULL;
-}
-
-Cudnn *cudnn_open_described(const char *properties, Log *log) {
-    Cudnn *c = open_library(log);
-    if (!c || (c->make(CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR, &c->properties) == CUDNN_STATUS_SUCCESS &&
-               c->set(c->properties, CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION, CUDNN_TYPE_CHAR,
-                      (int64_t)strlen(properties), properties) == CUDNN_STATUS_SUCCESS &&
-               c->finish(c->properties) == CUDNN_STATUS_SUCCESS))
         return c;
     cudnn_close(c);
     return NULL;
@@ -91,10 +71,11 @@ Cudnn *cudnn_open_described(const char *properties, Log *log) {
 
 // The library stays open, like all of CUDA's.
 void cudnn_close(Cudnn *c) {
-    if (c && c->properties) (void)c->drop(c->properties);
     if (c && c->handle) (void)c->destroy(c->handle);
     free(c);
 }
+
+size_t cudnn_version(const Cudnn *c) { return c->version(); }
 
 // ---- descriptors ----
 
@@ -244,12 +225,11 @@ static int propose(CudnnGraph *g, cudnnBackendDescriptor_t *proposals) {
     int64_t count = 0;
     cudnnBackendDescriptor_t whole = make(g, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
     set(g, whole, CUDNN_ATTR_OPERATIONGRAPH_OPS, CUDNN_TYPE_BACKEND_DESCRIPTOR, g->operation_count, g->operations);
-    if (!c->properties) set(g, whole, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE, 1, &c->handle);
+    set(g, whole, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE, 1, &c->handle);
     finish(g, whole);
     cudnnBackendDescriptor_t heuristic = make(g, CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
     set_one(g, heuristic, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, whole);
     set(g, heuristic, CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1, &mode);
-    if (c->properties) set_one(g, heuristic, CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, c->properties);
     finish(g, heuristic);
     for (int i = 0; i < PROPOSALS; i++) proposals[i] = make(g, CUDNN_BACKEND_ENGINECFG_DESCRIPTOR);
     if (g->failed || c->get(heuristic, CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR, PROPOSALS, &count,
@@ -278,11 +258,8 @@ static bool compile(CudnnPlan *p, cudnnBackendDescriptor_t proposal, size_t most
     Cudnn *c = p->cudnn;
     int64_t count = 0;
     if (c->make(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR, &p->plan) != CUDNN_STATUS_SUCCESS) return false;
-    cudnnStatus_t device =
-        c->properties
-            ? c->set(p->plan, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &c->properties)
-            : c->set(p->plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, 1, &c->handle);
-    return device == CUDNN_STATUS_SUCCESS &&
+    return c->set(p->plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, 1, &c->handle) ==
+               CUDNN_STATUS_SUCCESS &&
            c->set(p->plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &proposal) ==
                CUDNN_STATUS_SUCCESS &&
            c->finish(p->plan) == CUDNN_STATUS_SUCCESS &&

@@ -12,9 +12,8 @@ typedef struct CudnnPlan CudnnPlan;
 typedef cudnnBackendDescriptor_t CudnnTensor;
 
 Cudnn *cudnn_open(CudaStream, Log *); // NULL where it is not there or does not start; the log is told why
-// For a device that is not here, by its properties in cuDNN's JSON: plans can be made, and not run.
-Cudnn *cudnn_open_described(const char *properties, Log *);
 void cudnn_close(Cudnn *);            // NULL is allowed
+size_t cudnn_version(const Cudnn *);
 
 CudnnGraph *cudnn_graph_new(Cudnn *);
 void cudnn_graph_free(CudnnGraph *); // NULL is allowed
