@@ -50,12 +50,13 @@ template <int SLABS, int BLOCKS> __device__ __forceinline__ void clear(float (&x
 }
 
 // out = rows of one tile times rows of another: the sum over d of x[i][d] y[j][d]. left(a, slab, k): x from 16 k on.
-template <int SLABS, int COLUMNS, int D, class Left>
+// AHEAD: steps along d whose loads may be under way at once.
+template <int SLABS, int COLUMNS, int D, int AHEAD = D / 16, class Left>
 __device__ __forceinline__ void multiply_rows(Fragments<SLABS, COLUMNS> &out, Left left, const Bf16 *y) {
     const int lane = lane_of_thread();
     const Bf16 *row = y + (lane % 8 + lane / 16 * 8) * MMA_ROW<D> + lane / 8 % 2 * 8;
     clear(out);
-#pragma unroll
+#pragma unroll AHEAD
     for (int k = 0; k < D / 16; k++) {
         uint32_t a[SLABS][4];
 #pragma unroll

@@ -80,7 +80,7 @@ static __device__ __forceinline__ void copy_pair(Bf16 *tiles, HeadRows x, HeadRo
 template <int D, int SLABS>
 static __device__ __forceinline__ void multiply(Fragments<SLABS, WARP> &out, const Bf16 *still, int own,
                                                 const Bf16 *moving) {
-    multiply_rows<SLABS, WARP, D>(
+    multiply_rows<SLABS, WARP, D, SLABS == 1 ? D / 16 : 1>(
         out, [&](uint32_t(&a)[4], int slab, int k) { left_operand<D>(a, still, own + slab * SLAB, 16 * k); }, moving);
 }
 
@@ -188,16 +188,16 @@ static __device__ __forceinline__ void copy_visit(Bf16 *moving, int stage, const
     }
 }
 
-// p and ds of a warp's keys from `key` on and the queries from `query` on, both transposed.
+// Products of a warp's keys from `key` on and the queries from `query` on become probabilities, transposed.
 template <int SLABS>
-static __device__ __forceinline__ void differentiate(Fragments<SLABS, WARP> &p, Fragments<SLABS, WARP> &ds,
-                                                     const AttentionCall &c, const float *rows, bool border,
-                                                     int64_t batch, int64_t query, int key) {
+static __device__ __forceinline__ void form_probabilities(Fragments<SLABS, WARP> &p, const AttentionCall &c,
+                                                          const float *rows, bool border, int64_t batch, int64_t query,
+                                                          int key) {
     const int g = lane_of_thread() / 4, t = lane_of_thread() % 4;
 #pragma unroll
     for (int j = 0; j < WARP / 8; j++) {
         const int column = 8 * j + 2 * t;
-        const Floats<2> lse = load<2>(rows + column), delta = load<2>(rows + WARP + column);
+        const Floats<2> lse = load<2>(rows + column);
         Interval seen[2] = {};
         if (border) {
             seen[0] = keys_of(c.shape, batch, query + column);
@@ -210,8 +210,22 @@ static __device__ __forceinline__ void differentiate(Fragments<SLABS, WARP> &p, 
                 float x = quick_exp2(p[slab][j][e] * (c.scale * LOG2_E) - lse.at[e % 2] * LOG2_E);
                 if (border && !sees(seen[e % 2], key + slab * SLAB + g + e / 2 * 8)) x = 0;
                 p[slab][j][e] = x;
-                ds[slab][j][e] = gradient_of_score(x, ds[slab][j][e], delta.at[e % 2], c.scale);
             }
+    }
+}
+
+// dp becomes ds, transposed.
+template <int SLABS>
+static __device__ __forceinline__ void form_gradients(Fragments<SLABS, WARP> &dp, const Fragments<SLABS, WARP> &p,
+                                                      const float *rows, float scale) {
+#pragma unroll
+    for (int j = 0; j < WARP / 8; j++) {
+        const Floats<2> delta = load<2>(rows + WARP + 8 * j + lane_of_thread() % 4 * 2);
+#pragma unroll
+        for (int slab = 0; slab < SLABS; slab++)
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                dp[slab][j][e] = gradient_of_score(p[slab][j][e], dp[slab][j][e], delta.at[e % 2], scale);
     }
 }
 
@@ -253,13 +267,14 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
         copy_commit();
         const Span span = span_at(b, batch, now.tile, query_tiles);
         if (!overlap(span.any, first + own, own_end)) continue;
-        Fragments<SLABS, WARP> p, ds;
+        const float *rows = reinterpret_cast<const float *>(moving + 4 * Tiles::MOVING_SIZE) + stage * 2 * WARP;
+        Fragments<SLABS, WARP> p, ds; // one after the other: both at once with the sums fill the registers
         multiply<D, SLABS>(p, k_tile, own, q_tile);
-        multiply<D, SLABS>(ds, v_tile, own, d_o_tile);
-        differentiate<SLABS>(
-            p, ds, c, reinterpret_cast<const float *>(moving + 4 * Tiles::MOVING_SIZE) + stage * 2 * WARP,
-            !holds(span.all, first + own, own_end), batch, static_cast<int64_t>(now.tile) * WARP, first + own);
+        form_probabilities<SLABS>(p, c, rows, !holds(span.all, first + own, own_end), batch,
+                                  static_cast<int64_t>(now.tile) * WARP, first + own);
         add_product<SLABS, WARP, D>(v_sum, p, d_o_tile);
+        multiply<D, SLABS>(ds, v_tile, own, d_o_tile);
+        form_gradients<SLABS>(ds, p, rows, c.scale);
         add_product<SLABS, WARP, D>(k_sum, ds, q_tile);
     }
     copy_wait<0>();
