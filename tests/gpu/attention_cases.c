@@ -161,7 +161,7 @@ static Numbers numbers_of(Backend *b, const Case *c, Dtype t) {
     Layer l = layer_new(b, c, t);
     size_t size = dtype_size(t);
     int64_t outputs = l.rows * l.shape.o_stride, gradients = has_backward(c) ? l.rows * l.shape.q_stride : 0;
-    Numbers n = {malloc((size_t)(outputs + gradients) * sizeof(float)), outputs + gradients};
+    Numbers n = {calloc((size_t)(outputs + gradients), sizeof(float)), outputs + gradients};
     char *raw = calloc((size_t)n.count, size);
     check(n.at && raw);
     forward(&l);
