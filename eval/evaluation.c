@@ -166,12 +166,14 @@ static bool text_batch(Evaluation *e, const TokenIds *ids, int rows, int length,
     ArenaMark mark = arena_mark(e->memory);
     SequenceIds special = sequence_ids(e->model->tokenizer);
     Sequences s;
+    backend_sequence_begin(tape_backend(e->tape), "features of texts");
     tape_reset(e->tape);
     sequences_new(&s, e->memory, rows, length, special);
     for (int r = 0; r < rows; r++) sequence_put_contrastive(&s, r, ids[r].ids, ids[r].count, special);
     Tensor *features = joint_text_features(e->tape, e->model->joint, &s);
     bool ok = tape_passed(e->tape, "the features of texts", error);
     if (ok) tape_read(e->tape, features, out);
+    backend_sequence_end(tape_backend(e->tape));
     arena_rewind(e->memory, mark);
     return ok;
 }
@@ -214,23 +216,28 @@ static void average_views(const float *features, int64_t count, int views, int64
     }
 }
 
+// Of each view by itself: (count, views, E)
+static bool view_features(Evaluation *e, const SampleBatch *b, float *out, Error *error) {
+    backend_sequence_begin(tape_backend(e->tape), "features of pictures");
+    tape_reset(e->tape);
+    Tensor *images = joint_pixels(e->tape, e->model->joint, b->pixels, b->count * views_of(e));
+    Tensor *features = joint_image_features(e->tape, e->model->joint, images);
+    bool ok = tape_passed(e->tape, "the features of pictures", error);
+    if (ok) tape_read(e->tape, features, out);
+    backend_sequence_end(tape_backend(e->tape));
+    return ok;
+}
+
 bool picture_features(Evaluation *e, const SampleBatch *b, float *out, Error *error) {
     int views = views_of(e);
     int64_t width = e->model->config.embedding;
-    tape_reset(e->tape);
-    Tensor *images = joint_pixels(e->tape, e->model->joint, b->pixels, b->count * views);
-    Tensor *features = joint_image_features(e->tape, e->model->joint, images);
-    if (!tape_passed(e->tape, "the features of pictures", error)) return false;
-    if (views == 1) {
-        tape_read(e->tape, features, out);
-        return true;
-    }
-    float *each = malloc(tensor_bytes(features));
+    if (views == 1) return view_features(e, b, out, error);
+    float *each = malloc((size_t)(b->count * views * width) * sizeof *each);
     check(each);
-    tape_read(e->tape, features, each);
-    average_views(each, b->count, views, width, out);
+    bool ok = view_features(e, b, each, error);
+    if (ok) average_views(each, b->count, views, width, out);
     free(each);
-    return true;
+    return ok;
 }
 
 bool similarities(Evaluation *e, const float *a, int64_t rows, const float *b, int64_t columns, float *out,
