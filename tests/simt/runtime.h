@@ -22,6 +22,9 @@ void runtime_fail(RuntimeCall, int times); // that call answers with an error so
 // or "". Outside of this it is printed and aborts. Faults of kernels: simt_faults.
 const char *runtime_faults(void (*body)(void *context), void *context);
 
+// Tells of each piece of work in a stream (those of graphs one by one) when it ran, in seconds of the host; NULL: nobody.
+void runtime_watch(void (*ran)(void *context, int stream, double begin, double end), void *context);
+
 void runtime_finish(void);     // all work in all streams
 int64_t runtime_waiting(void); // pieces of work not done yet
 // The clock that events read: a kernel takes RUNTIME_KERNEL seconds, other work what it says here as it runs.

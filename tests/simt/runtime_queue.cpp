@@ -2,10 +2,14 @@
  * between two pieces that no event orders anything may happen. */
 #include "tests/simt/runtime_queue.h"
 #include "tests/simt/shim/simt.h"
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
+extern "C" {
+#include "base/clock.h"
+}
 
 static struct Queue {
     std::vector<CUstream_st *> streams;
@@ -15,7 +19,13 @@ static struct Queue {
     double clock = 0;     // seconds
     bool catching = false;
     std::string fault;
+    void (*ran)(void *context, int stream, double begin, double end) = nullptr;
+    void *watcher = nullptr;
 } queue;
+
+void runtime_watch(void (*ran)(void *context, int stream, double begin, double end), void *context) {
+    queue.ran = ran, queue.watcher = context;
+}
 
 void runtime_spend(double seconds) { queue.clock += seconds; }
 void runtime_set_order(RuntimeOrder order, uint64_t seed) { queue.order = order, queue.seed = seed | 1; }
@@ -77,9 +87,13 @@ static void run_piece(CUstream_st *s) {
     s->pieces.pop_front();
     if (p.kind == Piece::RECORD) p.record->done = true, p.record->at = queue.clock;
     if (p.kind != Piece::WORK) return;
+    double begin = queue.ran ? clock_seconds() : 0;
     queue.running = true;
     p.work();
     queue.running = false;
+    if (!queue.ran) return;
+    int number = static_cast<int>(std::find(queue.streams.begin(), queue.streams.end(), s) - queue.streams.begin());
+    queue.ran(queue.watcher, number, begin, clock_seconds());
 }
 
 static bool others_run(const CUstream_st *but) {
