@@ -1,0 +1,138 @@
+/* Links between GPUs (cuda_link.c) on ranks that are processes, each with the stand-in of CUDA's runtime, whose streams
+ * run late and out of order, over a stand-in for NCCL: every call has the host's bits, one by one and in graphs.
+ * Started by tests/support/tcprun.sh. */
+#include "tests/simt/nccl_stand_in.h"
+#include "tests/simt/runtime.h"
+#include "tests/simt/shim/host.h"
+#include <cstdlib>
+#include <cstring>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <string>
+extern "C" {
+#include "kernels/cuda/cuda_list.h"
+#include "tests/kernels/device_calls.h"
+#include "tests/support/test.h"
+}
+
+Comm *stand_in_group;
+bool stand_in_has_failed;
+bool stand_in_holds(const void *memory, size_t bytes) { return simt_holds(memory, bytes); }
+
+static Comm *world;
+
+static void take_library(const char *name) {
+    setenv("BIFOCAL_NCCL", (std::string(LIBRARY_FOLDER "/") + name).c_str(), 1);
+}
+
+static Backend *open_gpu() {
+    Error error = {};
+    CudaOptions options = {};
+    Backend *b = cuda_backend_new(&options, nullptr, &error);
+    if (!b) fail_msg("%s", error.message);
+    return b;
+}
+
+static void link_ranks(Comm *group, Backend *b) {
+    Error error = {};
+    stand_in_group = group;
+    if (!comm_device_open(group, b, &error)) fail_msg("%s", error.message);
+    assert_string_equal(comm_device_why(group), "");
+    assert_int_equal(comm_device_route(group), ROUTE_LINKED);
+}
+
+static void linked_calls_have_the_hosts_bits_in_every_order_of_streams(void **) {
+    take_library("libnccl_good.so");
+    for (int order = 0; order < RUNTIME_ORDERS; order++) {
+        Backend *b = open_gpu();
+        runtime_set_order(static_cast<RuntimeOrder>(order), 11 + static_cast<uint64_t>(comm_rank(world)));
+        link_ranks(world, b);
+        device_calls_check(b, world, 1);
+        device_calls_check_many(b, world, 2);
+        device_calls_check_sequences(b, world, 3);
+        CudaListCounts counts = cuda_list_counts(cuda_state(b));
+        assert_true(counts.eager > 0 && counts.captured > 0 && counts.launched > 0);
+        comm_device_close(world);
+        backend_free(b);
+    }
+}
+
+static void groups_have_links_of_their_own(void **) {
+    Backend *b = open_gpu();
+    runtime_set_order(RUNTIME_LATE, 1);
+    Comm *pair = comm_split(world, comm_rank(world) / 2, comm_rank(world), "pair");
+    link_ranks(world, b);
+    if (comm_size(pair) > 1) link_ranks(pair, b);
+    for (uint64_t seed = 1; seed < 3; seed++) {
+        device_calls_check_many(b, world, seed);
+        if (comm_size(pair) > 1) device_calls_check_many(b, pair, seed);
+    }
+    comm_device_close(pair);
+    comm_device_close(world);
+    comm_free(pair);
+    backend_free(b);
+}
+
+static void what_nccl_finds_wrong_is_told(void **) {
+    Backend *b = open_gpu();
+    char why[256] = "";
+    link_ranks(world, b);
+    assert_false(comm_device_fault(world, why, sizeof why));
+    stand_in_has_failed = true;
+    assert_true(comm_device_fault(world, why, sizeof why));
+    assert_non_null(strstr(why, "NCCL in group world failed on rank"));
+    assert_non_null(strstr(why, "a remote process has ended"));
+    comm_device_abort(world);
+    assert_false(stand_in_has_failed);
+    comm_device_close(world);
+    backend_free(b);
+}
+
+static void expect_refusal(const char *library, const char *words) {
+    Backend *b = open_gpu();
+    Error error = {};
+    take_library(library);
+    assert_false(comm_device_open(world, b, &error));
+    if (!strstr(error.message, words)) fail_msg("'%s' does not say '%s'", error.message, words);
+    backend_free(b);
+}
+
+static void an_nccl_that_does_not_go_with_this_cuda_is_refused(void **) {
+    expect_refusal("libnccl_other.so", "NCCL 2.28.9 was built for CUDA 11.8, this program for CUDA 13.0");
+    expect_refusal("libnccl_old.so", "NCCL 2.10.3 is too old: 2.18 is the oldest that works");
+}
+
+static void without_nccl_calls_are_staged(void **) {
+    static const char *const names[] = {"off", "there_is_no_such_library.so"}, *const words[] = {"=off", "no NCCL: "};
+    for (int i = 0; i < 2; i++) {
+        Backend *b = open_gpu();
+        Error error = {};
+        setenv("BIFOCAL_NCCL", names[i], 1);
+        assert_true(comm_device_open(world, b, &error));
+        assert_int_equal(comm_device_route(world), ROUTE_STAGED);
+        assert_non_null(strstr(comm_device_why(world), words[i]));
+        device_calls_check_many(b, world, 4);
+        device_calls_check_sequences(b, world, 5);
+        comm_device_close(world);
+        backend_free(b);
+    }
+}
+
+int main() {
+    Error error = {};
+    world = comm_world_new(nullptr, &error);
+    if (!world || comm_size(world) == 1) {
+        fprintf(stderr, "start several: tests/support/tcprun.sh N PROGRAM; %s\n", error.message);
+        return 77;
+    }
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(linked_calls_have_the_hosts_bits_in_every_order_of_streams),
+        cmocka_unit_test(groups_have_links_of_their_own),
+        cmocka_unit_test(what_nccl_finds_wrong_is_told),
+        cmocka_unit_test(an_nccl_that_does_not_go_with_this_cuda_is_refused),
+        cmocka_unit_test(without_nccl_calls_are_staged),
+    };
+    int failed = cmocka_run_group_tests(tests, nullptr, nullptr);
+    if (!failed) comm_free(world);
+    return failed;
+}

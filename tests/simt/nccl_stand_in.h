@@ -1,0 +1,14 @@
+/* What the stand-in for NCCL (stand_in/nccl.c) wants from the program that opens it. */
+#pragma once
+#ifdef __cplusplus
+extern "C" {
+#endif
+#include "kernels/comm/comm.h"
+
+extern Comm *stand_in_group;     // of the ranks that are linked next: links talk over groups split from it
+extern bool stand_in_has_failed; // what NCCL says of its links
+bool stand_in_holds(const void *memory, size_t bytes); // whether all of it is device memory
+
+#ifdef __cplusplus
+}
+#endif
