@@ -259,14 +259,21 @@ void engine_start(Engine *e, CommRequest *c, bool wake) {
     pthread_mutex_unlock(&e->lock);
 }
 
+// Whatever the call's state: what a list of work consists of must not depend on when others came.
+static void ask_before_wait(Engine *e) {
+    pthread_mutex_lock(&e->lock);
+    void (*ask)(void *) = e->before_waits && pthread_equal(e->before_thread, pthread_self()) ? e->before_waits : NULL;
+    pthread_mutex_unlock(&e->lock);
+    if (ask) ask(e->before_context);
+}
+
 void engine_wait(Engine *e, CommRequest *c) {
+    ask_before_wait(e);
     if (atomic_load_explicit(&c->done, memory_order_acquire)) return;
     double begun = clock_seconds(), news = begun;
     pthread_mutex_lock(&e->lock);
     e->waiting++;
-    bool asks = e->before_waits && pthread_equal(e->before_thread, pthread_self());
     pthread_mutex_unlock(&e->lock);
-    if (asks) e->before_waits(e->before_context);
     for (;;) {
         uint64_t events = events_of(e);
         if (atomic_load_explicit(&c->done, memory_order_acquire)) break;

@@ -52,9 +52,9 @@ void parameters_open_scaling(Parameters *p) {
 void parameters_advance_scaling(Parameters *p) {
     Comm *groups[] = {p->parallel.data, p->parallel.tensor};
     if (!p->scaled) return;
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; i < 2; i++) // of numbers without a sign the bits have the same order, NaN above all
         if (comm_size(groups[i]) > 1)
-            comm_device_all_reduce(p->backend, groups[i], p->most.data, p->scaled * FP8_SIDES, COMM_F32, COMM_MAX,
+            comm_device_all_reduce(p->backend, groups[i], p->most.data, p->scaled * FP8_SIDES, COMM_I32, COMM_MAX,
                                    COMM_FAST, "scales of fp8");
     for (int i = 0; i < p->count; i++) {
         Tensor *t = &p->items[i]->tensor;

@@ -3,6 +3,7 @@
 #include "base/philox.h"
 #include "kernels/cuda/host/activity.h"
 #include "kernels/cuda/host/gpu_facts.h"
+#include "kernels/cuda/host/nccl_facts.h"
 #include "kernels/cuda/host/product_layout.h"
 #include "kernels/cuda/host/regions.h"
 #include "kernels/cuda/host/shape_cache.h"
@@ -306,6 +307,36 @@ static void gpus_that_will_not_do_are_refused_with_what_was_found(void **state) 
     assert_true(gpu_new_enough(&f, &error));
 }
 
+// ---- NCCL ----
+
+__attribute__((used)) static const char nccl_text[] = "NCCL version 2.28.9+cuda12.4";
+
+static void nccl_says_which_cuda_it_was_built_for(void **state) {
+    (void)state;
+    assert_int_equal(nccl_built_for("/proc/self/exe"), 12040); // where that text stands
+    assert_int_equal(nccl_built_for("/proc/self/status"), 0);
+    assert_int_equal(nccl_built_for("/dev/null"), 0);
+    assert_int_equal(nccl_built_for("there_is_no_such_file"), 0);
+}
+
+static void an_nccl_of_another_cuda_is_refused_with_both_versions(void **state) {
+    (void)state;
+    Error error = {0};
+    NcclFacts f = {.version = 22809, .built_for = 13000, .runtime = 13000, .driver = 13020};
+    assert_true(nccl_fits(&f, &error));
+    f.built_for = 13010;
+    assert_true(nccl_fits(&f, &error));
+    f.built_for = 0; // it does not say
+    assert_true(nccl_fits(&f, &error));
+    f.built_for = 12040;
+    assert_false(nccl_fits(&f, &error));
+    assert_non_null(strstr(error.message, "NCCL 2.28.9 was built for CUDA 12.4, this program for CUDA 13.0 (the driver "
+                                          "knows up to 13.2)"));
+    f.version = 21005;
+    assert_false(nccl_fits(&f, &error));
+    assert_non_null(strstr(error.message, "NCCL 2.10.5 is too old"));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(kernels_have_short_names),
@@ -318,6 +349,8 @@ int main(void) {
         cmocka_unit_test(products_without_a_unit_stride_are_refused),
         cmocka_unit_test(a_plan_is_found_again_by_shape_type_and_alignment),
         cmocka_unit_test(gpus_that_will_not_do_are_refused_with_what_was_found),
+        cmocka_unit_test(nccl_says_which_cuda_it_was_built_for),
+        cmocka_unit_test(an_nccl_of_another_cuda_is_refused_with_both_versions),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

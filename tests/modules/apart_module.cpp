@@ -83,6 +83,23 @@ template <> struct Given<const Matmul *> {
     const Matmul *get() {
         copy = *value;
         copy.a = device(copy.a), copy.b = device(copy.b), copy.c = device(copy.c), copy.bias = device(copy.bias);
+        copy.aux = device(copy.aux), copy.sums = device(copy.sums);
+        copy.a_factor = device(copy.a_factor), copy.b_factor = device(copy.b_factor);
+        return &copy;
+    }
+};
+
+template <> struct Given<Fp8Side> {
+    Fp8Side value;
+    Fp8Side get() { return Fp8Side{device(value.scaling), device(value.most), value.kind}; }
+};
+template <> struct Given<const DropoutDraws *> {
+    const DropoutDraws *value;
+    DropoutDraws copy = {};
+    const DropoutDraws *get() {
+        if (!value) return nullptr;
+        copy = *value;
+        copy.numbers = device(copy.numbers);
         return &copy;
     }
 };
@@ -164,6 +181,8 @@ static void take_kernels(Backend *b, const Backend *cpu) {
     TAKE(cross_entropy_forward), TAKE(cross_entropy_combine), TAKE(cross_entropy_backward), TAKE(clip_sums);
     TAKE(clip_logsumexp), TAKE(clip_losses), TAKE(clip_gradient), TAKE(siglip_sums), TAKE(siglip_gradient);
     TAKE(sum_rows), TAKE(put_rows), TAKE(argmax_rows), TAKE(gate), TAKE(matmul_wins);
+    TAKE(matmul_fp8), TAKE(fp8_advance), TAKE(scale_by), TAKE(add_norm_forward), TAKE(add_norm_backward);
+    TAKE(cross_entropy_both);
     b->adamw_parts = adamw_parts, b->sum_squares = sum_squares;
 }
 
