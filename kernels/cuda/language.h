@@ -36,8 +36,17 @@ template <auto Kernel, class... A> static void start_launch(const void *memory, 
     const Launch<A...> *l = static_cast<const Launch<A...> *>(memory);
     std::apply([&](const A &...a) { launch_now<Kernel>(l->grid, l->block, l->shared, stream, a...); }, l->arguments);
 }
-// queue NULL: at once, on the default stream. Equal launches have equal bytes, so that structs among the arguments have
-// no padding: flags in them are as wide as what stands beside them, or `none` fills them up.
+// Equal launches have equal bytes: structs among the arguments have no padding (flags are as wide as what stands beside
+// them, or `none` fills up), and where one has some, it is cleared by compilers that can.
+template <class T> static inline void clear_padding(T &x) {
+#ifdef __has_builtin
+#if __has_builtin(__builtin_clear_padding)
+    if (!std::is_empty_v<T>) __builtin_clear_padding(&x); // an empty one shares its byte with others
+#endif
+#endif
+    (void)x;
+}
+// queue NULL: at once, on the default stream.
 template <auto Kernel, class... A>
 static void launch(dim3 grid, dim3 block, size_t shared, const CudaQueue *queue, const A &...arguments) {
     static_assert((std::is_trivially_copyable_v<A> && ...), "a launch is kept as bytes");
@@ -45,8 +54,10 @@ static void launch(dim3 grid, dim3 block, size_t shared, const CudaQueue *queue,
         launch_now<Kernel>(grid, block, shared, queue ? queue->stream : nullptr, arguments...);
         return;
     }
+    static_assert(alignof(Launch<A...>) <= 16, "lists keep arguments at multiples of 16 bytes");
     alignas(Launch<A...>) unsigned char memory[sizeof(Launch<A...>)] = {}; // what lies between the arguments is zero
-    new (memory) Launch<A...>{grid, block, shared, std::tuple<A...>(arguments...)};
+    Launch<A...> *l = new (memory) Launch<A...>{grid, block, shared, std::tuple<A...>(arguments...)};
+    std::apply([](A &...a) { (clear_padding(a), ...); }, l->arguments);
     queue->start(queue->owner, start_launch<Kernel, A...>, memory, sizeof memory);
 }
 
