@@ -2,6 +2,7 @@
  * takes. The driver is one made for the test. */
 #include "base/philox.h"
 #include "kernels/cuda/host/activity.h"
+#include "kernels/cuda/host/command_list.h"
 #include "kernels/cuda/host/gpu_facts.h"
 #include "kernels/cuda/host/nccl_facts.h"
 #include "kernels/cuda/host/product_layout.h"
@@ -337,8 +338,75 @@ static void an_nccl_of_another_cuda_is_refused_with_both_versions(void **state) 
     assert_non_null(strstr(error.message, "NCCL 2.10.5 is too old"));
 }
 
+// ---- lists of commands ----
+
+static void start_nothing(const void *arguments, CudaStream stream) { (void)arguments, (void)stream; }
+
+// One command whose argument is the number, as many bytes of it as asked for.
+static CommandList list_of(uint64_t number, size_t bytes) {
+    CommandList l = {0};
+    command_list_add(&l, (Command){.start = start_nothing, .bytes = bytes, .kind = COMMAND_CALL}, &number);
+    return l;
+}
+
+static void commands_come_back_in_order_with_their_arguments(void **state) {
+    (void)state;
+    CommandList l = {0};
+    char text[100000];
+    memset(text, 'x', sizeof text);
+    command_list_add(&l, (Command){.start = start_nothing, .bytes = 3, .kind = COMMAND_CALL, .lane = 2}, "abc");
+    command_list_add(&l, (Command){.mark = 7, .kind = COMMAND_MARK}, NULL);
+    command_list_add(&l, (Command){.start = start_nothing, .bytes = sizeof text, .kind = COMMAND_CALL}, text);
+    size_t at = 0;
+    const Command *c = command_list_next(&l, &at);
+    assert_true(c && c->bytes == 3 && c->lane == 2 && !memcmp(command_arguments(c), "abc", 3));
+    c = command_list_next(&l, &at);
+    assert_true(c && c->kind == COMMAND_MARK && c->mark == 7);
+    c = command_list_next(&l, &at);
+    assert_true(c && (uintptr_t)command_arguments(c) % 16 == 0 && !memcmp(command_arguments(c), text, sizeof text));
+    assert_null(command_list_next(&l, &at));
+    assert_int_equal(l.count, 3);
+    command_list_free(&l);
+}
+
+static int dropped;
+static void count_drop(void *graph) { dropped += *(int *)graph; }
+
+static void lists_of_equal_bytes_are_one_and_the_oldest_is_forgotten(void **state) {
+    (void)state;
+    enum { MOST = 4 };
+    int one = 1;
+    bool found;
+    KnownLists *known = known_lists_new(MOST, count_drop);
+    dropped = 0;
+    for (int round = 0; round < 2; round++) {
+        for (uint64_t i = 0; i < MOST; i++) {
+            CommandList l = list_of(i, 8);
+            KnownList *k = known_lists_find(known, &l, &found);
+            assert_true(found == (round == 1) && (k->graph != NULL) == found);
+            k->graph = &one;
+            command_list_free(&l);
+        }
+    }
+    assert_int_equal(known_lists_count(known), MOST);
+    CommandList longer = list_of(0, 4), first = list_of(0, 8), second = list_of(1, 8);
+    known_lists_find(known, &first, &found);
+    known_lists_find(known, &longer, &found); // in the place of the second
+    assert_true(!found && dropped == 1);
+    known_lists_find(known, &first, &found);
+    assert_true(found);
+    known_lists_drop_graphs(known);
+    assert_int_equal(dropped, MOST);
+    assert_true(!known_lists_find(known, &second, &found)->graph && !found);
+    known_lists_free(known);
+    assert_int_equal(dropped, MOST);
+    command_list_free(&longer), command_list_free(&first), command_list_free(&second);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(commands_come_back_in_order_with_their_arguments),
+        cmocka_unit_test(lists_of_equal_bytes_are_one_and_the_oldest_is_forgotten),
         cmocka_unit_test(kernels_have_short_names),
         cmocka_unit_test(the_device_s_work_is_told_in_order_and_by_the_host_s_clock),
         cmocka_unit_test(a_region_grows_where_it_stands),
