@@ -43,13 +43,17 @@ typedef struct Operands { // f32 sizes; bf16 uses the first half
 
 typedef struct Call {
     Backend *backend;
-    Onednn *peer; // NULL: ours
+    Onednn *peer;        // NULL: ours
+    Fp8Scaling *scaling; // of both sides: in fp8; NULL: as they are
     Matmul p;
 } Call;
 
 static void run(void *context) {
     Call *c = context;
-    if (c->peer)
+    if (c->scaling)
+        c->backend->matmul_fp8(c->backend, &c->p, (Fp8Side){c->scaling, NULL, FP8_E4M3},
+                               (Fp8Side){c->scaling, NULL, FP8_E4M3});
+    else if (c->peer)
         check(onednn_matmul(c->peer, &c->p));
     else
         c->backend->matmul(c->backend, &c->p);
@@ -91,7 +95,7 @@ static void fill(Backend *b, void *device, int64_t count, Dtype t) { // small nu
 
 static void bench_pass(Backend *b, Onednn *peer, const BenchOps *o, const Layer *l, int pass, const Operands *m,
                        BenchRow *row) {
-    Call ours = {b, NULL, product(l, pass, m, row->dtype)}, theirs = ours;
+    Call ours = {b, NULL, NULL, product(l, pass, m, row->dtype)}, theirs = ours;
     theirs.peer = peer;
     BenchRow other = *row;
     bench_measure(b, o, row, run, &ours);
@@ -100,6 +104,23 @@ static void bench_pass(Backend *b, Onednn *peer, const BenchOps *o, const Layer 
         row->peer_seconds = other.seconds;
     }
     o->row(o->context, row);
+}
+
+// Rounding both sides included; on a device that has it.
+static void bench_fp8(Backend *b, const BenchOps *o, const Layer *l, int pass, const Operands *m,
+                      const BenchRow *like) {
+    Fp8Scaling scaling = {.scale = 1, .inverse = 1};
+    Call call = {b, NULL, NULL, product(l, pass, m, like->dtype)};
+    BenchRow row = *like;
+    bool fits = call.p.m % 16 == 0 && call.p.n % 16 == 0 && call.p.k % 16 == 0 && like->dtype == BF16;
+    if (!b->apart || !b->matmul_fp8 || !fits) return;
+    call.scaling = b->allocate(b, sizeof scaling);
+    check(call.scaling);
+    b->upload(b, call.scaling, &scaling, sizeof scaling);
+    snprintf(row.name, sizeof row.name, "%s, fp8", l->name);
+    bench_measure(b, o, &row, run, &call);
+    o->row(o->context, &row);
+    b->release(b, call.scaling, sizeof scaling);
 }
 
 static void bench_layer(Backend *b, Onednn *peer, const BenchOps *o, const Layer *l, Dtype t) {
@@ -117,6 +138,7 @@ static void bench_layer(Backend *b, Onednn *peer, const BenchOps *o, const Layer
         row.bytes = size * (count[0] + count[1] + count[2]) + (out - size) * count[1];
         snprintf(row.name, sizeof row.name, "%s", l->name);
         bench_pass(b, peer, o, l, pass, &m, &row);
+        bench_fp8(b, o, l, pass, &m, &row);
     }
     b->release(b, m.x, sizes[0]);
     b->release(b, m.w, sizes[1]);

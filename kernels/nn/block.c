@@ -212,6 +212,7 @@ static Tensor *activate(Tape *t, MlpKind kind, Tensor *x) {
 }
 
 Tensor *mlp_forward(Tape *t, const Linear *up, const Linear *down, MlpKind kind, Tensor *x) {
+    if (kind == MLP_GELU_TANH) return mlp(t, x, up->weight, up->bias, down->weight, down->bias, GELU_TANH);
     return linear_layer(t, down, activate(t, kind, linear_layer(t, up, x)));
 }
 
@@ -228,6 +229,15 @@ static Tensor *mlp_output(Tape *t, const void *closure, Tensor *x) {
     return row_linear(t, b->parallel, &b->down, activate(t, b->config.mlp, x));
 }
 
+// (B, T, C) or (1, N, C), what is added to the stream. In one piece where nothing of it is computed again: its
+// activation may then be part of its products.
+static Tensor *mlp_branch(Tape *t, const Block *b, Residual *r, const BlockContext *context) {
+    if (context->recompute != RECOMPUTE_SELECTIVE && parallel_ranks(b->parallel) == 1)
+        return mlp_forward(t, &b->up, &b->down, b->config.mlp, residual_norm(t, &b->norm2, r));
+    Tensor *h = read_stream(t, b, &b->norm2, &b->up, mlp_input, r, context);
+    return run_piece(t, mlp_output, b, h, context, RECOMPUTE_SELECTIVE);
+}
+
 static void add_branch(Residual *r, const Block *b, Tensor *h, uint64_t site, const BlockContext *context) {
     check(!r->branch);
     r->branch = h;
@@ -237,9 +247,7 @@ static void add_branch(Residual *r, const Block *b, Tensor *h, uint64_t site, co
 static Residual block_pass(Tape *t, const Block *b, Residual r, const BlockContext *context) {
     uint64_t site = 2 * (uint64_t)b->site;
     add_branch(&r, b, row_linear(t, b->parallel, &b->projection, attend(t, b, &r, context)), site, context);
-    Tensor *h = read_stream(t, b, &b->norm2, &b->up, mlp_input, &r, context);
-    h = run_piece(t, mlp_output, b, h, context, RECOMPUTE_SELECTIVE);
-    add_branch(&r, b, h, site + 1, context);
+    add_branch(&r, b, mlp_branch(t, b, &r, context), site + 1, context);
     return r;
 }
 
