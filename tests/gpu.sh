@@ -25,7 +25,6 @@ trap 'rm -rf "$PARTS"' EXIT
 readonly LIMIT=525 # seconds of bench; what is not reached is null
 export PATH=$PATH:/usr/local/cuda/bin
 export XDG_CACHE_HOME=$PARTS/cache # what is timed here is of this run
-mkdir "$XDG_CACHE_HOME"
 
 say() { printf '== %4d s  %s\n' "$SECONDS" "$*" >&2; }
 
