@@ -16,6 +16,20 @@ void backend_range_pop(Backend *b) {
     if (b->range_pop) b->range_pop(b);
 }
 
+void *backend_allocate_host(Backend *b, size_t bytes) {
+    if (b->allocate_host) return b->allocate_host(b, bytes);
+    void *memory = b->allocate(b, bytes);
+    if (memory) b->zero(b, memory, bytes);
+    return memory;
+}
+
+void backend_release_host(Backend *b, void *memory, size_t bytes) {
+    if (b->allocate_host)
+        b->release_host(b, memory, bytes);
+    else
+        b->release(b, memory, bytes);
+}
+
 void backend_sequence_begin(Backend *b, const char *name) {
     if (b->sequence_begin) b->sequence_begin(b, name);
 }

@@ -91,6 +91,10 @@ struct Backend {
     void (*release)(void *backend, void *memory, size_t bytes);
     // Makes a block of `bytes` at least `more` longer where it stands; false: it cannot. NULL: no block can
     bool (*extend)(void *backend, void *memory, size_t bytes, size_t more);
+    // Memory of the host, zeroed, that copy, upload and download take as they take the device's; copies of it run at the
+    // speed of the bus. NULL: the device's memory is the host's. Use backend_allocate_host and backend_release_host
+    void *(*allocate_host)(Backend *, size_t bytes); // NULL where there is none left
+    void (*release_host)(Backend *, void *memory, size_t bytes);
     void (*copy)(Backend *, void *to, const void *from, size_t bytes);       // device to device
     void (*upload)(Backend *, void *device, const void *host, size_t bytes);
     void (*download)(Backend *, void *host, const void *device, size_t bytes); // waits
@@ -242,6 +246,9 @@ struct Backend {
 
     // optimizer. All parts in as few launches as there may be; gate, device: NULL where the host knows that all is well
     void (*adamw_parts)(Backend *, const AdamWPart *parts, int count, const AdamW *, const Gate *);
+    // The same of parts whose m and v, and where there is a shadow the parameter too, are memory of allocate_host: they go
+    // through a window on the device, part by part, up and down beside the arithmetic. NULL where that is
+    void (*adamw_streamed)(Backend *, const AdamWPart *parts, int count, const AdamW *, const Gate *, void *window, size_t bytes);
     // out[0], device: the sum of squares of all spans, in f64 and a fixed order; not finite where any of finite (n) is not
     void (*sum_squares)(Backend *, double *out, const FloatSpan *spans, int count, const float *finite, int64_t n);
     // The gate of a step whose squares (n), device, are all the parts of its norm; clip: the largest norm, 0: any
@@ -251,6 +258,8 @@ struct Backend {
 void backend_free(Backend *); // NULL is allowed
 void backend_range_push(Backend *, const char *name);
 void backend_range_pop(Backend *);
+void *backend_allocate_host(Backend *, size_t bytes); // zeroed; NULL where there is none left
+void backend_release_host(Backend *, void *memory, size_t bytes);
 void backend_sequence_begin(Backend *, const char *name);
 void backend_sequence_end(Backend *);
 // What lies at `device` once all calls up to now are done; the memory may be used otherwise by calls behind this one.

@@ -9,13 +9,20 @@
 static const uintptr_t FIRST_ADDRESS = (uintptr_t)1 << 48; // beyond what a process can have
 static const size_t MOST = (size_t)1 << 42;                // bytes: how far a region may grow
 
+typedef struct Block { // of the backend's own, that grows where it stands
+    void *memory;
+    size_t size;
+} Block;
+
 typedef struct DryGpu {
     Backend backend; // first: a Backend of this kind is one of these
     Backend plain;   // whose kernels charge the clock
     Regions *regions;
-    void *scratch;
-    size_t scratch_size, limit, backed; // bytes
-    uintptr_t next;                     // address
+    Block scratch, place, arrival; // the last two: of what the host sends along with a sequence (cuda_slab.c)
+    bool in_sequence;
+    size_t sent;                // bytes, along with the sequence up to now
+    size_t limit, backed, host; // bytes
+    uintptr_t next;             // address
     bool beyond;
 } DryGpu;
 
@@ -66,17 +73,69 @@ static void release(void *backend, void *memory, size_t bytes) {
     regions_release(gpu_of(backend)->regions, memory);
 }
 
-// What a call takes of the work space while it runs, after cuda_scratch.
-static void take_scratch(Backend *backend, size_t bytes) {
-    DryGpu *g = gpu_of(backend);
-    size_t needed = (bytes + WORK_SCRATCH_ALIGNMENT - 1) / WORK_SCRATCH_ALIGNMENT * WORK_SCRATCH_ALIGNMENT;
-    if (needed <= g->scratch_size) return;
-    size_t more = needed - g->scratch_size;
-    if (!regions_extend(g->regions, g->scratch, g->scratch_size, more)) {
-        g->beyond = true;
-        check(regions_extend(g->regions, g->scratch, g->scratch_size, more));
+static void *allocate_host(Backend *b, size_t bytes) {
+    DryGpu *g = gpu_of(b);
+    void *memory = (void *)g->next; // NOLINT(performance-no-int-to-ptr): nobody looks there
+    g->next += (bytes + WORK_GRANULARITY) / WORK_GRANULARITY * WORK_GRANULARITY;
+    g->host += bytes;
+    return memory;
+}
+
+static void release_host(Backend *b, void *memory, size_t bytes) {
+    (void)memory;
+    gpu_of(b)->host -= bytes;
+}
+
+// After cuda_block_reach.
+static void reach(DryGpu *g, Block *b, size_t bytes) {
+    if (bytes <= b->size) return;
+    if (!b->memory) {
+        b->size = bytes > WORK_BLOCK_FIRST ? bytes : WORK_BLOCK_FIRST;
+        b->memory = allocate(g, b->size);
+        return;
     }
-    g->scratch_size = needed;
+    if (!regions_extend(g->regions, b->memory, b->size, bytes - b->size)) {
+        g->beyond = true;
+        check(regions_extend(g->regions, b->memory, b->size, bytes - b->size));
+    }
+    b->size = bytes;
+}
+
+// What a call takes of the work space while it runs, after cuda_scratch.
+static void take_scratch(Backend *b, size_t bytes) {
+    size_t unit = WORK_SCRATCH_ALIGNMENT;
+    reach(gpu_of(b), &gpu_of(b)->scratch, (bytes + unit - 1) / unit * unit);
+}
+
+// ---- what the host sends along with a sequence ----
+
+static void upload(Backend *b, void *device, const void *host, size_t bytes) {
+    DryGpu *g = gpu_of(b);
+    if (g->in_sequence && bytes) {
+        g->sent = (g->sent + WORK_SLAB_ALIGNMENT - 1) / WORK_SLAB_ALIGNMENT * WORK_SLAB_ALIGNMENT + bytes;
+        reach(g, &g->place, g->sent);
+    }
+    g->plain.upload(b, device, host, bytes);
+}
+
+static void send_along(DryGpu *g) {
+    reach(g, &g->arrival, g->sent);
+    g->sent = 0;
+}
+
+static void download(Backend *b, void *host, const void *device, size_t bytes) {
+    send_along(gpu_of(b));
+    gpu_of(b)->plain.download(b, host, device, bytes);
+}
+
+static void sequence_begin(Backend *b, const char *name) {
+    (void)name;
+    gpu_of(b)->in_sequence = true;
+}
+
+static void sequence_end(Backend *b) {
+    send_along(gpu_of(b));
+    gpu_of(b)->in_sequence = false;
 }
 
 // ---- kernels that take work space ----
@@ -142,20 +201,26 @@ Backend *dry_gpu_new(size_t limit) {
     g->regions = regions_new(&driver, MOST);
     Backend *b = &g->backend;
     b->words_unit = WORK_LOGITS_PADDING;
+    b->allocate_host = allocate_host, b->release_host = release_host;
     b->destroy = destroy, b->allocate = allocate, b->extend = extend, b->release = release;
     b->cross_entropy_forward = cross_entropy_forward, b->cross_entropy_backward = cross_entropy_backward;
     b->cross_entropy_both = cross_entropy_both;
     b->attention_backward = attention_backward;
     b->embedding_backward = embedding_backward, b->scatter_add_rows = scatter_add_rows;
-    g->scratch_size = WORK_SCRATCH_FIRST;
-    g->scratch = allocate(b, g->scratch_size);
+    b->upload = upload, b->download = download;
+    b->sequence_begin = sequence_begin, b->sequence_end = sequence_end;
+    reach(g, &g->scratch, WORK_SCRATCH_FIRST);
     return b;
 }
+
+static size_t backed(const Block *b) { return (b->size + WORK_GRANULARITY - 1) / WORK_GRANULARITY * WORK_GRANULARITY; }
 
 DryGpuMemory dry_gpu_memory(const Backend *b) {
     const DryGpu *g = gpu_of(b);
     return (DryGpuMemory){.regions = regions_held(g->regions),
-                          .scratch = g->scratch_size,
+                          .scratch = backed(&g->scratch),
+                          .sent = backed(&g->place) + backed(&g->arrival),
                           .products = WORK_PRODUCTS,
+                          .host = g->host,
                           .beyond = g->beyond};
 }

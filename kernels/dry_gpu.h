@@ -17,7 +17,9 @@ Backend *dry_gpu_new(size_t limit);
 typedef struct DryGpuMemory {
     size_t regions;  // bytes: backed now, granularity and room to grow included
     size_t scratch;  // of them: work space of kernels
+    size_t sent;     // of them: what the host sends along with a sequence, twice
     size_t products; // beside them: work space of matrix products
+    size_t host;     // bytes of allocate_host
     bool   beyond;   // the limit was passed
 } DryGpuMemory;
 DryGpuMemory dry_gpu_memory(const Backend *);

@@ -24,6 +24,8 @@ typedef struct Rehearsed { // a rank of the run
     SyntheticShape *shapes; // (pieces)
     const float *features;  // stands for gradients of features of pairs
     int first, end;         // this rank's pieces
+    void **reads;           // (read_count) device memory of losses on their way to the host
+    int read_count;
 } Rehearsed;
 
 double device_memory_total(const DeviceMemory *m) { return m->tensors + m->context; }
@@ -42,6 +44,7 @@ static bool open_rank(Rehearsed *r, size_t limit, Error *error) {
     r->parallel.zero = (int)c->parallel.zero;
     r->parallel.bucket_bytes = c->parallel.bucket;
     r->parallel.ordered = c->reproducible == REPRODUCIBLE_LAYOUT;
+    r->parallel.offload = c->offload == OFFLOAD_STATES;
     r->first = layout_first(r->layout, size[MESH_DATA] - 1);
     r->end = layout_first(r->layout, size[MESH_DATA]);
     r->joint = joint_new(r->backend, &c->model, &r->parallel, c->precision ? BF16 : F32, (uint64_t)c->seed, error);
@@ -49,6 +52,7 @@ static bool open_rank(Rehearsed *r, size_t limit, Error *error) {
 }
 
 static void close_rank(Rehearsed *r) {
+    for (int i = 0; i < r->read_count; i++) r->backend->release(r->backend, r->reads[i], WORK_BLOCK_FIRST);
     gradients_free(r->gradients);
     tape_free(r->tape);
     tape_free(r->inference);
@@ -92,10 +96,12 @@ static void run_features(const Rehearsed *r, Tape *t, const Batch *piece) {
     JointPass pass = {.seed = 1, .training = t == r->tape};
     Tensor *images, *texts;
     if (!pairs_elsewhere(r, piece)) return;
+    backend_sequence_begin(r->backend, "features of pairs");
     tape_set_recording(t, false);
     tape_reset(t);
     joint_pair_features(t, r->joint, piece, &pass, &images, &texts);
     tape_set_recording(t, t == r->tape);
+    backend_sequence_end(r->backend);
 }
 
 static void run_piece(const Rehearsed *r, Tape *t, const Batch *given) {
@@ -107,8 +113,10 @@ static void run_piece(const Rehearsed *r, Tape *t, const Batch *given) {
                       .text_gradient = elsewhere && training ? r->features : NULL};
     if (elsewhere && !training) piece->contrastive.rows = 0;
     tape_reset(t);
+    backend_sequence_begin(r->backend, training ? "training step" : "losses");
     JointLoss loss = joint_loss(t, r->joint, piece, &pass);
     if (loss.total && training) tape_backward(t, loss.total, ALL_GRADIENTS);
+    backend_sequence_end(r->backend);
 }
 
 typedef void PieceRun(const Rehearsed *, Tape *, const Batch *);
@@ -123,6 +131,16 @@ static void with_batch(const Rehearsed *r, Tape *t, int piece, PieceRun *run) {
 static void features_of_pieces(const Rehearsed *r, Tape *t) {
     for (int i = r->first; i < r->end; i++)
         if (!seen_before(r, i)) with_batch(r, t, i, run_features);
+}
+
+// What the CUDA backend holds for reads (cuda_read.c): a place, and a block for each sequence whose numbers the host
+// does not have yet: of one rank's last two steps, beside the block in which they are judged; else of all pieces of a
+// step.
+static void open_reads(Rehearsed *r) {
+    bool judged = r->layout->ranks == 1 && !r->parallel.ordered;
+    r->reads = arena_array(r->memory, void *, r->end - r->first + 4);
+    r->read_count = 1 + (judged ? 3 : r->end - r->first);
+    for (int i = 0; i < r->read_count; i++) r->reads[i] = r->backend->allocate(r->backend, WORK_BLOCK_FIRST);
 }
 
 // Sums that wait for other pieces, or other ranks, are held while the next pieces run.
@@ -169,6 +187,8 @@ static void measure_gpu(Rehearsed *r, DeviceMemory *m) {
     double declared = held(r);
     open_step(r);
     double opened = held(r);
+    open_reads(r);
+    double reads = held(r) - opened;
     run_step(r);
     m->buckets = gradients_memory(r->gradients).buckets;
     double stepped = held(r), first = (double)WORK_SCRATCH_FIRST;
@@ -178,9 +198,11 @@ static void measure_gpu(Rehearsed *r, DeviceMemory *m) {
     m->values = declared - first - model.gradients;
     m->moments = opened - declared;
     m->scratch = (double)end.scratch;
-    m->validation = (double)end.regions - stepped;
-    m->activations = stepped - opened - m->buckets - (m->scratch - first);
+    m->validation = (double)end.regions - stepped; // which sends no more along than a step
+    m->sent = (double)end.sent + reads;
+    m->activations = stepped - opened - m->buckets - m->sent - (m->scratch - first);
     m->products = (double)end.products;
+    m->host = (double)end.host;
     m->tensors = (double)(end.regions + end.products);
     m->context = GPU_CONTEXT_BYTES + GPU_LIBRARIES_BYTES;
     m->fits = !end.beyond;
@@ -222,14 +244,16 @@ void device_memory_write(const DeviceMemory *m, const char *device, double limit
     buffer_printf(out, "memory on %s\n", device);
     write_part(out, "parameters", m->values);
     write_part(out, "gradients", m->gradients);
-    write_part(out, "moments", m->moments);
+    write_part(out, m->host > 0 ? "window for states on the host" : "moments", m->moments);
     write_part(out, "buckets between ranks", m->buckets);
     write_part(out, "activations of a piece, at most", m->activations);
     write_part(out, "the same of validation", m->validation);
+    write_part(out, "pictures, text, losses on their way", m->sent);
     write_part(out, "logits and other work space", m->scratch);
     write_part(out, "work space of products", m->products);
     write_part(out, "CUDA and its libraries, about", m->context);
     write_part(out, "together", device_memory_total(m));
+    write_part(out, "beside it, on the host: states", m->host);
     if (limit > 0)
         buffer_printf(out, "  it has %.2f GiB: the run %s\n", limit / 0x1p30, m->fits ? "fits" : "does not fit");
 }

@@ -11,8 +11,10 @@ typedef struct DeviceMemory { // bytes
     double buckets;     // of gradients and values on their way between ranks
     double activations; // of a piece, with their gradients: the most at once
     double validation;  // beside them, of a piece whose losses alone are wanted; 0: none is held out
+    double sent;        // pictures, text and losses on their way from and to the host
     double scratch;     // work space of kernels: logits, sums
     double products;    // work space of matrix products
+    double host;        // pinned memory of the host, for states that are offloaded; in nothing else
     double tensors;     // all of these, as the run's own memory comes to hold them
     double context;     // CUDA's own and its libraries', about
     bool fits;          // within the limit; true where there is none

@@ -12,14 +12,38 @@ struct Optimizer {
     int64_t total_steps, elements;
     float *m, *v;     // (elements) each, device
     AdamWPart *parts; // (of all ranges owned) work space of a step
+    void *window;     // device: what moments on the host go through; NULL: they are where the arithmetic is
+    size_t window_bytes;
 };
 
-static float *moments_new(Backend *b, int64_t elements) {
-    size_t bytes = (size_t)(elements ? elements : 1) * sizeof(float);
-    float *moments = b->allocate(b, bytes);
-    check(moments);
-    b->zero(b, moments, bytes);
+enum { WINDOW = 96 << 20 }; // bytes at most
+
+static bool offloads(const Optimizer *o) { return parameters_parallel(o->parameters)->offload; }
+static size_t moment_bytes(const Optimizer *o) { return (size_t)(o->elements ? o->elements : 1) * sizeof(float); }
+
+static float *moments_new(const Optimizer *o) {
+    Backend *b = o->backend;
+    size_t bytes = moment_bytes(o);
+    float *moments = offloads(o) ? backend_allocate_host(b, bytes) : b->allocate(b, bytes);
+    check(moments && "memory for moments");
+    if (!offloads(o)) b->zero(b, moments, bytes);
     return moments;
+}
+
+static void moments_free(const Optimizer *o, float *moments) {
+    if (offloads(o))
+        backend_release_host(o->backend, moments, moment_bytes(o));
+    else
+        o->backend->release(o->backend, moments, moment_bytes(o));
+}
+
+// Twice the three arrays of what is updated at once; less where there is less.
+static void window_new(Optimizer *o) {
+    size_t all = 6 * moment_bytes(o) + 4096;
+    if (!offloads(o) || !o->backend->allocate_host) return;
+    o->window_bytes = all < WINDOW ? all : WINDOW;
+    o->window = o->backend->allocate(o->backend, o->window_bytes);
+    check(o->window && "memory for states on their way");
 }
 
 Optimizer *optimizer_new(Backend *backend, Parameters *parameters, const OptimizerConfig *config, int64_t total_steps) {
@@ -27,8 +51,9 @@ Optimizer *optimizer_new(Backend *backend, Parameters *parameters, const Optimiz
     check(o);
     *o = (Optimizer){.backend = backend, .parameters = parameters, .config = *config, .total_steps = total_steps};
     o->elements = parameters_states(parameters);
-    o->m = moments_new(backend, o->elements);
-    o->v = moments_new(backend, o->elements);
+    o->m = moments_new(o);
+    o->v = moments_new(o);
+    window_new(o);
     int owned;
     parameters_owned(parameters, &owned);
     o->parts = calloc((size_t)owned + 1, sizeof *o->parts);
@@ -38,9 +63,9 @@ Optimizer *optimizer_new(Backend *backend, Parameters *parameters, const Optimiz
 
 void optimizer_free(Optimizer *o) {
     if (!o) return;
-    size_t bytes = (size_t)(o->elements ? o->elements : 1) * sizeof(float);
-    o->backend->release(o->backend, o->m, bytes);
-    o->backend->release(o->backend, o->v, bytes);
+    moments_free(o, o->m);
+    moments_free(o, o->v);
+    if (o->window) o->backend->release(o->backend, o->window, o->window_bytes);
     free(o->parts);
     free(o);
 }
@@ -84,9 +109,16 @@ static int add_parts(const Optimizer *o, const Bucket *b, int count) {
     return count;
 }
 
+static void update_parts(Optimizer *o, int count, const AdamW *rule, const Gate *gate) {
+    Backend *be = o->backend;
+    if (o->window && be->adamw_streamed)
+        be->adamw_streamed(be, o->parts, count, rule, gate, o->window, o->window_bytes);
+    else
+        be->adamw_parts(be, o->parts, count, rule, gate);
+}
+
 // Buckets go one by one where the others wait for their values, else all at once.
 static void update(Optimizer *o, const AdamW *rule, const Gate *gate) {
-    Backend *be = o->backend;
     bool gathers = parameters_stage(o->parameters) == 1 || parameters_stage(o->parameters) == 2;
     int count = 0;
     for (int i = 0; i < buckets_count(o->parameters); i++) {
@@ -95,11 +127,11 @@ static void update(Optimizer *o, const AdamW *rule, const Gate *gate) {
         bucket_settle(b);
         count = add_parts(o, b, count);
         if (!gathers) continue;
-        be->adamw_parts(be, o->parts, count, rule, gate);
+        update_parts(o, count, rule, gate);
         bucket_start_gather(o->parameters, b);
         count = 0;
     }
-    if (count) be->adamw_parts(be, o->parts, count, rule, gate);
+    if (count) update_parts(o, count, rule, gate);
     parameters_advance_scaling(o->parameters);
     parameters_look_ahead(o->parameters);
 }

@@ -7,7 +7,8 @@
 
 typedef struct Optimizer Optimizer;
 
-// Backend and parameters are borrowed and must outlive it. Moments start at zero.
+// Backend and parameters are borrowed and must outlive it. Moments start at zero; with Parallel.offload they lie in the
+// host's memory and go through a window on the device in each update.
 Optimizer *optimizer_new(Backend *, Parameters *, const OptimizerConfig *, int64_t total_steps);
 void optimizer_free(Optimizer *); // NULL is allowed
 

@@ -152,7 +152,8 @@ static bool open_layout(Run *r, Error *error) {
                              .zero = (int)c->zero,
                              .bucket_bytes = c->bucket,
                              .ordered = r->config.reproducible == REPRODUCIBLE_LAYOUT,
-                             .pipeline = size[MESH_PIPELINE] > 1 ? r->mesh.axis[MESH_PIPELINE] : NULL};
+                             .pipeline = size[MESH_PIPELINE] > 1 ? r->mesh.axis[MESH_PIPELINE] : NULL,
+                             .offload = r->config.offload == OFFLOAD_STATES};
     if (r->parallel.pipeline) schedule_trace_note(r->trace, &r->layout.pipeline, size, r->mesh.place);
     return true;
 }

@@ -268,6 +268,13 @@ static const ConfigKey train_keys[] = {
      .choices = "none|selective|full|auto",
      .help = "what of a block is computed again in backward, to save memory: nothing, norms and activations, all of it; "
              "auto: the least with which the run fits, chosen at its start"},
+    {.name = "train.offload",
+     .type = CONFIG_CHOICE,
+     .offset = AT(offload),
+     .fallback = "none",
+     .choices = "none|states",
+     .help = "what of a GPU's memory lies in the host's instead: nothing; states, moments and in bf16 f32 masters, which "
+             "go through the GPU in each update"},
     {.name = "train.recompute_units",
      .type = CONFIG_STRINGS,
      .offset = AT(model.recompute_units),

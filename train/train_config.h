@@ -18,6 +18,7 @@ typedef struct OptimizerConfig {
     double gradient_clip; // global norm; 0: off
 } OptimizerConfig;
 
+typedef enum { OFFLOAD_NONE, OFFLOAD_STATES } Offload;
 typedef enum { REPRODUCIBLE_RUN, REPRODUCIBLE_LAYOUT } Reproducible;
 
 typedef struct ParallelConfig {
@@ -43,6 +44,7 @@ typedef struct TrainConfig {
     OptimizerConfig optimizer;
     int64_t steps, microbatches; // microbatches: pieces of a step, over all ranks
     int reproducible;            // Reproducible
+    int offload;                 // Offload
     ParallelConfig parallel;
     int64_t lm_length, caption_length, contrastive_length; // tokens; resolved from 0 by train_config_read
     int64_t loader_threads, loader_ahead, loader_cache;    // cache: bytes

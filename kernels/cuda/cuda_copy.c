@@ -1,8 +1,9 @@
 /* Copies, all in the order of the stream. What comes from the host outside of sequences goes through a ring of pinned
  * pieces, so that the caller may reuse its memory at once and nothing waits for the device unless the ring is full;
- * within a sequence it is sent along with the list (cuda_slab.c). */
+ * within a sequence it is sent along with the list (cuda_slab.c). Either end may be memory of allocate_host. */
 #include "base/error.h"
 #include "kernels/cuda/cuda_list.h"
+#include "kernels/cuda/host/work_space.h"
 #include <cuda_runtime_api.h>
 #include <stdlib.h>
 #include <string.h>
@@ -51,8 +52,7 @@ void cuda_upload(CudaState *s, void *device, const void *host, size_t bytes) {
         size_t part = PIECE - ring->used < bytes - done ? PIECE - ring->used : bytes - done;
         char *staged = ring->memory + (size_t)ring->next * PIECE + ring->used;
         memcpy(staged, (const char *)host + done, part);
-        cuda_must(s, cudaMemcpyAsync((char *)device + done, staged, part, cudaMemcpyHostToDevice, s->stream),
-                  "an upload");
+        cuda_must(s, cudaMemcpyAsync((char *)device + done, staged, part, cudaMemcpyDefault, s->stream), "an upload");
         ring->used += part;
         done += part;
     }
@@ -70,7 +70,7 @@ void cuda_pinned_free(void *memory) {
 }
 
 static void upload(Backend *b, void *device, const void *host, size_t bytes) {
-    enum { ALIGNMENT = 256 };
+    enum { ALIGNMENT = WORK_SLAB_ALIGNMENT };
     CudaState *s = cuda_state(b);
     if (!bytes) return;
     if (cuda_list_writing(s)) {
@@ -90,8 +90,7 @@ static void download(Backend *b, void *host, const void *device, size_t bytes) {
     ring->used = 0;
     for (size_t done = 0; done < bytes;) {
         size_t most = (size_t)PIECES * PIECE, part = most < bytes - done ? most : bytes - done;
-        cuda_must(s,
-                  cudaMemcpyAsync(ring->memory, (const char *)device + done, part, cudaMemcpyDeviceToHost, s->stream),
+        cuda_must(s, cudaMemcpyAsync(ring->memory, (const char *)device + done, part, cudaMemcpyDefault, s->stream),
                   "a download");
         cuda_must(s, cudaStreamSynchronize(s->stream), "a download");
         memcpy((char *)host + done, ring->memory, part);
@@ -111,7 +110,7 @@ typedef struct Copy {
 static void start_copy(const void *arguments, CudaStream stream) {
     const Copy *c = arguments;
     if (c->from)
-        cuda_must(c->state, cudaMemcpyAsync(c->to, c->from, c->bytes, cudaMemcpyDeviceToDevice, stream), "a copy");
+        cuda_must(c->state, cudaMemcpyAsync(c->to, c->from, c->bytes, cudaMemcpyDefault, stream), "a copy");
     else
         cuda_must(c->state, cudaMemsetAsync(c->to, 0, c->bytes, stream), "zeroing");
 }

@@ -7,7 +7,11 @@
 #include <cuda_runtime_api.h>
 #include <stdlib.h>
 
-enum { FIRST_SCRATCH = WORK_SCRATCH_FIRST, SCRATCH_ALIGNMENT = WORK_SCRATCH_ALIGNMENT, FIRST_BLOCK = 1 << 20 }; // bytes
+enum {
+    FIRST_SCRATCH = WORK_SCRATCH_FIRST,
+    SCRATCH_ALIGNMENT = WORK_SCRATCH_ALIGNMENT,
+    FIRST_BLOCK = WORK_BLOCK_FIRST
+}; // bytes
 
 typedef struct DriverCalls {
     CUresult (*reserve)(CUdeviceptr *, size_t, size_t, CUdeviceptr, unsigned long long);

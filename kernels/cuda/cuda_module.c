@@ -124,6 +124,7 @@ static Backend *open_backend(const CudaOptions *options, Log *log, Error *error)
 #ifdef BIFOCAL_NVTX
     cuda_ranges_install(b);
 #endif
+    cuda_offload_install(b);
     log_info(log, "GPU %d: %s, %s, %d multiprocessors, %.1f GiB%s", s->gpu.device, s->gpu.name, s->architecture,
              s->multiprocessors, (double)s->gpu.memory / 0x1p30, s->synchronous ? "; waiting behind every kernel" : "");
     return b;

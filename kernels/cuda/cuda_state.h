@@ -107,6 +107,7 @@ void cuda_calls_install(Backend *);
 void cuda_cross_entropy_install(Backend *);
 void cuda_fp8_install(Backend *); // cuda_fp8.c
 void cuda_attention_install(Backend *);
+void cuda_offload_install(Backend *); // cuda_offload.c
 void cuda_attention_close(CudaState *);
 
 // ---- links between GPUs (cuda_nccl.c) ----

@@ -130,6 +130,15 @@ static bool reserve(Parameters *p, Memory *m, size_t bytes) {
     return true;
 }
 
+// Where nothing but the update reads them.
+static bool reserve_masters(Parameters *p, size_t bytes) {
+    if (!p->parallel.offload) return reserve(p, &p->masters, bytes);
+    if (!bytes) return true;
+    p->masters.data = backend_allocate_host(p->backend, bytes);
+    if (p->masters.data) p->masters.bytes = bytes;
+    return p->masters.data != NULL;
+}
+
 static void *take(const Memory *m, size_t *used, size_t bytes) {
     void *start = (char *)m->data + *used;
     *used += bytes;
@@ -173,7 +182,7 @@ bool parameters_allocate(Parameters *p, Error *error) {
         if (!b->frozen && p->stage < 2) gradients += bucket_bytes(b->blocks, F32);
         if (!b->frozen && p->stage >= 2) sums += bucket_bytes(b->owned, F32);
     }
-    if (!reserve(p, &p->values, values) || !reserve(p, &p->masters, masters) || !reserve(p, &p->gradients, gradients) ||
+    if (!reserve(p, &p->values, values) || !reserve_masters(p, masters) || !reserve(p, &p->gradients, gradients) ||
         !reserve(p, &p->sums, sums))
         return error_set(error, ERROR_FAILED,
                          "no memory for the model: parameters and gradients need %.2f GiB; make the model smaller, or "
@@ -184,9 +193,14 @@ bool parameters_allocate(Parameters *p, Error *error) {
 }
 
 void parameters_release(Parameters *p) {
-    const Memory *all[] = {&p->values, &p->masters, &p->gradients, &p->sums, &p->most};
-    for (int i = 0; i < 5; i++)
+    const Memory *all[] = {&p->values, &p->gradients, &p->sums, &p->most}, *masters = &p->masters;
+    for (int i = 0; i < 4; i++)
         if (all[i]->data) p->backend->release(p->backend, all[i]->data, all[i]->bytes);
+    if (!masters->data) return;
+    if (p->parallel.offload)
+        backend_release_host(p->backend, masters->data, masters->bytes);
+    else
+        p->backend->release(p->backend, masters->data, masters->bytes);
 }
 
 // ---- for those who move buckets ----

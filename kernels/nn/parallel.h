@@ -11,6 +11,7 @@ typedef struct Parallel {
     int64_t bucket_bytes; // of gradients that are reduced, and of parameters that are gathered, together
     bool ordered;         // sums over `data` in a fixed order: the same bits on any number of ranks
     Comm *pipeline;       // its ranks hold different parts of the model (Parameter.chunk); NULL: all of it is here
+    bool offload;         // masters that operators do not read (bf16), and the optimizer's moments, lie on the host
 } Parallel;
 // Outside the stacks of blocks every tensor rank holds the same activations and the same, whole, gradients of them.
 

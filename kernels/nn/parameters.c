@@ -242,12 +242,30 @@ void parameters_end_backward(Parameters *p) {
     }
 }
 
+// What operators read of a bucket, from its masters; through a window where these are on the host.
+static void round_masters(const Parameters *p, const Bucket *b) {
+    enum { WINDOW = 1 << 22 }; // elements
+    Backend *be = p->backend;
+    int64_t all = b->owned * PARAMETER_BLOCK, most = all < WINDOW ? all : WINDOW;
+    if (!p->parallel.offload || !be->allocate_host || !all) {
+        be->convert(be, b->own_values, BF16, b->masters, F32, all);
+        return;
+    }
+    float *window = be->allocate(be, (size_t)most * sizeof *window);
+    check(window && "memory for masters on their way");
+    for (int64_t done = 0; done < all; done += most) {
+        int64_t n = all - done < most ? all - done : most;
+        be->copy(be, window, b->masters + done, (size_t)n * sizeof *window);
+        be->convert(be, (uint16_t *)b->own_values + done, BF16, window, F32, n);
+    }
+    be->release(be, window, (size_t)most * sizeof *window);
+}
+
 void parameters_refresh(Parameters *p) {
     parameters_give_back(p);
     for (int i = 0; i < p->bucket_count; i++) {
         Bucket *b = &p->buckets[i];
-        if (b->dtype == BF16)
-            p->backend->convert(p->backend, b->own_values, BF16, b->masters, F32, b->owned * PARAMETER_BLOCK);
+        if (b->dtype == BF16) round_masters(p, b);
         bucket_start_gather(p, b);
     }
     for (int i = 0; i < p->bucket_count; i++) bucket_settle(&p->buckets[i]);

@@ -2,6 +2,7 @@
  * `train` chooses by it. */
 #include "base/files.h"
 #include "tests/cli/command.h"
+#include "tests/cli/runs.h"
 #include "tests/cli/tiny_project.h"
 #include <stdlib.h>
 #include <string.h>
@@ -43,6 +44,20 @@ static void what_a_gpu_would_hold_is_told_part_by_part(void **state) {
                   "rtx4090");
 }
 
+static void states_on_the_host_leave_room_and_change_no_bit(void **state) {
+    (void)state;
+    assert_prints("beside it, on the host: states", "/", "plan", SOURCE_FOLDER "/configs/gpt2_1558m.yaml",
+                  "train.offload=states");
+    assert_prints("it has 39.40 GiB: the run fits", "/", "plan", SOURCE_FOLDER "/configs/gpt2_1558m.yaml",
+                  "train.offload=states", "train.recompute=auto", "--gpu", "a100-40gb");
+    assert_status(0, project, "train", "config.yaml", "precision=bf16", "--run", "here");
+    assert_status(0, project, "train", "config.yaml", "precision=bf16", "train.offload=states", "--run", "there");
+    assert_same_files(project, "here/checkpoints/step-00000004/model.safetensors",
+                      "there/checkpoints/step-00000004/model.safetensors");
+    assert_same_files(project, "here/checkpoints/step-00000004/optimizer.safetensors",
+                      "there/checkpoints/step-00000004/optimizer.safetensors");
+}
+
 static void what_is_wrong_is_refused(void **state) {
     (void)state;
     assert_refuses(2, "--gpu h1000 is not known; there are h100", project, "plan", "config.yaml", "--gpu", "h1000");
@@ -77,6 +92,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(configs_for_one_gpu_fit_80_gb),
         cmocka_unit_test(what_a_gpu_would_hold_is_told_part_by_part),
+        cmocka_unit_test(states_on_the_host_leave_room_and_change_no_bit),
         cmocka_unit_test(what_is_wrong_is_refused),
         cmocka_unit_test(what_auto_chose_is_kept_for_a_run_that_goes_on),
     };

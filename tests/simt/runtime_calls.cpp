@@ -11,7 +11,7 @@
 #include <map>
 #include <unistd.h>
 
-static constexpr size_t MEMORY = static_cast<size_t>(512) << 20, GRANULARITY = 64 << 10; // bytes of the device
+static constexpr size_t MEMORY = static_cast<size_t>(512) << 20, GRANULARITY = 2 << 20; // bytes of the device
 
 static struct Device {
     cudaError_t last = cudaSuccess;
@@ -272,8 +272,10 @@ static bool usable(const void *memory, size_t bytes, bool host, const char *what
 
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t s) {
     queue_put(s, [=] {
-        if (usable(from, bytes, kind == cudaMemcpyHostToDevice, "a copy from") &&
-            usable(to, bytes, kind == cudaMemcpyDeviceToHost, "a copy to"))
+        bool any = kind == cudaMemcpyDefault; // each end is what its address says
+        bool from_host = kind == cudaMemcpyHostToDevice || (any && is_pinned(from, bytes));
+        bool to_host = kind == cudaMemcpyDeviceToHost || (any && is_pinned(to, bytes));
+        if (usable(from, bytes, from_host, "a copy from") && usable(to, bytes, to_host, "a copy to"))
             memcpy(to, from, bytes);
     });
     queue_progress();

@@ -12,6 +12,8 @@ enum {
     WORK_GRANULARITY = 2 << 20, // of backed memory: what cuMemGetAllocationGranularity recommends on GPUs since Ampere
     WORK_SCRATCH_FIRST = 32 << 20,
     WORK_SCRATCH_ALIGNMENT = 256,
+    WORK_BLOCK_FIRST = 1 << 20,  // of a block of the backend's own that may grow
+    WORK_SLAB_ALIGNMENT = 256,   // of an upload in a sequence
     WORK_PRODUCTS = 64 << 20,    // cuBLASLt's work space
     WORK_LOGITS = 512 << 20,     // logits that cross-entropy holds at once, at most
     WORK_LOGITS_ROWS_UNIT = 128, // rows of a chunk of them: a multiple, where there are so many

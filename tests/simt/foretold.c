@@ -1,0 +1,108 @@
+/* What is planned for a GPU (train/device_memory.h) against what the CUDA backend's own files come to hold, over a
+ * stand-in of CUDA's runtime that counts: the same run, to the byte; work space that grew and states on the host too.
+ */
+#include "kernels/cuda/host/work_space.h"
+#include "kernels/device.h"
+#include "tests/support/test.h"
+#include "train/device_memory.h"
+#include "train/optimizer.h"
+#include "train/step.h"
+#include "train/step_gate.h"
+#include "train/synthetic.h"
+
+#define TEXT                                                                                                           \
+    "device=cuda", "tokenizer=words", "data.0.path=text", "data.0.objectives=[lm]", "data.0.batch=4",                  \
+        "model.text.context=32", "model.text.width=32", "model.text.layers=2", "model.text.heads=2"
+
+typedef struct Case {
+    const char *const *settings;
+    int count;
+} Case;
+#define CASE(...)                                                                                                      \
+    (Case) {                                                                                                           \
+        (const char *const[]){TEXT, __VA_ARGS__},                                                                      \
+            (int)(sizeof((const char *const[]){TEXT, __VA_ARGS__}) / sizeof(char *))                                   \
+    }
+
+static double used(Backend *b) {
+    size_t left, all;
+    assert_true(b->memory(b, &left, &all));
+    return (double)(all - left);
+}
+
+static double run(const TrainConfig *c, const Layout *l, Arena *memory) {
+    Error error = {0};
+    StepLoss loss;
+    Backend *b = device_backend_new(&(DeviceOptions){.device = DEVICE_CUDA}, NULL, &error);
+    if (!b) fail_msg("%s", error.message);
+    Parallel alone = {.bucket_bytes = c->parallel.bucket, .offload = c->offload == OFFLOAD_STATES};
+    Joint *joint = joint_new(b, &c->model, &alone, c->precision ? BF16 : F32, 1, &error);
+    if (!joint) fail_msg("%s", error.message);
+    Optimizer *optimizer = optimizer_new(b, joint_parameters(joint), &c->optimizer, 10);
+    Tape *tape = tape_new(b, true);
+    Gradients *gradients = gradients_new(joint_parameters(joint), tape, NULL);
+    StepGate *gate = step_gate_new(b, l->pieces);
+    StepUnderWay *before = NULL;
+    Batch batch = synthetic_batch(c, 0, 1, memory);
+    StepSetup setup = {
+        .tape = tape, .joint = joint, .gradients = gradients, .pieces = l->pieces, .end = l->pieces, .gate = gate};
+    for (int i = 0; i < 4; i++) { // the host is a step ahead
+        StepUnderWay *work = step_start(&setup, &batch);
+        optimizer_step_gated(optimizer, i + 1, step_gate_close(gate, gradients, 1));
+        step_send(work);
+        if (before) assert_done(step_finish(before, &loss, &error), &error);
+        before = work;
+    }
+    assert_done(step_finish(before, &loss, &error), &error);
+    double held = used(b);
+    step_gate_free(gate);
+    gradients_free(gradients);
+    tape_free(tape);
+    optimizer_free(optimizer);
+    joint_free(joint);
+    backend_free(b);
+    return held;
+}
+
+// Products of the stand-in take no work space.
+static void assert_foretold(Case k) {
+    Arena *memory = arena_new(1 << 20);
+    TrainConfig c;
+    Layout l;
+    DeviceMemory m;
+    Error error = {0};
+    assert_done(train_config_read_planned(&c, NULL, k.settings, k.count, memory, &error), &error);
+    assert_done(layout_resolve(&c, 1, &l, &error), &error);
+    assert_done(device_memory_plan(&c, &l, 0, &m, &error), &error);
+    double got = run(&c, &l, memory), planned = m.tensors - m.products;
+    if (!(got == planned)) fail_msg("planned %.0f bytes, got %.0f", planned, got);
+    arena_free(memory);
+}
+
+static void tensors_are_foretold_to_the_byte(void **state) {
+    (void)state;
+    assert_foretold(CASE("model.text.vocabulary=300"));
+    assert_foretold(
+        CASE("model.text.vocabulary=300", "precision=bf16", "train.microbatches=2", "train.recompute=full"));
+}
+
+// Logits of 128 rows over 70,000 words take more than there is at first.
+static void work_space_that_grows_is_foretold(void **state) {
+    (void)state;
+    assert_true(work_logits(128, 70000, F32).bytes > WORK_SCRATCH_FIRST);
+    assert_foretold(CASE("model.text.vocabulary=70000", "model.text.width=16", "model.text.layers=1"));
+}
+
+static void states_on_the_host_are_not_on_the_gpu(void **state) {
+    (void)state;
+    assert_foretold(CASE("model.text.vocabulary=3000", "precision=bf16", "train.offload=states"));
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(tensors_are_foretold_to_the_byte),
+        cmocka_unit_test(work_space_that_grows_is_foretold),
+        cmocka_unit_test(states_on_the_host_are_not_on_the_gpu),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
