@@ -25,6 +25,7 @@ typedef struct Batch {
     int64_t step;
     int images, side;               // I, S
     uint8_t *pixels;                // (I, S, S, 3) RGB
+    uint8_t *mirrored;              // (I) 1: the step sees the mirror image; NULL: none is mirrored
     uint64_t *image_keys;           // (I) global element of each image: keys its MAE mask
     Sequences lm;                   // plain text, packed
     Sequences caption;              // image slots and text; also questions with answers

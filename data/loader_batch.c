@@ -79,6 +79,7 @@ static void start_batch(Builder *b) {
     batch->contrastive_image = arena_array(space->arena, int32_t, pairs);
     batch->mae_image = arena_array(space->arena, int32_t, b->end[OBJECTIVE_MAE] - b->begin[OBJECTIVE_MAE]);
     batch->image_keys = arena_array(space->arena, uint64_t, batch->all_images);
+    batch->mirrored = arena_array(space->arena, uint8_t, batch->all_images);
     batch->image_numbers = b->numbers = arena_array(space->arena, uint64_t, batch->all_images);
     batch->image_sources = arena_array(space->arena, const char *, batch->all_images);
 }
@@ -142,7 +143,8 @@ static void put_images(Builder *b, const Source *s, const Place *place, const Pr
         if (!place->caption && !repainted && !(place->pair && i == 0)) continue;
         uint64_t element = source_element(s, epoch, number, i);
         const Picture *picture = sample->pictures[i % sample->images];
-        source_show(s, picture, element, (uint8_t *)b->space->pixels.data + b->space->pixels.size);
+        batch->mirrored[batch->images] =
+            source_show(s, picture, element, (uint8_t *)b->space->pixels.data + b->space->pixels.size);
         b->space->pixels.size += bytes;
         batch->image_keys[batch->images] = element;
         b->numbers[batch->images] = (uint64_t)(b->image + i);

@@ -227,7 +227,7 @@ bool source_prepare(const Source *s, uint64_t number, Scratch *scratch, Prepared
 }
 
 // The crop is drawn in pixels of the whole picture, so that it does not depend on the scale of decoding.
-void source_show(const Source *s, const Picture *picture, uint64_t element, uint8_t *out) {
+bool source_show(const Source *s, const Picture *picture, uint64_t element, uint8_t *out) {
     Rng rng = rng_for(s->seed, PURPOSE_AUGMENT, element);
     Image image = {picture->width, picture->height, (uint8_t *)picture->pixels};
     Crop crop = {0, 0, picture->width, picture->height};
@@ -237,8 +237,9 @@ void source_show(const Source *s, const Picture *picture, uint64_t element, uint
             crop_random(picture->full_width, picture->full_height, s->config->crop_scale, s->config->crop_ratio, &rng);
         crop = (Crop){crop.x * x, crop.y * y, crop.width * x, crop.height * y};
     }
-    bool flip = !s->validation && rng_uniform(&rng) < s->config->flip;
-    image_resize(&image, crop, out, s->side, s->side, flip);
+    bool mirrored = !s->validation && rng_uniform(&rng) < s->config->flip;
+    image_resize(&image, crop, out, s->side, s->side, false);
     if (!s->validation && s->config->jitter > 0)
         colour_jitter(out, (int64_t)s->side * s->side, s->config->jitter, &rng);
+    return mirrored;
 }

@@ -56,5 +56,5 @@ int source_images_at(const Source *, int64_t step, int64_t i);
 uint64_t source_element(const Source *, uint64_t epoch, uint64_t sample, int image);
 // Decoded and ready until the next call with this scratch; texts are not yet chosen.
 bool source_prepare(const Source *, uint64_t sample, Scratch *, Prepared *, Error *);
-// The picture as the model sees it: (side, side, 3).
-void source_show(const Source *, const Picture *, uint64_t element, uint8_t *out);
+// The picture as the model sees it, (side, side, 3), or its mirror image; returns whether it is to be mirrored.
+bool source_show(const Source *, const Picture *, uint64_t element, uint8_t *out);

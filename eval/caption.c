@@ -69,7 +69,7 @@ static bool score_rows(Evaluation *e, const SampleBatch *b, Captions *c, int fir
     arena_reset(e->memory);
     tape_reset(e->tape);
     if (!caption_rows(e, c, first, rows, &s, error)) return false;
-    Tensor *images = joint_pixels(e->tape, e->model->joint, b->pixels + 3 * side * side * (size_t)first, rows);
+    Tensor *images = joint_pixels(e->tape, e->model->joint, b->pixels + 3 * side * side * (size_t)first, NULL, rows);
     Tensor *tokens = joint_image_tokens_forward(e->tape, e->model->joint, images);
     Tensor *losses = joint_token_losses(e->tape, e->model->joint, &s, tokens);
     if (!tape_passed(e->tape, "the loss of captions", error)) return false;

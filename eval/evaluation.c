@@ -220,7 +220,7 @@ static void average_views(const float *features, int64_t count, int views, int64
 static bool view_features(Evaluation *e, const SampleBatch *b, float *out, Error *error) {
     backend_sequence_begin(tape_backend(e->tape), "features of pictures");
     tape_reset(e->tape);
-    Tensor *images = joint_pixels(e->tape, e->model->joint, b->pixels, b->count * views_of(e));
+    Tensor *images = joint_pixels(e->tape, e->model->joint, b->pixels, NULL, b->count * views_of(e));
     Tensor *features = joint_image_features(e->tape, e->model->joint, images);
     bool ok = tape_passed(e->tape, "the features of pictures", error);
     if (ok) tape_read(e->tape, features, out);

@@ -47,7 +47,7 @@ static Tensor *group_images(Generator *g, const Group *group) {
         if (p->images) memcpy(pixels + size * (size_t)at, p->pixels, size * (size_t)p->images);
         at += p->images;
     }
-    return joint_image_tokens_forward(g->tape, g->joint, joint_pixels(g->tape, g->joint, pixels, (int)images));
+    return joint_image_tokens_forward(g->tape, g->joint, joint_pixels(g->tape, g->joint, pixels, NULL, (int)images));
 }
 
 static bool group_rows(Generator *g, const Group *group, Sequences *rows, Error *error) {

@@ -83,13 +83,13 @@ static inline double joint_flop_sum(const JointFlop *f) { return f->vision + f->
 static inline void joint_flop_add(JointFlop *sum, const JointFlop *f) {
     sum->vision += f->vision, sum->text += f->text, sum->heads += f->heads;
 }
-// Model FLOP: every matrix product and attention, causal rows as the pairs their ranges let through, pictures by patches,
-// words where there is a target.
+// Model FLOP: every matrix product and attention, causal rows as the pairs their ranges let through, pictures by
+// patches, words where there is a target.
 JointFlop joint_flop_parts(const JointConfig *, const Batch *);
 double joint_flop(const JointConfig *, const Batch *); // their sum
 // As PaLM's appendix B and nanoGPT count: 6 N a token, N all parameters that run over it but its position's, plus
 // 12 L C T for attention over rows of T, counted whole; every position of a row counts.
-typedef struct JointCount { // parameters
+typedef struct JointCount {                            // parameters
     double vision, text, words, connector, pairs, mae; // text: without words and learned positions; vision and mae
                                                        // without positions; words: those of the output
     double all;
@@ -122,4 +122,5 @@ Tensor *joint_hidden(Tape *, Joint *, const Sequences *, Tensor *image_tokens, c
 Tensor *joint_token_losses(Tape *, Joint *, const Sequences *,
                            Tensor *image_tokens);      // (R T) F32: -log p of each target, 0 elsewhere
 Tensor *joint_logits(Tape *, Joint *, Tensor *hidden); // (N, C) -> (N, V) F32-valued in the compute type
-Tensor *joint_pixels(Tape *, Joint *, const uint8_t *pixels, int images); // host (B, S, S, 3) -> (B, 3, S, S)
+// Host (B, S, S, 3) -> (B, 3, S, S); mirrored (B): which are seen in a mirror, or NULL
+Tensor *joint_pixels(Tape *, Joint *, const uint8_t *pixels, const uint8_t *mirrored, int images);

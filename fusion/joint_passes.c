@@ -4,11 +4,12 @@
 
 // ---- images ----
 
-Tensor *joint_pixels(Tape *t, Joint *j, const uint8_t *bytes, int images) {
+Tensor *joint_pixels(Tape *t, Joint *j, const uint8_t *bytes, const uint8_t *mirrored, int images) {
     const JointConfig *c = &j->config;
     int64_t side = c->vision.image_size;
     check(c->has_vision);
-    return pixels(t, tape_constant(t, U8, SHAPE(images, side, side, 3), bytes), j->compute, c->pixel_mean,
+    return pixels(t, tape_constant(t, U8, SHAPE(images, side, side, 3), bytes),
+                  mirrored ? tape_constant(t, U8, SHAPE(images), mirrored) : NULL, j->compute, c->pixel_mean,
                   c->pixel_std);
 }
 

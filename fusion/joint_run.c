@@ -20,7 +20,7 @@ static Tensor *pick_images(JointRun *r, const int32_t *list, int count) {
     const Batch *b = r->batch;
     if (!r->pixels) {
         check(b->side == r->joint->config.vision.image_size);
-        r->pixels = joint_pixels(r->tape, r->joint, b->pixels, b->images);
+        r->pixels = joint_pixels(r->tape, r->joint, b->pixels, b->mirrored, b->images);
     }
     bool all = count == b->images;
     for (int i = 0; i < count && all; i++) all = list[i] == i;

@@ -200,7 +200,8 @@ struct Backend {
     void (*l2_normalize_backward)(Backend *, void *dx, const float *dy, const float *y, const float *norm, int64_t rows, int64_t width, Dtype t, bool add);
 
     // pictures
-    void (*pixels)(Backend *, void *y, const uint8_t *x, int64_t batch, int64_t height, int64_t width, const double *mean, const double *std, Dtype t);
+    // mirrored (B): not 0 where a picture is mirrored from left to right; NULL: none
+    void (*pixels)(Backend *, void *y, const uint8_t *x, const uint8_t *mirrored, int64_t batch, int64_t height, int64_t width, const double *mean, const double *std, Dtype t);
     // (B, 3, H, W) -> (B, M, 3 P P), flattened (c, y, x); keep (B, M) or NULL
     void (*patches_forward)(Backend *, void *y, const void *x, const int32_t *keep, int64_t batch, int64_t height, int64_t width, int patch,
                             int64_t kept, Dtype t);

@@ -178,8 +178,8 @@ static double elements_in(const FloatSpan *spans, int count) {
       int64_t width, Dtype t)                                                                                         \
     X(l2_normalize_backward, 0, 3 * rows * width * SIZE(t), void *dx, const float *dy, const float *y, const          \
       float *norm, int64_t rows, int64_t width, Dtype t, bool add)                                                    \
-    X(pixels, 0, 3 * batch * height * width * (1 + SIZE(t)), void *y, const uint8_t *x, int64_t batch, int64_t        \
-      height, int64_t width, const double *mean, const double *std, Dtype t)                                          \
+    X(pixels, 0, 3 * batch * height * width * (1 + SIZE(t)), void *y, const uint8_t *x, const uint8_t *mirrored,       \
+      int64_t batch, int64_t height, int64_t width, const double *mean, const double *std, Dtype t)                                          \
     X(patches_forward, 0, 6 * batch * kept * patch * patch * SIZE(t), void *y, const void *x, const int32_t           \
       *keep, int64_t batch, int64_t height, int64_t width, int patch, int64_t kept, Dtype t)                          \
     X(patches_backward, 0, 6 * batch * kept * patch * patch * SIZE(t), void *dx, const void *dy, const int32_t        \

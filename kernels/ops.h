@@ -64,7 +64,8 @@ typedef struct { int heads, kv_heads; bool causal; } Heads;
 Tensor *attention(Tape *, Tensor *q, Tensor *kv, Tensor *range, Heads); // -> (B, T, H D)
 
 // y[c] = (x[c] / 255 - mean[c]) / std[c]. mean, std: 3 host numbers each. No gradient.
-Tensor *pixels(Tape *, Tensor *bytes, Dtype, const double mean[3], const double std[3]); // (B, H, W, 3) U8 -> (B, 3, H, W)
+// (B, H, W, 3) U8 -> (B, 3, H, W); mirrored (B) U8: from left to right where it is not 0; NULL: none
+Tensor *pixels(Tape *, Tensor *bytes, Tensor *mirrored, Dtype, const double mean[3], const double std[3]);
 
 // y[b, n] = W . patch n of image b + bias (Dosovitskiy et al. 2020). Patch n = row-major; a patch is flattened (c, y, x).
 // keep: (B, M) I32, which patches of each image are wanted, or NULL for all (M = (H/P) (W/P)).

@@ -139,6 +139,7 @@ static Batch make_batch(const TrainConfig *c, int piece, int pieces, bool dry, A
     sequences_new(&b.contrastive, memory, own->rows[OBJECTIVE_CONTRASTIVE], (int)c->contrastive_length, special);
     uint64_t *numbers = arena_array(memory, uint64_t, own->images + 1);
     b.image_numbers = b.image_keys = numbers;
+    b.mirrored = arena_array(memory, uint8_t, own->images + 1);
     b.contrastive_image = arena_array(memory, int32_t, own->rows[OBJECTIVE_CONTRASTIVE] + 1);
     b.mae_image = arena_array(memory, int32_t, own->rows[OBJECTIVE_MAE] + 1);
     size_t pixels = (size_t)own->images * (size_t)b.side * (size_t)b.side * 3 + 1;

@@ -171,9 +171,9 @@ static void l2_normalize_backward(Backend *be, void *dx, const float *dy, const 
                                   int64_t rows, int64_t width, Dtype t, bool add) {
     CALL(l2_normalize_backward, dx, dy, y, norm, rows, width, t, add);
 }
-static void pixels(Backend *be, void *y, const uint8_t *x, int64_t batch, int64_t height, int64_t width,
-                   const double *mean, const double *std, Dtype t) {
-    CALL(pixels, y, x, batch, height, width, mean, std, t);
+static void pixels(Backend *be, void *y, const uint8_t *x, const uint8_t *mirrored, int64_t batch, int64_t height,
+                   int64_t width, const double *mean, const double *std, Dtype t) {
+    CALL(pixels, y, x, mirrored, batch, height, width, mean, std, t);
 }
 static void patches_forward(Backend *be, void *y, const void *x, const int32_t *keep, int64_t batch, int64_t height,
                             int64_t width, int patch, int64_t kept, Dtype t) {

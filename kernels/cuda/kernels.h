@@ -113,8 +113,8 @@ void cuda_l2_normalize_backward(const CudaQueue *, void *dx, const float *dy, co
                                 int64_t rows, int64_t width, Dtype t, bool add);
 
 // ---- pictures.cu, patch_mse.cu; mean and std: 3 host numbers each ----
-void cuda_pixels(const CudaQueue *, void *y, const uint8_t *x, int64_t batch, int64_t height, int64_t width,
-                 const double *mean, const double *std, Dtype t);
+void cuda_pixels(const CudaQueue *, void *y, const uint8_t *x, const uint8_t *mirrored, int64_t batch, int64_t height,
+                 int64_t width, const double *mean, const double *std, Dtype t);
 void cuda_patches_forward(const CudaQueue *, void *y, const void *x, const int32_t *keep, int64_t batch, int64_t height,
                           int64_t width, int patch, int64_t kept, Dtype t);
 void cuda_patches_backward(const CudaQueue *, void *dx, const void *dy, const int32_t *keep, int64_t batch, int64_t height,

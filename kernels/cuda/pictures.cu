@@ -9,15 +9,21 @@ struct Shades {
     float factor[CHANNELS], offset[CHANNELS];
 };
 
-// A thread takes N pixels: 3 N bytes, where N is 4 as three words.
+// A thread takes N pixels of a line: 3 N bytes, where N is 4 as three words. Those of a mirrored picture come from the
+// other end of the line, the last one first.
 template <class T, int N>
 static __global__ void __launch_bounds__(ROW_THREADS)
-    pixels_kernel(T *y, const uint8_t *x, Shades s, int64_t first, uint32_t packs, Divider per_picture) {
+    pixels_kernel(T *y, const uint8_t *x, const uint8_t *mirrored, Shades s, int64_t first, uint32_t packs,
+                  Divider per_picture, Divider per_line) {
     uint32_t at = blockIdx.x * ROW_THREADS + threadIdx.x;
     if (at >= packs) return;
     RowPack p = row_pack<N>(at, first, per_picture);
-    const int64_t plane = static_cast<int64_t>(per_picture.divisor) * N;
-    const uint8_t *from = x + (p.row * plane + p.column) * CHANNELS;
+    const int64_t plane = static_cast<int64_t>(per_picture.divisor) * N,
+                  width = static_cast<int64_t>(per_line.divisor) * N;
+    const bool turned = mirrored && mirrored[p.row];
+    int64_t source = p.column;
+    if (turned) source = 2 * quotient(p.column / N, per_line) * width + width - N - p.column;
+    const uint8_t *from = x + (p.row * plane + source) * CHANNELS;
     uint8_t bytes[CHANNELS * N];
     if constexpr (N == 4) {
 #pragma unroll
@@ -34,13 +40,16 @@ static __global__ void __launch_bounds__(ROW_THREADS)
     for (int c = 0; c < CHANNELS; c++) {
         Floats<N> out;
 #pragma unroll
-        for (int i = 0; i < N; i++) out.at[i] = static_cast<float>(bytes[i * CHANNELS + c]) * s.factor[c] + s.offset[c];
+        for (int i = 0; i < N; i++) {
+            uint8_t byte = turned ? bytes[(N - 1 - i) * CHANNELS + c] : bytes[i * CHANNELS + c];
+            out.at[i] = static_cast<float>(byte) * s.factor[c] + s.offset[c];
+        }
         store<N>(y + (p.row * CHANNELS + c) * plane + p.column, out);
     }
 }
 
-void cuda_pixels(const CudaQueue *q, void *y, const uint8_t *x, int64_t batch, int64_t height, int64_t width,
-                 const double *mean, const double *std, Dtype t) {
+void cuda_pixels(const CudaQueue *q, void *y, const uint8_t *x, const uint8_t *mirrored, int64_t batch, int64_t height,
+                 int64_t width, const double *mean, const double *std, Dtype t) {
     const int64_t plane = height * width;
     Shades s;
     for (int c = 0; c < CHANNELS; c++) {
@@ -50,15 +59,15 @@ void cuda_pixels(const CudaQueue *q, void *y, const uint8_t *x, int64_t batch, i
     with_type(t, [&](auto zero) {
         typedef decltype(zero) T;
         T *to = static_cast<T *>(y);
-        bool packs = plane % 4 == 0 && packs_at(to, 4) && packs_at(x, 4);
+        bool packs = width % 4 == 0 && packs_at(to, 4) && packs_at(x, 4);
         int64_t per_picture = packs ? plane / 4 : plane;
         in_row_launches(batch, per_picture, [&](int64_t first, uint32_t count, dim3 grid) {
             if (packs)
-                launch<pixels_kernel<T, 4>>(grid, dim3(ROW_THREADS), 0, q, to, x, s, first, count,
-                                            divider(per_picture));
+                launch<pixels_kernel<T, 4>>(grid, dim3(ROW_THREADS), 0, q, to, x, mirrored, s, first, count,
+                                            divider(per_picture), divider(width / 4));
             else
-                launch<pixels_kernel<T, 1>>(grid, dim3(ROW_THREADS), 0, q, to, x, s, first, count,
-                                            divider(per_picture));
+                launch<pixels_kernel<T, 1>>(grid, dim3(ROW_THREADS), 0, q, to, x, mirrored, s, first, count,
+                                            divider(per_picture), divider(width));
         });
     });
 }

@@ -77,6 +77,7 @@ static uint64_t sequences_hash(uint64_t sum, const Sequences *s) {
 static uint64_t batch_hash(const Batch *b) {
     uint64_t sum = mixed((uint64_t)b->step, b->pixels, (size_t)b->images * SIDE * SIDE * 3);
     sum = mixed(sum, b->image_keys, (size_t)b->images * sizeof *b->image_keys);
+    sum = mixed(sum, b->mirrored, (size_t)b->images);
     sum = mixed(sum, b->contrastive_image, (size_t)b->contrastive.rows * sizeof(int32_t));
     sum = mixed(sum, b->mae_image, (size_t)b->mae_images * sizeof(int32_t));
     sum = mixed(sum, b->first_row, sizeof b->first_row);
@@ -278,7 +279,10 @@ static void validation_goes_once_in_order_and_starts_again(void **state) {
         for (int64_t step = 0; step < 3; step++) {
             const Batch *b = next(loader, step);
             assert_int_equal(b->images, step < 2 ? 10 : 3);
-            for (int i = 0; i < b->images; i++) assert_int_equal(sample_of(b, i), step * 10 + i);
+            for (int i = 0; i < b->images; i++) {
+                assert_int_equal(sample_of(b, i), step * 10 + i);
+                assert_int_equal(b->mirrored[i], 0);
+            }
             if (pass == 0) first[step] = batch_hash(b);
             assert_true(first[step] == batch_hash(b));
         }

@@ -100,6 +100,7 @@ static int find_image(const Batch *b, uint64_t number) {
 static void assert_same_image(const Batch *part, int image, const Batch *whole, int expected) {
     assert_int_equal(part->image_numbers[image], whole->image_numbers[expected]);
     assert_int_equal(part->image_keys[image], whole->image_keys[expected]);
+    assert_int_equal(part->mirrored[image], whole->mirrored[expected]);
     assert_string_equal(part->image_sources[image], whole->image_sources[expected]);
     assert_memory_equal(part->pixels + image * PICTURE, whole->pixels + expected * PICTURE, PICTURE);
 }

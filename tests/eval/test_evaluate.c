@@ -149,7 +149,7 @@ static void view_features(TinyEval *t, Tape *tape, const Image *image, Crop crop
     uint8_t pixels[TINY_SIDE * TINY_SIDE * 3];
     image_resize(image, crop, pixels, TINY_SIDE, TINY_SIDE, flip);
     tape_reset(tape);
-    tape_read(tape, joint_image_features(tape, t->model.joint, joint_pixels(tape, t->model.joint, pixels, 1)), out);
+    tape_read(tape, joint_image_features(tape, t->model.joint, joint_pixels(tape, t->model.joint, pixels, NULL, 1)), out);
 }
 
 // Centre and corners at 7/8 of the shorter side, or the whole centre, with their mirror images.

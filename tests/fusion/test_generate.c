@@ -103,7 +103,7 @@ static int32_t uncached_next(Fixture *f, const Prompt *p, const int32_t *said, i
     tape_reset(f->tape);
     sequences_new(&row, f->memory, 1, length, special);
     assert_done(sequence_put(&row, 0, segments, n, TINY_SLOTS, special, SEQUENCE_OPEN, &error), &error);
-    Tensor *images = p->images ? joint_pixels(f->tape, f->joint, p->pixels, p->images) : NULL;
+    Tensor *images = p->images ? joint_pixels(f->tape, f->joint, p->pixels, NULL, p->images) : NULL;
     if (images) images = joint_image_tokens_forward(f->tape, f->joint, images);
     Tensor *hidden = joint_hidden(f->tape, f->joint, &row, images, NULL);
     Tensor *last = gather_rows(f->tape, hidden, tape_constant(f->tape, I32, SHAPE(1), &(int32_t){length - 1}));

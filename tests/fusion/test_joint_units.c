@@ -501,6 +501,27 @@ static void draws_of_a_picture_follow_its_number(void **state) {
     model_close(&m);
 }
 
+static void a_mirrored_picture_is_seen_as_its_mirror_image(void **state) {
+    (void)state;
+    enum { PICTURE = 1, LINE = TINY_SIDE * 3, SIZE = EMBEDDING * TINY_IMAGES * sizeof(float) };
+    JointConfig c = like_gpt2();
+    Model m = model_open(&c, NULL, NULL, F32);
+    Batch b = batch_of(m.memory, WHOLE);
+    uint8_t mirrored[TINY_IMAGES] = {[PICTURE] = 1}, *picture = b.pixels + PICTURE * TINY_SIDE * LINE, line[LINE];
+    Features plain = features_of(&m, &b);
+    b.mirrored = mirrored;
+    Features told = features_of(&m, &b);
+    b.mirrored = NULL;
+    for (int y = 0; y < TINY_SIDE; y++) {
+        memcpy(line, picture + y * LINE, LINE);
+        for (int x = 0; x < TINY_SIDE; x++) memcpy(picture + y * LINE + 3 * x, line + LINE - 3 - 3 * x, 3);
+    }
+    Features turned = features_of(&m, &b);
+    assert_memory_equal(told.image, turned.image, SIZE);
+    assert_memory_not_equal(told.image, plain.image, SIZE);
+    model_close(&m);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(units_stand_in_the_order_of_a_microbatch),

@@ -268,7 +268,7 @@ static void llama_in_bf16_is_as_near_as_the_reference(void **state) {
 static const double HALVES[3] = {0.5, 0.5, 0.5}; // mean and deviation of the pixels in all goldens
 
 static Tensor *golden_images(Golden *g, int count, int side) {
-    return pixels(g->tape, tape_constant(g->tape, U8, SHAPE(count, side, side, 3), input(g, "images")), g->dtype,
+    return pixels(g->tape, tape_constant(g->tape, U8, SHAPE(count, side, side, 3), input(g, "images")), NULL, g->dtype,
                   HALVES, HALVES);
 }
 
@@ -406,7 +406,7 @@ static void check_clip(Dtype dtype) {
                    .contrastive_image = order};
     batch.contrastive.ends = input(&g, "ends");
     run_step(&g, &batch, OBJECTIVE_CONTRASTIVE);
-    Tensor *images = joint_pixels(g.tape, g.joint, batch.pixels, batch.images);
+    Tensor *images = joint_pixels(g.tape, g.joint, batch.pixels, NULL, batch.images);
     compare_output(&g, "image_features", joint_image_features(g.tape, g.joint, images));
     compare_output(&g, "text_features", joint_text_features(g.tape, g.joint, &batch.contrastive));
     close_golden(&g);

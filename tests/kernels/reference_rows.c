@@ -61,13 +61,15 @@ void reference_mean_rows(const Node *call, double *const in[], double *out) {
 
 void reference_pixels(const Node *call, double *const in[], double *out) {
     const Tensor *x = call->in[0];
-    int64_t plane = x->shape[1] * x->shape[2];
+    int64_t plane = x->shape[1] * x->shape[2], width = x->shape[2];
     double std[3];
     memcpy(std, call->attributes.i + 1, sizeof std);
     for (int64_t b = 0; b < x->shape[0]; b++)
         for (int64_t c = 0; c < 3; c++)
-            for (int64_t i = 0; i < plane; i++)
-                *out++ = (in[0][(b * plane + i) * 3 + c] / 255 - call->attributes.f[c]) / std[c];
+            for (int64_t i = 0; i < plane; i++) {
+                int64_t from = in[1] && in[1][b] != 0 ? i / width * width + (width - 1 - i % width) : i;
+                *out++ = (in[0][(b * plane + from) * 3 + c] / 255 - call->attributes.f[c]) / std[c];
+            }
 }
 
 void reference_patch_embedding(const Node *call, double *const in[], double *out) {

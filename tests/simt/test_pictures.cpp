@@ -14,9 +14,12 @@ static void pixels(const Case &c) {
     for (Shape s : SHAPES) {
         int64_t n = s.batch * s.height * s.width * 3;
         Array x = Array(U8, n, c.shift).integers(c.rng, 0, 256), y(c.t, n, c.shift), want(y);
-        cuda_pixels(QUEUE, y, x.as<uint8_t>(), s.batch, s.height, s.width, mean, deviation, c.t);
-        cpu()->pixels(cpu(), want, x.as<uint8_t>(), s.batch, s.height, s.width, mean, deviation, c.t);
-        expect_near(y, want, c.relative(), 1e-6, c.name);
+        Array mirrored = Array(U8, s.batch).integers(c.rng, 0, 2);
+        for (const uint8_t *turned : {static_cast<const uint8_t *>(nullptr), mirrored.as<const uint8_t>()}) {
+            cuda_pixels(QUEUE, y, x.as<uint8_t>(), turned, s.batch, s.height, s.width, mean, deviation, c.t);
+            cpu()->pixels(cpu(), want, x.as<uint8_t>(), turned, s.batch, s.height, s.width, mean, deviation, c.t);
+            expect_near(y, want, c.relative(), 1e-6, c.name);
+        }
     }
 }
 static void pixels_agree(void **) { for_cases("pixels", pixels); }

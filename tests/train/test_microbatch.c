@@ -13,6 +13,7 @@ typedef struct Fixture {
     int32_t tokens[ROWS * LENGTH], targets[ROWS * LENGTH], positions[ROWS * LENGTH], range[2 * ROWS * LENGTH];
     int32_t image_rows[ROWS * LENGTH], ends[ROWS], pair_image[ROWS], mae_image[3];
     uint8_t pixels[IMAGES * SIDE * SIDE * 3];
+    uint8_t mirrored[IMAGES];
     uint64_t keys[IMAGES];
 } Fixture;
 
@@ -28,6 +29,7 @@ static void fill(Fixture *f) {
     }
     for (int i = 0; i < IMAGES; i++) {
         f->keys[i] = 100 + (uint64_t)i;
+        f->mirrored[i] = i % 3 == 1;
         memset(f->pixels + i * SIDE * SIDE * 3, i, SIDE * SIDE * 3);
     }
     for (int i = 0; i < ROWS; i++) f->pair_image[i] = IMAGES - 1 - i;
@@ -37,6 +39,7 @@ static void fill(Fixture *f) {
     f->batch = (Batch){.images = IMAGES,
                        .side = SIDE,
                        .pixels = f->pixels,
+                       .mirrored = f->mirrored,
                        .image_keys = f->keys,
                        .caption = rows,
                        .contrastive = rows,
@@ -80,6 +83,7 @@ static void rows_keep_their_pictures(void **state) {
             assert_int_equal(piece.image_keys[image], 100 + row);
             assert_int_equal(piece.pixels[image * SIDE * SIDE * 3], row);
             assert_int_equal(piece.image_numbers[image], row);
+            assert_int_equal(piece.mirrored[image], row % 3 == 1);
             assert_int_equal(piece.caption.image_rows[r * LENGTH + 1], image * SLOTS + 1);
             assert_int_equal(piece.caption.image_rows[r * LENGTH + 2], -1);
         }

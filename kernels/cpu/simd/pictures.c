@@ -10,10 +10,19 @@ enum { CHANNELS = 3 };
 typedef struct Pixels {
     void *y;
     const uint8_t *x;
-    int64_t plane; // H W
+    const uint8_t *mirrored; // (B) or NULL
+    int64_t plane, width;    // H W, W
     float factor[CHANNELS], offset[CHANNELS];
     Dtype type;
 } Pixels;
+
+// Places [start, stop) of one channel of a mirrored picture.
+INLINE void mirrored_span(const Pixels *j, const uint8_t *x, int64_t out, int64_t start, int64_t stop, int c, Dtype t) {
+    for (int64_t i = start; i < stop; i++) {
+        int64_t row = i / j->width, from = 2 * row * j->width + j->width - 1 - i;
+        element_store(j->y, out + i, (float)x[from * CHANNELS] * j->factor[c] + j->offset[c], t);
+    }
+}
 
 // Pixels [first, end) of all pictures together.
 INLINE void pixels_span(const Pixels *j, int64_t first, int64_t end, Dtype t) {
@@ -24,6 +33,10 @@ INLINE void pixels_span(const Pixels *j, int64_t first, int64_t end, Dtype t) {
             const uint8_t *x = j->x + picture * j->plane * CHANNELS + c;
             int64_t out = (picture * CHANNELS + c) * j->plane;
             float factor = j->factor[c], offset = j->offset[c];
+            if (j->mirrored && j->mirrored[picture]) {
+                mirrored_span(j, x, out, start, stop, c, t);
+                continue;
+            }
             for (int64_t i = start; i < stop; i++)
                 element_store(j->y, out + i, (float)x[i * CHANNELS] * factor + offset, t);
         }
@@ -40,9 +53,9 @@ static void pixels_task(void *context, int64_t first, int64_t end, int worker) {
         pixels_span(j, first, end, BF16);
 }
 
-static void pixels(Backend *b, void *y, const uint8_t *x, int64_t batch, int64_t height, int64_t width,
-                   const double *mean, const double *std, Dtype t) {
-    Pixels j = {.y = y, .x = x, .plane = height * width, .type = t};
+static void pixels(Backend *b, void *y, const uint8_t *x, const uint8_t *mirrored, int64_t batch, int64_t height,
+                   int64_t width, const double *mean, const double *std, Dtype t) {
+    Pixels j = {.y = y, .x = x, .mirrored = mirrored, .plane = height * width, .width = width, .type = t};
     for (int c = 0; c < CHANNELS; c++) {
         j.factor[c] = (float)(1 / (255 * std[c]));
         j.offset[c] = (float)(-mean[c] / std[c]);
