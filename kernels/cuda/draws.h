@@ -8,20 +8,23 @@ struct Words {
     uint32_t at[4];
 };
 
+struct DrawStep { // what differs from step to step: comes as a message
+    uint64_t seed;
+    uint64_t first; // element of the site that stands first
+};
 struct Draw {
-    const uint64_t *seed;     // differs from step to step: comes as a message
+    const DrawStep *step;
     uint64_t site, threshold; // a word below it drops its element
-    uint64_t first;           // element of the site that stands first
     const int32_t *numbers;   // of rows of `row` elements; NULL: they stand in order
     uint64_t row;
     double keep_scale;
 };
 static inline Draw draw_by(const CudaQueue *q, const DropoutDraws &d) {
-    const void *seed = d.p > 0 ? q->message(q->owner, &d.seed, sizeof d.seed) : nullptr;
-    return Draw{static_cast<const uint64_t *>(seed),
+    const DrawStep step = {d.seed, d.first};
+    const void *message = d.p > 0 ? q->message(q->owner, &step, sizeof step) : nullptr;
+    return Draw{static_cast<const DrawStep *>(message),
                 d.site,
                 static_cast<uint32_t>(d.p * 4294967296.0),
-                d.first,
                 d.numbers,
                 static_cast<uint64_t>(d.row),
                 static_cast<float>(1 / (1 - d.p))};
@@ -30,7 +33,7 @@ static inline Draw draw_by(const CudaQueue *q, const DropoutDraws &d) {
 static __device__ __forceinline__ Words draw_block(const Draw &s, uint64_t block) {
     uint32_t c0 = static_cast<uint32_t>(block), c1 = PURPOSE_DROPOUT, c2 = static_cast<uint32_t>(s.site);
     uint32_t c3 = static_cast<uint32_t>(s.site >> 32) ^ static_cast<uint32_t>(block >> 32);
-    uint32_t k0 = static_cast<uint32_t>(*s.seed), k1 = static_cast<uint32_t>(*s.seed >> 32);
+    uint32_t k0 = static_cast<uint32_t>(s.step->seed), k1 = static_cast<uint32_t>(s.step->seed >> 32);
 #pragma unroll
     for (int round = 0; round < 10; round++) {
         uint32_t high_a = __umulhi(0xD2511F53u, c0), low_a = 0xD2511F53u * c0;

@@ -15,8 +15,9 @@ static __global__ void __launch_bounds__(THREADS)
     dropout_kernel(T *y, const T *x, int64_t n, Draw s, bool whole, bool aligned, bool add) {
     constexpr int N = PACK<T>;
     // elements [group, group + 8) of the count are [i, i + 8) here
-    uint64_t group = (s.first / ELEMENTS + static_cast<uint64_t>(blockIdx.x) * THREADS + threadIdx.x) * ELEMENTS;
-    int64_t i = static_cast<int64_t>(group - s.first);
+    const uint64_t first = s.step->first;
+    uint64_t group = (first / ELEMENTS + static_cast<uint64_t>(blockIdx.x) * THREADS + threadIdx.x) * ELEMENTS;
+    int64_t i = static_cast<int64_t>(group - first);
     if (i >= n) return;
     if (!whole) {
         for (int k = 0; k < ELEMENTS; k++) {
@@ -28,7 +29,7 @@ static __global__ void __launch_bounds__(THREADS)
     }
     uint64_t block = element_of(s, group) / 4;
     Words words[2] = {draw_block(s, block), draw_block(s, block + 1)};
-    if (aligned && i + ELEMENTS <= n) {
+    if (aligned && first % ELEMENTS == 0 && i + ELEMENTS <= n) {
 #pragma unroll
         for (int k = 0; k < ELEMENTS; k += N) {
             Floats<N> v = load<N>(x + i + k);
@@ -46,14 +47,14 @@ static __global__ void __launch_bounds__(THREADS)
 void cuda_dropout(const CudaQueue *q, void *y, const void *x, int64_t n, const DropoutDraws *d, Dtype t, bool add) {
     if (n <= 0) return;
     Draw s = draw_by(q, *d);
-    uint64_t groups = (s.first + static_cast<uint64_t>(n) - 1) / ELEMENTS - s.first / ELEMENTS + 1;
+    uint64_t groups = static_cast<uint64_t>(n - 1) / ELEMENTS + 2; // enough wherever the first element stands
     dim3 grid(static_cast<unsigned>(divide_up<uint64_t>(groups, THREADS)));
     with_type(t, [&](auto zero) {
         typedef decltype(zero) T;
         T *to = static_cast<T *>(y);
         const T *from = static_cast<const T *>(x);
         bool whole = draws_whole_blocks(*d, ELEMENTS);
-        bool aligned = s.first % ELEMENTS == 0 && packs_at(to, PACK<T>) && packs_at(from, PACK<T>);
+        bool aligned = packs_at(to, PACK<T>) && packs_at(from, PACK<T>);
         launch<dropout_kernel<T>>(grid, dim3(THREADS), 0, q, to, from, n, s, whole, aligned, add);
     });
 }

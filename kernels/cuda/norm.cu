@@ -45,7 +45,7 @@ static __device__ __forceinline__ Floats<N> normed(const Floats<N> &x, float mea
 
 // The element of the dropout's rows that stands at element `at` of the branch.
 template <class T> static __device__ __forceinline__ uint64_t drawn_at(const Branch<T> &b, int64_t at) {
-    return b.draw.first + static_cast<uint64_t>(at);
+    return b.draw.step->first + static_cast<uint64_t>(at);
 }
 
 // N elements of what is normed, from `at` on; a sum is written, too, and read as it was rounded.

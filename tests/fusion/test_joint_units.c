@@ -538,6 +538,7 @@ int main(void) {
         cmocka_unit_test(gradients_of_features_are_played_back_through_any_cut),
         cmocka_unit_test(features_of_pairs_pass_any_cut),
         cmocka_unit_test(draws_of_a_picture_follow_its_number),
+        cmocka_unit_test(a_mirrored_picture_is_seen_as_its_mirror_image),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
