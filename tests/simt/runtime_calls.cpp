@@ -18,6 +18,7 @@ static struct Device {
     std::map<const char *, size_t> pinned; // bytes
     size_t backed = 0;
     int failures[RUNTIME_CALLS] = {};
+    int64_t calls[RUNTIME_CALLS] = {};
     std::shared_ptr<Capture> capture; // under way
 } device;
 
@@ -27,7 +28,11 @@ static cudaError_t answer(cudaError_t status) {
 }
 
 void runtime_fail(RuntimeCall call, int times) { device.failures[call] = times; }
-static bool fails(RuntimeCall call) { return device.failures[call] > 0 && device.failures[call]--; }
+int64_t runtime_calls(RuntimeCall call) { return device.calls[call]; }
+static bool fails(RuntimeCall call) {
+    device.calls[call]++;
+    return device.failures[call] > 0 && device.failures[call]--;
+}
 
 // ---- the device ----
 

@@ -72,6 +72,21 @@ static void every_order_of_streams_gives_the_same_bits(void **state) {
     assert_same_end(&shared, "late", "others");
 }
 
+// Dropout, learning rate, data and the numbers of rows differ from step to step; the lists do not.
+static void steps_with_dropout_come_again_as_graphs(void **state) {
+    (void)state;
+    enum { STEPS = 8, EAGER = 4 /* steps until memory lies as it stays */ };
+    TrainResult result;
+    Error error = {0};
+    int64_t before = runtime_calls(RUNTIME_GRAPH_LAUNCH);
+    const char *const settings[] = {"device=cuda",        "train.steps=8",          "train.microbatches=1",
+                                    "precision=bf16",     "model.text.dropout=0.2", "model.vision.dropout=0.1",
+                                    "validation.every=0", "data.0.flip=0.5",        "data.0.batch=2",
+                                    "data.1.batch=1",     "data.2.batch=1",         NULL};
+    assert_done(tiny_train(&shared, "dropout", settings, false, NULL, &result, &error), &error);
+    assert_true(runtime_calls(RUNTIME_GRAPH_LAUNCH) - before >= STEPS - EAGER);
+}
+
 // simt_train [STEPS]
 int main(int argc, char **argv) {
     if (argc > 1) steps = argv[1];
@@ -79,6 +94,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(losses_are_those_of_the_cpu_within_noise),
         cmocka_unit_test(checkpoints_go_between_the_cpu_and_a_gpu),
         cmocka_unit_test(every_order_of_streams_gives_the_same_bits),
+        cmocka_unit_test(steps_with_dropout_come_again_as_graphs),
     };
     return cmocka_run_group_tests(tests, open_shared, close_shared);
 }
