@@ -110,7 +110,8 @@ static double product_gflops(Backend *b, Probe *p, Dtype t, double seconds) {
 
 static Peak device_peak(Backend *b, double seconds) {
     Peak peak = {0};
-    size_t bytes = DEVICE_COPY_BYTES / 2;
+    size_t bytes = DEVICE_COPY_BYTES / 2, left, all;
+    if (b->memory && b->memory(b, &left, &all) && left < 2 * (size_t)DEVICE_COPY_BYTES) return peak; // nor room to work
     Probe p = {.backend = b, .to = b->allocate(b, bytes), .from = b->allocate(b, bytes), .bytes = bytes};
     if (!p.to || !p.from) { // little memory, or little left of it
         b->release(b, p.to, bytes);
