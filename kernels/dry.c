@@ -107,6 +107,7 @@ static double elements_in(const FloatSpan *spans, int count) {
     X(upload, 0, 2.0 * bytes, void *device, const void *host, size_t bytes)                                           \
     X(zero, 0, bytes, void *memory, size_t bytes)                                                                     \
     X(matmul, 2.0 * m->m * m->n * m->k * m->batch, product_bytes(m), const Matmul *m)                                 \
+    X(matmul_fp8, 2.0 * m->m * m->n * m->k * m->batch, product_bytes(m), const Matmul *m, Fp8Side left, Fp8Side right) \
     X(sum_columns, 0, rows * width * SIZE(t), float *out, const void *x, int64_t rows, int64_t width, Dtype t,        \
       bool add)                                                                                                       \
     X(convert, 0, n * (SIZE(from) + SIZE(to)), void *out, Dtype to, const void *x, Dtype from, int64_t n)             \
@@ -246,6 +247,8 @@ int64_t dry_calls(const Backend *b, const char *kernel) {
     return all;
 }
 
+static void advance_fp8(Backend *backend, Fp8Scaling *scaling, float *most, int margin) {} // a few numbers
+
 Backend *dry_backend_new(void) {
     Backend *b = malloc(sizeof *b);
     DryClock *state = calloc(1, sizeof *state);
@@ -262,6 +265,7 @@ Backend *dry_backend_new(void) {
                    .fault = fault,
                    .block_squares = block_squares,
                    .first_nonfinite = first_nonfinite,
+                   .fp8_advance = advance_fp8,
                    KERNELS(INSTALL_KERNEL)};
     return b;
 }

@@ -108,7 +108,7 @@ Tensor *tape_recompute(Tape *t, RecomputeFunction function, const void *closure,
     t->call_count = t->owned_count = 0;
     Tensor *out = function(t, closure, x);
     t->transient = false;
-    if (!out) return NULL;
+    if (!out || t->error) return NULL; // of a residual whose branch failed x is left
     check(is_own(t, out) && "a recomputed function returns what it computed");
     give_back_but(t, out);
     if (t->record && out->needs_grad) record(t, function, closure, bytes, x, out);
