@@ -32,7 +32,7 @@ static size_t picture_size(const Evaluation *e) { return view_size(e) * (size_t)
 static void make_view(const Evaluation *e, const Image *image, int view, uint8_t *out) {
     static const double place[][2] = {{0, 0}, {1, 0}, {0, 1}, {1, 1}}; // of the corners
     int side = (int)e->model->config.vision.image_size;
-    Crop crop = crop_center(image->width, image->height);
+    Crop crop = crop_center(image->width, image->height); // as joint_view
     if (views_of(e) == 10) {
         double length = crop.width * 7 / 8, x = image->width - length, y = image->height - length;
         crop = (Crop){x / 2, y / 2, length, length};

@@ -32,8 +32,7 @@ typedef struct SampleBatch { // owned; sample_batch_free
     int count;
     Example *samples; // (count)
     int64_t *ids;     // (count) number of each in the data
-    uint8_t
-        *pixels; // (count, views, S, S, 3), where pictures are asked for; views: 1 but where the task averages several
+    uint8_t *pixels;  // (count, views, S, S, 3), where pictures are asked for; views: those the task averages
 } SampleBatch;
 
 // The next samples, up to the capacity; count 0 at the end.

@@ -80,3 +80,18 @@ Tensor *example_bytes(Example *e, int slot, int rank, const int64_t *shape) {
 Tensor *example_constant(Example *e, int slot, Dtype dtype, int rank, const int64_t *shape, const void *host) {
     return filled(e, slot, dtype, false, rank, shape, host);
 }
+
+void example_scored_words(Example *e) {
+    e->variants = 3; // all rows scored, some not, some not and weighted
+    bool large = e->size != EXAMPLE_SMALL;
+    int64_t rows = large ? example_many(e, 1024) : example_pick(e, 1, 40), width = large ? 512 : example_pick(e, 1, 33);
+    int64_t vocab = large ? 8192 : example_pick(e, 1, 90);
+    example_tensor(e, 0, false, 1.0, SHAPE(rows, width));
+    example_tensor(e, 1, true, large ? 0.05 : 0.3, SHAPE(vocab, width));
+    example_indices(e, 2, e->variant && !large ? -vocab : 0, vocab, SHAPE(rows));
+    if (e->variant == 2) {
+        float values[1024];
+        for (int64_t i = 0; i < rows; i++) values[i] = (float)rng_uniform(&e->rng) + 0.1f;
+        example_constant(e, 3, F32, SHAPE(rows), values);
+    }
+}

@@ -27,3 +27,4 @@ Tensor *example_f32(Example *, int slot, bool parameter, double mean, double std
 Tensor *example_indices(Example *, int slot, int64_t least, int64_t below, int rank, const int64_t *shape); // I32
 Tensor *example_bytes(Example *, int slot, int rank, const int64_t *shape);                              // U8
 Tensor *example_constant(Example *, int slot, Dtype, int rank, const int64_t *shape, const void *host);   // no gradient
+void example_scored_words(Example *); // in[0] to in[3] of a cross-entropy: x, w, targets, weight (NULL in some variants)

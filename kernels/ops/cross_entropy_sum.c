@@ -87,20 +87,8 @@ static Cost cross_entropy_sum_cost(const Node *n) {
 }
 
 static void cross_entropy_sum_example(Example *e) {
-    e->variants = 3; // all rows scored, some not, some not and weighted
-    bool large = e->size != EXAMPLE_SMALL;
-    int64_t rows = large ? example_many(e, 1024) : example_pick(e, 1, 40), width = large ? 512 : example_pick(e, 1, 33);
-    int64_t vocab = large ? 8192 : example_pick(e, 1, 90);
-    Tensor *x = example_tensor(e, X, false, 1.0, SHAPE(rows, width));
-    Tensor *w = example_tensor(e, W, true, large ? 0.05 : 0.3, SHAPE(vocab, width));
-    Tensor *targets = example_indices(e, TARGETS, e->variant && !large ? -vocab : 0, vocab, SHAPE(rows));
-    Tensor *weight = NULL;
-    if (e->variant == 2) {
-        float values[1024];
-        for (int64_t i = 0; i < rows; i++) values[i] = (float)rng_uniform(&e->rng) + 0.1f;
-        weight = example_constant(e, WEIGHT, F32, SHAPE(rows), values);
-    }
-    e->out = tape_apply(e->tape, &op_cross_entropy_sum, NULL, 4, (Tensor *[]){x, w, targets, weight});
+    example_scored_words(e);
+    e->out = tape_apply(e->tape, &op_cross_entropy_sum, NULL, 4, e->in);
 }
 
 const Operator op_cross_entropy_sum = {
