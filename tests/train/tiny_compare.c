@@ -53,6 +53,27 @@ double tiny_apart(const TinyRun *r, const char *a, const char *b) {
     return most;
 }
 
+double tiny_losses_apart(const TinyRun *r, const char *a, const char *b) {
+    json_t *x = tiny_records(r, a), *y = tiny_records(r, b);
+    double squares = 0;
+    size_t count = 0;
+    assert_int_equal(json_array_size(x), json_array_size(y));
+    for (size_t i = 0; i < json_array_size(x); i++) {
+        const json_t *p = json_object_get(json_array_get(x, i), "loss"),
+                     *q = json_object_get(json_array_get(y, i), "loss");
+        assert_true(!p == !q);
+        if (!p) continue;
+        double difference = json_number_value(p) - json_number_value(q);
+        assert_true(isfinite(difference));
+        squares += difference * difference;
+        count++;
+    }
+    json_decref(x);
+    json_decref(y);
+    assert_true(count > 0);
+    return sqrt(squares / (double)count);
+}
+
 void assert_close_records(const TinyRun *r, const char *a, const char *b, double tolerance) {
     double difference = tiny_apart(r, a, b);
     if (!(difference <= tolerance)) fail_msg("the records of %s and %s are %g apart", a, b, difference);

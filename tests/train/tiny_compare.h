@@ -7,6 +7,8 @@
 json_t *tiny_records(const TinyRun *, const char *name);
 // The largest difference between two numbers of the same record, relative to the first's; INFINITY where keys differ.
 double tiny_apart(const TinyRun *, const char *a, const char *b);
+// The root of the mean square of the differences between the losses of both runs' steps.
+double tiny_losses_apart(const TinyRun *, const char *a, const char *b);
 void assert_close_records(const TinyRun *, const char *a, const char *b, double tolerance);
 void assert_same_records(const TinyRun *, const char *a, const char *b); // to the last digit written
 void assert_same_file(const TinyRun *, const char *a, const char *b, const char *file);
