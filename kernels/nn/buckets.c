@@ -168,6 +168,7 @@ static void place(Parameters *p, Bucket *b, size_t used[4]) {
     bucket_set_values(b, p->stage == 3 ? NULL : values);
     if (b->frozen) return;
     if (p->stage < 2) bucket_set_gradients(b, take(&p->gradients, &used[2], bucket_bytes(b->blocks, F32)));
+    b->clean = p->stage < 2; // reserved memory is zeroed
     bucket_set_sums(p, b,
                     p->stage < 2 ? b->gradients + b->own * PARAMETER_BLOCK
                                  : take(&p->sums, &used[3], bucket_bytes(b->owned, F32)));
@@ -224,6 +225,7 @@ void bucket_set_values(Bucket *b, void *values) {
 
 void bucket_set_gradients(Bucket *b, float *gradients) {
     b->gradients = gradients;
+    b->clean = false; // others may have had that memory
     for (int i = 0; i < b->count; i++)
         b->items[i]->tensor.grad = gradients ? gradients + b->items[i]->offset - b->block * PARAMETER_BLOCK : NULL;
 }
@@ -240,12 +242,14 @@ void bucket_begin_backward(Bucket *b) {
     for (int i = 0; i < b->count; i++) b->items[i]->tensor.grad_written = false;
 }
 
+// Products may write the spare rows of a table of words.
 void bucket_end_backward(const Parameters *p, const Bucket *b) {
     for (int i = 0; i < b->count; i++) {
         Tensor *t = &b->items[i]->tensor;
-        int64_t count = tensor_count(t), written = t->grad_written ? count : 0;
-        p->backend->zero(p->backend, (float *)t->grad + written,
-                         bucket_bytes(blocks_of(p, b->items[i]), F32) - (size_t)written * sizeof(float));
+        int64_t written = t->grad_written ? tensor_count(t) : 0;
+        size_t rest = bucket_bytes(blocks_of(p, b->items[i]), F32) - (size_t)written * sizeof(float);
+        if (rest && !(b->clean && written && !t->spare_rows))
+            p->backend->zero(p->backend, (float *)t->grad + written, rest);
         t->grad_written = true;
     }
 }

@@ -19,6 +19,7 @@ typedef struct Bucket {
     void *own_values;        // (owned) this rank's part of it: inside `values` where these are kept
     float *masters;          // (owned); f32: own_values
     float *gradients;        // (blocks) where operators write; NULL while there are none
+    bool clean;              // what lies there behind each parameter, up to its last block's end, is zero
     float *sums;             // (owned) this rank's part of the summed gradients
     CommRequest *gathering;  // stages 1 and 2: the values of other ranks are on their way
 } Bucket;
@@ -35,7 +36,8 @@ void bucket_set_gradients(Bucket *, float *gradients);
 void bucket_set_sums(Parameters *, Bucket *, float *sums);
 // Its gradients hold nothing yet: the first writer overwrites.
 void bucket_begin_backward(Bucket *);
-// Zeroes the gradients nobody wrote, and what lies behind each parameter up to its last block's end.
+// Zeroes the gradients nobody wrote, and what lies behind each parameter up to its last block's end where that may be
+// other than zero.
 void bucket_end_backward(const Parameters *, const Bucket *);
 // Stages 1 and 2 (else nothing happens): sends all data ranks' own values to all of them, beside what follows; and
 // waits until those of the others are here. They are waited for before a node reads them, and before own values change.

@@ -1,5 +1,6 @@
 /* How parameters are cut into buckets and shared out over ranks, and the buffers that buckets come and go in. */
 #include "kernels/cpu/cpu.h"
+#include "kernels/dry.h"
 #include "kernels/nn/buckets.h"
 #include "kernels/nn/buffers.h"
 #include "tests/support/ranks.h"
@@ -46,6 +47,31 @@ static void consecutive_parameters_share_a_bucket_and_a_large_one_is_alone(void 
     assert_true(bucket_at(p, 4)->frozen && !bucket_at(p, 3)->frozen);
     parameters_free(p);
     backend_free(backend);
+}
+
+// Memory that held other gradients since has its ends zeroed again.
+static void only_what_nobody_wrote_is_zeroed(void **state) {
+    (void)state;
+    Error error = {0};
+    Backend *dry = dry_backend_new();
+    Parameters *p = parameters_of(dry, NULL, 0);
+    Tensor *written = parameters_add(p, "written", SHAPE(100), normal, false);
+    Tensor *words = parameters_add(p, "words", SHAPE(7, 90), normal, true);
+    parameters_add(p, "left", SHAPE(50), normal, false);
+    assert_done(parameters_finish(p, F32, 1, &error), &error);
+    Bucket *b = bucket_at(p, 0);
+    const int zeroed[] = {2, 3}; // "left" and the spare rows of the words; in other memory "written" too
+    words->spare_rows = 3;
+    for (int i = 0; i < 2; i++) {
+        int64_t before = dry_calls(dry, "zero");
+        bucket_begin_backward(b);
+        written->grad_written = words->grad_written = true;
+        bucket_end_backward(p, b);
+        assert_int_equal(dry_calls(dry, "zero") - before, zeroed[i]);
+        bucket_set_gradients(b, b->gradients);
+    }
+    parameters_free(p);
+    backend_free(dry);
 }
 
 // ---- shared out ----
@@ -189,6 +215,7 @@ static void buffers_are_used_again_by_what_they_fit(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(consecutive_parameters_share_a_bucket_and_a_large_one_is_alone),
+        cmocka_unit_test(only_what_nobody_wrote_is_zeroed),
         cmocka_unit_test(ranks_own_each_element_once_and_draw_what_one_rank_draws),
         cmocka_unit_test(ranks_take_what_they_own_from_a_file),
         cmocka_unit_test(buffers_are_used_again_by_what_they_fit),
