@@ -15,6 +15,7 @@ int plan_main(int argc, char **argv);
 int plan_schedule_main(int argc, char **argv);
 int plan_estimate_main(int argc, char **argv);
 int plan_step_main(int argc, char **argv);
+int plan_kernels_main(int argc, char **argv);
 int plan_stages_main(int argc, char **argv);
 int plan_trace_main(int argc, char **argv);
 int bench_main(int argc, char **argv);

@@ -24,6 +24,7 @@ static void usage(FILE *out) {
         "       bifocal plan stages CONFIG [section.key=value]... --stages P [options]\n"
         "       bifocal plan schedule --stages P --microbatches M --schedule S [options]\n"
         "       bifocal plan step CONFIG [section.key=value]... --ranks N [options]\n"
+        "       bifocal plan kernels --preset NAME [options]\n"
         "       bifocal plan estimate --layers L --width H [options]\n\n"
         "  CONFIG              YAML file of a training run; its data need not be there\n"
         "  section.key=value   as for bifocal train\n"
@@ -37,6 +38,7 @@ static void usage(FILE *out) {
         "`bifocal plan stages --help`: what the units of a model cost, and how they are cut into stages;\n"
         "`bifocal plan schedule --help`: pipelines;\n"
         "`bifocal plan step --help`: time of a step and memory of its stages on a cluster;\n"
+        "`bifocal plan kernels --help`: what a GPU does in a step, kernel by kernel;\n"
         "`bifocal plan estimate --help`: time and price of a large training by formulas.\n",
         out);
 }
@@ -168,6 +170,7 @@ int plan_main(int argc, char **argv) {
     if (argc > 1 && !strcmp(argv[1], "stages")) return plan_stages_main(argc - 1, argv + 1);
     if (argc > 1 && !strcmp(argv[1], "schedule")) return plan_schedule_main(argc - 1, argv + 1);
     if (argc > 1 && !strcmp(argv[1], "step")) return plan_step_main(argc - 1, argv + 1);
+    if (argc > 1 && !strcmp(argv[1], "kernels")) return plan_kernels_main(argc - 1, argv + 1);
     if (argc > 1 && !strcmp(argv[1], "estimate")) return plan_estimate_main(argc - 1, argv + 1);
     parse(&a, argc, argv);
     if (a.status >= 0) return a.status;

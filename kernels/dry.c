@@ -50,26 +50,23 @@ static void destroy(Backend *b) {
 enum { KERNELS_MOST = 96 };
 
 typedef struct DryClock {
-    double flops, bandwidth; // rates; 0: it stands still
+    DryRates rates; // without a bandwidth: it stands still
     double seconds;
-    int64_t calls[KERNELS_MOST]; // of each kernel
+    DryKernel of[KERNELS_MOST]; // each kernel
+    int more[KERNELS_MOST];     // launches of one of its calls beyond the first
 } DryClock;
 
-static void charge(Backend *b, int kernel, double flop, double bytes) {
+void dry_set_rates(Backend *b, const DryRates *rates) {
+    check(b->dry && rates->bf16 > 0 && rates->f32 > 0 && rates->bandwidth > 0);
     DryClock *clock = b->state;
-    clock->calls[kernel]++;
-    if (clock->flops > 0) clock->seconds += fmax(flop / clock->flops, bytes / clock->bandwidth);
-}
-
-void dry_set_rates(Backend *b, double flops, double bandwidth) {
-    check(b->dry && flops > 0 && bandwidth > 0);
-    *(DryClock *)b->state = (DryClock){.flops = flops, .bandwidth = bandwidth};
+    clock->rates = *rates, clock->seconds = 0;
+    memset(clock->of, 0, sizeof clock->of);
 }
 
 double dry_seconds(const Backend *b) { return ((const DryClock *)b->state)->seconds; }
 
 static double product_bytes(const Matmul *m) {
-    double in = (double)dtype_size(m->in), out = (double)dtype_size(m->out) * (m->add ? 2 : 1);
+    double in = (double)dtype_size(m->in), out = (double)dtype_size(m->out) * (1 + (m->add != 0) + (m->aux != NULL));
     return (double)m->batch * (in * (double)(m->m + m->n) * (double)m->k + out * (double)m->m * (double)m->n);
 }
 
@@ -99,153 +96,200 @@ static double elements_in(const FloatSpan *spans, int count) {
 // ---- kernels ----
 
 #define SIZE(t) (double)dtype_size(t)
-// Those that only write to the device: every kernel of backend.h that is not above, with its FLOP, the bytes that it
-// reads and writes at least once, and what follows its backend.
+// Those that only write to the device: every kernel of backend.h that is not above, with its FLOP (of products, whose
+// type comes first), the bytes that it reads and writes at least once, and what follows its backend.
 // clang-format off
-#define KERNELS(X)                                                                                                    \
-    X(copy, 0, 2.0 * bytes, void *to, const void *from, size_t bytes)                                                 \
-    X(upload, 0, 2.0 * bytes, void *device, const void *host, size_t bytes)                                           \
-    X(zero, 0, bytes, void *memory, size_t bytes)                                                                     \
-    X(matmul, 2.0 * m->m * m->n * m->k * m->batch, product_bytes(m), const Matmul *m)                                 \
-    X(matmul_fp8, 2.0 * m->m * m->n * m->k * m->batch, product_bytes(m), const Matmul *m, Fp8Side left, Fp8Side right) \
-    X(sum_columns, 0, rows * width * SIZE(t), float *out, const void *x, int64_t rows, int64_t width, Dtype t,        \
-      bool add)                                                                                                       \
-    X(convert, 0, n * (SIZE(from) + SIZE(to)), void *out, Dtype to, const void *x, Dtype from, int64_t n)             \
-    X(add, 0, (2.0 * n + n_b) * SIZE(t), void *out, const void *a, const void *b, int64_t n, int64_t n_b, Dtype       \
-      t)                                                                                                              \
-    X(add_in_place, 0, n * (SIZE(from) + 2 * SIZE(to)), void *out, const void *x, int64_t n, Dtype to, Dtype          \
-      from)                                                                                                           \
-    X(fold_add, 0, n * SIZE(t) + n_b * SIZE(tb), void *db, Dtype tb, const void *dy, Dtype t, int64_t n, int64_t      \
-      n_b, bool add)                                                                                                  \
-    X(mul, 0, 3 * n * SIZE(t), void *out, const void *a, const void *b, int64_t n, Dtype t, bool add)                 \
-    X(scale, 0, 2 * n * SIZE(t), void *out, const void *x, double factor, int64_t n, Dtype t, bool add)               \
-    X(gelu_forward, 0, 2 * n * SIZE(t), void *y, const void *x, int64_t n, int kind, Dtype t)                         \
-    X(gelu_backward, 0, 3 * n * SIZE(t), void *dx, const void *dy, const void *x, int64_t n, int kind, Dtype t,       \
-      bool add)                                                                                                       \
-    X(silu_forward, 0, 2 * n * SIZE(t), void *y, const void *x, int64_t n, Dtype t)                                   \
-    X(silu_backward, 0, 3 * n * SIZE(t), void *dx, const void *dy, const void *x, int64_t n, Dtype t, bool add)       \
-    X(swiglu_forward, 0, 3 * rows * width * SIZE(t), void *y, const void *x, int64_t rows, int64_t width, Dtype       \
-      t)                                                                                                              \
-    X(swiglu_backward, 0, 5 * rows * width * SIZE(t), void *dx, const void *dy, const void *x, int64_t rows,          \
-      int64_t width, Dtype t, bool add)                                                                               \
-    X(dropout, 0, 2 * n * SIZE(t), void *y, const void *x, int64_t n, const DropoutDraws *draws, Dtype t, bool add)   \
-    X(add_norm_forward, 0, 4 * rows * width * SIZE(t), void *sum, void *y, float *mean, float *rstd, const void *x,   \
-      const void *f, const float *scale, const float *shift, int64_t rows, int64_t width, double eps, const           \
-      DropoutDraws *draws, Dtype t)                                                                                   \
-    X(add_norm_backward, 0, 4 * rows * width * SIZE(t), void *dsum, void *df, const void *dy, const void *sum,        \
-      const float *mean, const float *rstd, const float *scale, int64_t rows, int64_t width, const DropoutDraws       \
-      *draws, Dtype t, bool add_sum, bool add_f)                                                                      \
-    X(rope, 0, 2 * rows * width * SIZE(t), void *y, const void *x, const int32_t *positions, int64_t rows,            \
-      int64_t width, int heads, int head_size, double base, bool inverse, Dtype t, bool add)                          \
-    X(sum_into, 0, n * SIZE(t), float *out, const void *x, int64_t n, double factor, Dtype t)                         \
-    X(scale_by, 0, n * (SIZE(to) + SIZE(from)), void *out, Dtype to, const void *x, Dtype from, const float *by,         \
-      int64_t n, bool add)                                                                                            \
-    X(fill, 0, n * SIZE(t), void *x, const float *value, double factor, int64_t n, Dtype t, bool add)                 \
-    X(layernorm_forward, 0, 2 * rows * width * SIZE(t), void *y, float *mean, float *rstd, const void *x, const       \
-      float *scale, const float *shift, int64_t rows, int64_t width, double eps, Dtype t)                             \
-    X(layernorm_backward_input, 0, 3 * rows * width * SIZE(t), void *dx, const void *dy, const void *x, const         \
-      float *mean, const float *rstd, const float *scale, int64_t rows, int64_t width, Dtype t, bool add)             \
-    X(layernorm_backward_weight, 0, 2 * rows * width * SIZE(t), float *dscale, float *dshift, const void *dy,         \
-      const void *x, const float *mean, const float *rstd, int64_t rows, int64_t width, Dtype t, bool add_scale,      \
-      bool add_shift)                                                                                                 \
-    X(rmsnorm_forward, 0, 2 * rows * width * SIZE(t), void *y, float *rstd, const void *x, const float *scale,        \
-      int64_t rows, int64_t width, double eps, Dtype t)                                                               \
-    X(rmsnorm_backward_input, 0, 3 * rows * width * SIZE(t), void *dx, const void *dy, const void *x, const           \
-      float *rstd, const float *scale, int64_t rows, int64_t width, Dtype t, bool add)                                \
-    X(rmsnorm_backward_weight, 0, 2 * rows * width * SIZE(t), float *dscale, const void *dy, const void *x,           \
-      const float *rstd, int64_t rows, int64_t width, Dtype t, bool add)                                              \
-    X(embedding_forward, 0, 2 * n * width * SIZE(t), void *y, const int32_t *ids, const void *table, int64_t n,       \
-      int64_t width, int64_t vocab, Dtype t)                                                                          \
-    X(embedding_backward, 0, n * width * (SIZE(t) + 8) + (add ? 0 : vocab * width * 4), float *dtable, const          \
-      void *dy, const int32_t *ids, int64_t n, int64_t width, int64_t vocab, Dtype t, bool add)                       \
-    X(local_ids, 0, 8 * n, int32_t *local, const int32_t *ids, int64_t n, Vocabulary v)                               \
-    X(gather_rows, 0, 2 * m * width * SIZE(t), void *y, const void *x, const int32_t *rows, int64_t m, int64_t        \
-      width, int64_t count, Dtype t, bool add)                                                                        \
-    X(scatter_add_rows, 0, m * width * (SIZE(from) + 2 * SIZE(to)), void *y, Dtype to, const void *x, Dtype           \
-      from, const int32_t *rows, int64_t m, int64_t width, int64_t count)                                             \
-    X(scatter_rows, 0, 2 * count * width * SIZE(t), void *y, const void *base, int64_t base_rows, const void *x,      \
-      const int32_t *rows, int64_t m, int64_t width, int64_t count, Dtype t)                                          \
-    X(put_rows, 0, 2 * m * width * SIZE(t), void *y, const void *x, const int32_t *rows, int64_t m, int64_t width,    \
-      int64_t count, Dtype t)                                                                                         \
-    X(argmax_rows, 0, rows * width * SIZE(t), int32_t *ids, const void *x, int64_t rows, int64_t width, Dtype t)      \
-    X(copy_rows, 0, batch * count * width * (SIZE(from) + SIZE(to)), void *out, Dtype to, int64_t out_stride,         \
-      int64_t out_first, const void *in, Dtype from, int64_t in_stride, int64_t in_first, int64_t batch, int64_t      \
-      count, int64_t width, bool add)                                                                                 \
-    X(mean_rows_forward, 0, batch * rows * width * SIZE(t), void *y, const void *x, const float *mask, int64_t        \
-      batch, int64_t rows, int64_t width, Dtype t)                                                                    \
-    X(mean_rows_backward, 0, batch * rows * width * SIZE(t), void *dx, const void *dy, const float *mask,             \
-      int64_t batch, int64_t rows, int64_t width, Dtype t, bool add)                                                  \
-    X(l2_normalize_forward, 0, 2 * rows * width * SIZE(t), float *y, float *norm, const void *x, int64_t rows,        \
-      int64_t width, Dtype t)                                                                                         \
-    X(l2_normalize_backward, 0, 3 * rows * width * SIZE(t), void *dx, const float *dy, const float *y, const          \
-      float *norm, int64_t rows, int64_t width, Dtype t, bool add)                                                    \
-    X(pixels, 0, 3 * batch * height * width * (1 + SIZE(t)), void *y, const uint8_t *x, const uint8_t *mirrored,       \
-      int64_t batch, int64_t height, int64_t width, const double *mean, const double *std, Dtype t)                                          \
-    X(patches_forward, 0, 6 * batch * kept * patch * patch * SIZE(t), void *y, const void *x, const int32_t           \
-      *keep, int64_t batch, int64_t height, int64_t width, int patch, int64_t kept, Dtype t)                          \
-    X(patches_backward, 0, 6 * batch * kept * patch * patch * SIZE(t), void *dx, const void *dy, const int32_t        \
-      *keep, int64_t batch, int64_t height, int64_t width, int patch, int64_t kept, Dtype t, bool add)                \
-    X(masked_patch_mse_forward, 0, 6 * batch * m * patch * patch * SIZE(t), float *out, const void *x, const          \
-      void *images, const int32_t *patches, int64_t m, int64_t batch, int64_t height, int64_t width, int patch,       \
-      bool normalize, Dtype t)                                                                                        \
-    X(masked_patch_mse_backward, 0, 9 * batch * m * patch * patch * SIZE(t), void *dx, const float *factor,           \
-      const void *x, const void *images, const int32_t *patches, int64_t m, int64_t batch, int64_t height,            \
-      int64_t width, int patch, bool normalize, Dtype t, bool add)                                                    \
-    X(attention_forward, 2 * attention_product(s), attention_bytes(s, t), void *o, float *lse, const void *q,         \
+#define PRODUCTS(X)                                                                                                   \
+    X(matmul, m->in, 2.0 * m->m * m->n * m->k * m->batch, product_bytes(m), const Matmul *m)                                 \
+    X(matmul_fp8, E4M3, 2.0 * m->m * m->n * m->k * m->batch, product_bytes(m), const Matmul *m, Fp8Side left, Fp8Side right) \
+    X(attention_forward, t, 2 * attention_product(s), attention_bytes(s, t), void *o, float *lse, const void *q,         \
       const void *k, const void *v, const AttentionShape *s, Dtype t)                                                 \
-    X(attention_backward, 5 * attention_product(s), 2 * attention_bytes(s, t), void *dq, void *dk, void *dv,          \
+    X(attention_backward, t, 5 * attention_product(s), 2 * attention_bytes(s, t), void *dq, void *dk, void *dv,          \
       const void *d_o, const void *o, const float *lse, const void *q, const void *k, const void *v, const            \
       AttentionShape *s, Dtype t, bool add)                                                                           \
-    X(cross_entropy_forward, 2.0 * n * width * v.held, width * (n + v.held) * SIZE(t), float *lse, float              \
+    X(cross_entropy_forward, t, 2.0 * n * width * v.held, width * (n + v.held) * SIZE(t), float *lse, float              \
       *picked, const void *x, const void *w, const int32_t *targets, int64_t n, int64_t width, Vocabulary v,          \
       Dtype t)                                                                                                        \
-    X(cross_entropy_combine, 0, (2.0 * ranks + 2) * 4 * n, float *loss, float *lse, const float *parts, const         \
-      int32_t *targets, const float *weight, int ranks, int64_t n)                                                    \
-    X(cross_entropy_backward, 2.0 * n * width * v.held * (1 + (dx != NULL) + (dw != NULL)), width * (2.0 * n +        \
+    X(cross_entropy_backward, t, 2.0 * n * width * v.held * (1 + (dx != NULL) + (dw != NULL)), width * (2.0 * n +        \
       v.held) * SIZE(t) + (dw ? 4.0 * width * v.held : 0), void *dx, bool add_x, float *dw, bool add_w, const         \
       float *d_loss, const float *lse, const void *x, const void *w, const int32_t *targets, const float              \
-      *weight, int64_t n, int64_t width, Vocabulary v, Dtype t)                                                       \
-    X(clip_sums, 0, 4 * tile->rows * tile->columns, PairSums rows, PairSums columns, float *own, const PairTile       \
+      *weight, int64_t n, int64_t width, Vocabulary v, Dtype t)
+#define KERNELS(X)                                                                                                    \
+    X(copy, 2.0 * bytes, void *to, const void *from, size_t bytes)                                                 \
+    X(upload, 2.0 * bytes, void *device, const void *host, size_t bytes)                                           \
+    X(zero, bytes, void *memory, size_t bytes)                                                                     \
+    X(sum_columns, rows * width * SIZE(t), float *out, const void *x, int64_t rows, int64_t width, Dtype t,        \
+      bool add)                                                                                                       \
+    X(convert, n * (SIZE(from) + SIZE(to)), void *out, Dtype to, const void *x, Dtype from, int64_t n)             \
+    X(add, (2.0 * n + n_b) * SIZE(t), void *out, const void *a, const void *b, int64_t n, int64_t n_b, Dtype       \
+      t)                                                                                                              \
+    X(add_in_place, n * (SIZE(from) + 2 * SIZE(to)), void *out, const void *x, int64_t n, Dtype to, Dtype          \
+      from)                                                                                                           \
+    X(fold_add, n * SIZE(t) + n_b * SIZE(tb), void *db, Dtype tb, const void *dy, Dtype t, int64_t n, int64_t      \
+      n_b, bool add)                                                                                                  \
+    X(mul, (3 + add) * n * SIZE(t), void *out, const void *a, const void *b, int64_t n, Dtype t, bool add)                 \
+    X(scale, (2 + add) * n * SIZE(t), void *out, const void *x, double factor, int64_t n, Dtype t, bool add)               \
+    X(gelu_forward, 2 * n * SIZE(t), void *y, const void *x, int64_t n, int kind, Dtype t)                         \
+    X(gelu_backward, (3 + add) * n * SIZE(t), void *dx, const void *dy, const void *x, int64_t n, int kind, Dtype t,       \
+      bool add)                                                                                                       \
+    X(silu_forward, 2 * n * SIZE(t), void *y, const void *x, int64_t n, Dtype t)                                   \
+    X(silu_backward, (3 + add) * n * SIZE(t), void *dx, const void *dy, const void *x, int64_t n, Dtype t, bool add)       \
+    X(swiglu_forward, 3 * rows * width * SIZE(t), void *y, const void *x, int64_t rows, int64_t width, Dtype       \
+      t)                                                                                                              \
+    X(swiglu_backward, (5 + 2 * add) * rows * width * SIZE(t), void *dx, const void *dy, const void *x, int64_t rows,          \
+      int64_t width, Dtype t, bool add)                                                                               \
+    X(dropout, (2 + add) * n * SIZE(t), void *y, const void *x, int64_t n, const DropoutDraws *draws, Dtype t, bool add)   \
+    X(add_norm_forward, 4 * rows * width * SIZE(t), void *sum, void *y, float *mean, float *rstd, const void *x,   \
+      const void *f, const float *scale, const float *shift, int64_t rows, int64_t width, double eps, const           \
+      DropoutDraws *draws, Dtype t)                                                                                   \
+    X(add_norm_backward, (3 + add_sum + (df != NULL) + (df && add_f)) * rows * width * SIZE(t), void *dsum, void *df, const void *dy, const void *sum,        \
+      const float *mean, const float *rstd, const float *scale, int64_t rows, int64_t width, const DropoutDraws       \
+      *draws, Dtype t, bool add_sum, bool add_f)                                                                      \
+    X(rope, (2 + add) * rows * width * SIZE(t), void *y, const void *x, const int32_t *positions, int64_t rows,            \
+      int64_t width, int heads, int head_size, double base, bool inverse, Dtype t, bool add)                          \
+    X(sum_into, n * SIZE(t), float *out, const void *x, int64_t n, double factor, Dtype t)                         \
+    X(scale_by, n * (SIZE(to) + SIZE(from)), void *out, Dtype to, const void *x, Dtype from, const float *by,         \
+      int64_t n, bool add)                                                                                            \
+    X(fill, n * SIZE(t), void *x, const float *value, double factor, int64_t n, Dtype t, bool add)                 \
+    X(layernorm_forward, 2 * rows * width * SIZE(t), void *y, float *mean, float *rstd, const void *x, const       \
+      float *scale, const float *shift, int64_t rows, int64_t width, double eps, Dtype t)                             \
+    X(layernorm_backward_input, (3 + add) * rows * width * SIZE(t), void *dx, const void *dy, const void *x, const         \
+      float *mean, const float *rstd, const float *scale, int64_t rows, int64_t width, Dtype t, bool add)             \
+    X(layernorm_backward_weight, 2 * rows * width * SIZE(t), float *dscale, float *dshift, const void *dy,         \
+      const void *x, const float *mean, const float *rstd, int64_t rows, int64_t width, Dtype t, bool add_scale,      \
+      bool add_shift)                                                                                                 \
+    X(rmsnorm_forward, 2 * rows * width * SIZE(t), void *y, float *rstd, const void *x, const float *scale,        \
+      int64_t rows, int64_t width, double eps, Dtype t)                                                               \
+    X(rmsnorm_backward_input, (3 + add) * rows * width * SIZE(t), void *dx, const void *dy, const void *x, const           \
+      float *rstd, const float *scale, int64_t rows, int64_t width, Dtype t, bool add)                                \
+    X(rmsnorm_backward_weight, 2 * rows * width * SIZE(t), float *dscale, const void *dy, const void *x,           \
+      const float *rstd, int64_t rows, int64_t width, Dtype t, bool add)                                              \
+    X(embedding_forward, 2 * n * width * SIZE(t), void *y, const int32_t *ids, const void *table, int64_t n,       \
+      int64_t width, int64_t vocab, Dtype t)                                                                          \
+    X(embedding_backward, n * width * (SIZE(t) + 8) + (add ? 0 : vocab * width * 4), float *dtable, const          \
+      void *dy, const int32_t *ids, int64_t n, int64_t width, int64_t vocab, Dtype t, bool add)                       \
+    X(local_ids, 8 * n, int32_t *local, const int32_t *ids, int64_t n, Vocabulary v)                               \
+    X(gather_rows, (2 + add) * m * width * SIZE(t), void *y, const void *x, const int32_t *rows, int64_t m, int64_t        \
+      width, int64_t count, Dtype t, bool add)                                                                        \
+    X(scatter_add_rows, m * width * (SIZE(from) + 2 * SIZE(to)), void *y, Dtype to, const void *x, Dtype           \
+      from, const int32_t *rows, int64_t m, int64_t width, int64_t count)                                             \
+    X(scatter_rows, 2 * count * width * SIZE(t), void *y, const void *base, int64_t base_rows, const void *x,      \
+      const int32_t *rows, int64_t m, int64_t width, int64_t count, Dtype t)                                          \
+    X(put_rows, 2 * m * width * SIZE(t), void *y, const void *x, const int32_t *rows, int64_t m, int64_t width,    \
+      int64_t count, Dtype t)                                                                                         \
+    X(argmax_rows, rows * width * SIZE(t), int32_t *ids, const void *x, int64_t rows, int64_t width, Dtype t)      \
+    X(copy_rows, batch * count * width * (SIZE(from) + SIZE(to)), void *out, Dtype to, int64_t out_stride,         \
+      int64_t out_first, const void *in, Dtype from, int64_t in_stride, int64_t in_first, int64_t batch, int64_t      \
+      count, int64_t width, bool add)                                                                                 \
+    X(mean_rows_forward, batch * rows * width * SIZE(t), void *y, const void *x, const float *mask, int64_t        \
+      batch, int64_t rows, int64_t width, Dtype t)                                                                    \
+    X(mean_rows_backward, batch * rows * width * SIZE(t), void *dx, const void *dy, const float *mask,             \
+      int64_t batch, int64_t rows, int64_t width, Dtype t, bool add)                                                  \
+    X(l2_normalize_forward, 2 * rows * width * SIZE(t), float *y, float *norm, const void *x, int64_t rows,        \
+      int64_t width, Dtype t)                                                                                         \
+    X(l2_normalize_backward, (3 + add) * rows * width * SIZE(t), void *dx, const float *dy, const float *y, const          \
+      float *norm, int64_t rows, int64_t width, Dtype t, bool add)                                                    \
+    X(pixels, 3 * batch * height * width * (1 + SIZE(t)), void *y, const uint8_t *x, const uint8_t *mirrored,       \
+      int64_t batch, int64_t height, int64_t width, const double *mean, const double *std, Dtype t)                                          \
+    X(patches_forward, 6 * batch * kept * patch * patch * SIZE(t), void *y, const void *x, const int32_t           \
+      *keep, int64_t batch, int64_t height, int64_t width, int patch, int64_t kept, Dtype t)                          \
+    X(patches_backward, 6 * batch * kept * patch * patch * SIZE(t), void *dx, const void *dy, const int32_t        \
+      *keep, int64_t batch, int64_t height, int64_t width, int patch, int64_t kept, Dtype t, bool add)                \
+    X(masked_patch_mse_forward, 6.0 * m * patch * patch * SIZE(t), float *out, const void *x, const          \
+      void *images, const int32_t *patches, int64_t m, int64_t batch, int64_t height, int64_t width, int patch,       \
+      bool normalize, Dtype t)                                                                                        \
+    X(masked_patch_mse_backward, 9.0 * m * patch * patch * SIZE(t), void *dx, const float *factor,           \
+      const void *x, const void *images, const int32_t *patches, int64_t m, int64_t batch, int64_t height,            \
+      int64_t width, int patch, bool normalize, Dtype t, bool add)                                                    \
+    X(cross_entropy_combine, (2.0 * ranks + 2) * 4 * n, float *loss, float *lse, const float *parts, const         \
+      int32_t *targets, const float *weight, int ranks, int64_t n)                                                    \
+    X(clip_sums, 4 * tile->rows * tile->columns, PairSums rows, PairSums columns, float *own, const PairTile       \
       *tile, const float *log_scale)                                                                                  \
-    X(clip_logsumexp, 0, 12 * n, float *lse, PairSums sums, int64_t n)                                                \
-    X(clip_losses, 0, 20 * n, double *loss, const float *row_lse, const float *column_lse, const float *own,          \
+    X(clip_logsumexp, 12 * n, float *lse, PairSums sums, int64_t n)                                                \
+    X(clip_losses, 20 * n, double *loss, const float *row_lse, const float *column_lse, const float *own,          \
       int64_t n)                                                                                                      \
-    X(clip_gradient, 0, 8 * tile->rows * tile->columns, double *d_scale, const PairTile *tile, const float            \
+    X(clip_gradient, 8 * tile->rows * tile->columns, double *d_scale, const PairTile *tile, const float            \
       *row_lse, const float *column_lse, const float *log_scale, const float *factor)                                 \
-    X(siglip_sums, 0, 4 * tile->rows * tile->columns, double *loss, const PairTile *tile, const float                 \
+    X(siglip_sums, 4 * tile->rows * tile->columns, double *loss, const PairTile *tile, const float                 \
       *log_scale, const float *bias)                                                                                  \
-    X(siglip_gradient, 0, 8 * tile->rows * tile->columns, double *d_scale, double *d_bias, const PairTile *tile,      \
+    X(siglip_gradient, 8 * tile->rows * tile->columns, double *d_scale, double *d_bias, const PairTile *tile,      \
       const float *log_scale, const float *bias, const float *factor)                                                 \
-    X(sum_rows, 0, 12 * n, float *out, bool add, const double *x, int64_t n)                                          \
-    X(adamw_parts, 0, 28 * elements_of(parts, count), const AdamWPart *parts, int count, const AdamW *how, const      \
+    X(sum_rows, 12 * n, float *out, bool add, const double *x, int64_t n)                                          \
+    X(adamw_parts, 28 * elements_of(parts, count), const AdamWPart *parts, int count, const AdamW *how, const      \
       Gate *gate)                                                                                                     \
-    X(sum_squares, 0, 4 * elements_in(spans, count), double *out, const FloatSpan *spans, int count, const float           \
+    X(sum_squares, 4 * elements_in(spans, count), double *out, const FloatSpan *spans, int count, const float           \
       *finite, int64_t n)                                                                                             \
-    X(gate, 0, 8 * n, Gate *gate, const double *squares, int64_t n, double clip)
+    X(gate, 8 * n, Gate *gate, const double *squares, int64_t n, double clip)
 // clang-format on
 
 #pragma GCC diagnostic ignored "-Wunused-parameter"
 #pragma GCC diagnostic ignored "-Wconversion" // of counts to numbers of bytes
-#define NUMBER_KERNEL(name, flop, bytes, ...) NUMBER_##name,
-#define NAME_KERNEL(name, flop, bytes, ...)   #name,
-#define DEFINE_KERNEL(name, flop, bytes, ...)                                                                          \
-    static void name(Backend *backend, __VA_ARGS__) { charge(backend, NUMBER_##name, (double)(flop), (double)(bytes)); }
-#define INSTALL_KERNEL(name, flop, bytes, ...) .name = name,
-enum { KERNELS(NUMBER_KERNEL) KERNEL_COUNT };
+#define NUMBER_PRODUCT(name, ...) NUMBER_##name,
+#define NUMBER_KERNEL(name, ...)  NUMBER_##name,
+#define NAME_PRODUCT(name, ...)   #name,
+#define NAME_KERNEL(name, ...)    #name,
+#define DEFINE_PRODUCT(name, t, flop, bytes, ...)                                                                      \
+    static void name(Backend *backend, __VA_ARGS__) {                                                                  \
+        charge(backend, NUMBER_##name, t, (double)(flop), (double)(bytes));                                         \
+    }
+#define DEFINE_KERNEL(name, bytes, ...)                                                                                \
+    static void name(Backend *backend, __VA_ARGS__) { charge(backend, NUMBER_##name, F32, 0, (double)(bytes)); }
+#define INSTALL_PRODUCT(name, t, flop, bytes, ...) .name = name,
+#define INSTALL_KERNEL(name, bytes, ...)           .name = name,
+enum { PRODUCTS(NUMBER_PRODUCT) KERNELS(NUMBER_KERNEL) KERNEL_COUNT };
 _Static_assert((int)KERNEL_COUNT <= (int)KERNELS_MOST, "each kernel has a count");
-static const char *const kernel_names[KERNEL_COUNT] = {KERNELS(NAME_KERNEL)};
+static const char *const kernel_names[KERNEL_COUNT] = {PRODUCTS(NAME_PRODUCT) KERNELS(NAME_KERNEL)};
+
+static double rate_of(const DryRates *r, int kernel, Dtype t) {
+    bool attention = kernel == NUMBER_attention_forward || kernel == NUMBER_attention_backward;
+    if (attention && t == BF16 && r->attention > 0) return r->attention;
+    return t == F32 ? r->f32 : t == BF16 ? r->bf16 : r->fp8;
+}
+
+// flop: of products in type t
+static void charge(Backend *b, int kernel, Dtype t, double flop, double bytes) {
+    DryClock *clock = b->state;
+    DryKernel *k = &clock->of[kernel];
+    const DryRates *r = &clock->rates;
+    int launches = 1 + clock->more[kernel];
+    k->calls++, k->launches += launches;
+    k->flop += flop, k->bytes += bytes;
+    if (!(r->bandwidth > 0)) return;
+    double work = fmax(flop > 0 ? flop / rate_of(r, kernel, t) : 0, bytes / r->bandwidth), gaps = launches * r->launch;
+    k->work += work, k->gaps += gaps;
+    clock->seconds += work + gaps;
+}
+
+PRODUCTS(DEFINE_PRODUCT)
 KERNELS(DEFINE_KERNEL)
+
+static int number_of(const char *kernel) {
+    for (int i = 0; i < KERNEL_COUNT; i++)
+        if (!strcmp(kernel, kernel_names[i])) return i;
+    check_failed("a kernel of this name", __FILE__, __LINE__);
+}
 
 int64_t dry_calls(const Backend *b, const char *kernel) {
     const DryClock *clock = b->state;
     int64_t all = 0;
-    for (int i = 0; i < KERNEL_COUNT; i++) {
-        if (kernel && !strcmp(kernel, kernel_names[i])) return clock->calls[i];
-        all += clock->calls[i];
-    }
-    check(!kernel && "a kernel of this name");
+    if (kernel) return clock->of[number_of(kernel)].calls;
+    for (int i = 0; i < KERNEL_COUNT; i++) all += clock->of[i].calls;
     return all;
 }
+
+bool dry_kernel(const Backend *b, int number, DryKernel *out) {
+    if (number >= KERNEL_COUNT) return false;
+    *out = ((const DryClock *)b->state)->of[number];
+    out->name = kernel_names[number];
+    out->product = number < NUMBER_copy;
+    return true;
+}
+
+void dry_set_launches(Backend *b, const char *kernel, int launches) {
+    ((DryClock *)b->state)->more[number_of(kernel)] = launches - 1;
+}
+
+void dry_charge(Backend *b, const char *kernel, double bytes) { charge(b, number_of(kernel), F32, 0, bytes); }
 
 static void advance_fp8(Backend *backend, Fp8Scaling *scaling, float *most, int margin) {} // a few numbers
 
@@ -266,6 +310,6 @@ Backend *dry_backend_new(void) {
                    .block_squares = block_squares,
                    .first_nonfinite = first_nonfinite,
                    .fp8_advance = advance_fp8,
-                   KERNELS(INSTALL_KERNEL)};
+                   PRODUCTS(INSTALL_PRODUCT) KERNELS(INSTALL_KERNEL)};
     return b;
 }

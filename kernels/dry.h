@@ -7,9 +7,27 @@
 
 Backend *dry_backend_new(void); // never fails; end with backend_free
 
-// A clock that kernels move on by what they would take: the larger of FLOP over `flops` a second and bytes, read and
-// written once, over `bandwidth` a second. It stands still until rates are set, which puts it to 0.
-void dry_set_rates(Backend *, double flops, double bandwidth);
+typedef struct DryRates { // of a device, a second
+    double bf16, f32, fp8; // FLOP of products of these types
+    double attention;      // FLOP of attention in bf16; 0: as products
+    double bandwidth;      // bytes, read and written
+    double launch;         // seconds between the end of one launch and the beginning of the next
+} DryRates;
+
+typedef struct DryKernel { // of backend.h: all its calls since the rates were set
+    const char *name;
+    bool    product;       // matrix products, attention
+    int64_t calls, launches;
+    double  flop, bytes;   // bytes: each array once for every call that reads or writes it
+    double  work, gaps;    // seconds: work is the larger of FLOP and bytes by the rates, call by call
+} DryKernel;
+
+// A clock that kernels move on by what they would take. It stands still until rates are set, which puts all to 0.
+void dry_set_rates(Backend *, const DryRates *);
 double dry_seconds(const Backend *);
+bool dry_kernel(const Backend *, int number, DryKernel *out); // false behind the last
 // How often a kernel of backend.h was called, by its name ("add"); NULL: all of them together.
 int64_t dry_calls(const Backend *, const char *kernel);
+// For backends around this one: a call of the kernel by other bytes than its own; how many launches each of its calls is.
+void dry_charge(Backend *, const char *kernel, double bytes);
+void dry_set_launches(Backend *, const char *kernel, int launches);

@@ -23,7 +23,7 @@ typedef struct DryGpu {
     size_t sent;                // bytes, along with the sequence up to now
     size_t limit, backed, host; // bytes
     uintptr_t next;             // address
-    bool beyond;
+    bool beyond, fused;
 } DryGpu;
 
 static DryGpu *gpu_of(const void *backend) { return (DryGpu *)backend; }
@@ -138,28 +138,85 @@ static void sequence_end(Backend *b) {
     gpu_of(b)->in_sequence = false;
 }
 
-// ---- kernels that take work space ----
+// ---- kernels ----
+
+// Of kernels that are more than one: passes over rows with sums of chunks behind them, sorts of rows by eight bits a
+// time.
+static const struct {
+    const char *kernel;
+    int count;
+} launches[] = {
+    {"sum_columns", 2},
+    {"layernorm_backward_weight", 2},
+    {"rmsnorm_backward_weight", 2},
+    {"fold_add", 2},
+    {"sum_into", 2},
+    {"sum_squares", 2},
+    {"clip_sums", 2},
+    {"attention_backward", 3},
+    {"embedding_backward", 9},
+    {"scatter_add_rows", 8},
+    {"matmul_fp8", 3},
+};
+
+// What the epilogues of products take in, by the rules of cuda_products.c.
+static bool matmul_wins(Backend *b, const Matmul *m) { return gpu_of(b)->fused && m->in == BF16; }
+
+// By chunks of rows, as cuda_cross_entropy.c does: products, and a pass over the logits that reads each `looks` times
+// from memory or writes it.
+typedef struct Projection {
+    Backend *backend;
+    int64_t n, width, words;
+    Dtype t;
+    LogitsChunk logits;
+} Projection;
+
+static Projection projection(Backend *b, int64_t n, int64_t width, Vocabulary v, Dtype t) {
+    Projection p = {b, n, width, v.held, t, work_logits(n, v.held, t)};
+    if (v.held > 0 && v.held + v.spare >= p.logits.stride) p.words = p.logits.stride;
+    take_scratch(b, p.logits.bytes);
+    return p;
+}
+
+static void product(const Projection *p, int64_t m, int64_t n, int64_t k, Dtype out, bool add) {
+    const Backend *plain = &gpu_of(p->backend)->plain;
+    plain->matmul(p->backend, &(Matmul){.m = m, .n = n, .k = k, .batch = 1, .in = p->t, .out = out, .add = add});
+}
+
+static void pass_chunks(const Projection *p, const char *kernel, int looks, bool dx, bool add_x, bool dw, bool add_w) {
+    for (int64_t row = 0; row < p->n; row += p->logits.rows) {
+        int64_t rows = p->n - row < p->logits.rows ? p->n - row : p->logits.rows;
+        product(p, rows, p->words, p->width, p->t, false);
+        dry_charge(p->backend, kernel, looks * (double)(rows * p->words) * (double)dtype_size(p->t));
+        if (dx) product(p, rows, p->width, p->words, p->t, add_x);
+        if (dw) product(p, p->words, p->width, rows, F32, add_w || row > 0);
+    }
+}
 
 static void cross_entropy_forward(Backend *b, float *lse, float *picked, const void *x, const void *w,
                                   const int32_t *targets, int64_t n, int64_t width, Vocabulary v, Dtype t) {
-    if (n) take_scratch(b, work_logits(n, v.held, t).bytes);
-    gpu_of(b)->plain.cross_entropy_forward(b, lse, picked, x, w, targets, n, width, v, t);
+    (void)lse, (void)picked, (void)x, (void)w, (void)targets;
+    if (!n) return;
+    Projection p = projection(b, n, width, v, t);
+    pass_chunks(&p, "cross_entropy_forward", 1, false, false, false, false);
 }
 
 static void cross_entropy_backward(Backend *b, void *dx, bool add_x, float *dw, bool add_w, const float *d_loss,
                                    const float *lse, const void *x, const void *w, const int32_t *targets,
                                    const float *weight, int64_t n, int64_t width, Vocabulary v, Dtype t) {
-    if (n) take_scratch(b, work_logits(n, v.held, t).bytes);
-    gpu_of(b)->plain.cross_entropy_backward(b, dx, add_x, dw, add_w, d_loss, lse, x, w, targets, weight, n, width, v,
-                                            t);
+    (void)d_loss, (void)lse, (void)x, (void)w, (void)targets, (void)weight;
+    if (!n) return;
+    Projection p = projection(b, n, width, v, t);
+    pass_chunks(&p, "cross_entropy_backward", 2, dx != NULL, add_x, dw != NULL, add_w);
 }
 
-// Costs what backward does: the same three products.
 static void cross_entropy_both(Backend *b, float *lse, float *picked, void *dx, float *dw, const void *x, const void *w,
                                const int32_t *targets, const float *weight, int64_t n, int64_t width, Vocabulary v,
                                Dtype t) {
-    (void)lse, (void)picked;
-    cross_entropy_backward(b, dx, false, dw, false, NULL, NULL, x, w, targets, weight, n, width, v, t);
+    (void)lse, (void)picked, (void)x, (void)w, (void)targets, (void)weight;
+    if (!n) return;
+    Projection p = projection(b, n, width, v, t);
+    pass_chunks(&p, "cross_entropy_backward", 2, dx != NULL, false, dw != NULL, false);
 }
 
 static void attention_backward(Backend *b, void *dq, void *dk, void *dv, const void *d_o, const void *o,
@@ -206,12 +263,17 @@ Backend *dry_gpu_new(size_t limit) {
     b->cross_entropy_forward = cross_entropy_forward, b->cross_entropy_backward = cross_entropy_backward;
     b->cross_entropy_both = cross_entropy_both;
     b->attention_backward = attention_backward;
+    b->matmul_wins = matmul_wins;
     b->embedding_backward = embedding_backward, b->scatter_add_rows = scatter_add_rows;
     b->upload = upload, b->download = download;
     b->sequence_begin = sequence_begin, b->sequence_end = sequence_end;
+    for (size_t i = 0; i < sizeof launches / sizeof *launches; i++)
+        dry_set_launches(b, launches[i].kernel, launches[i].count);
     reach(g, &g->scratch, WORK_SCRATCH_FIRST);
     return b;
 }
+
+void dry_gpu_fuse(Backend *b) { gpu_of(b)->fused = true; }
 
 static size_t backed(const Block *b) { return (b->size + WORK_GRANULARITY - 1) / WORK_GRANULARITY * WORK_GRANULARITY; }
 

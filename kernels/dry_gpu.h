@@ -14,6 +14,10 @@ enum {
 // and noted. End with backend_free, when all memory was released.
 Backend *dry_gpu_new(size_t limit);
 
+// From here on products take in what can be part of them (Backend.matmul_wins), as a GPU may have it that is faster so.
+// Before it they never do, which holds more memory.
+void dry_gpu_fuse(Backend *);
+
 typedef struct DryGpuMemory {
     size_t regions;  // bytes: backed now, granularity and room to grow included
     size_t scratch;  // of them: work space of kernels

@@ -8,6 +8,7 @@ typedef struct GpuKind {
     const char *key;   // "h100": what a user calls it
     const char *match; // part of the device's own name
     double memory;     // bytes that CUDA says it has
+    double bandwidth;      // bytes/s of that memory
     double f32, bf16, fp8; // FLOP/s, dense (no sparsity): without TF32, with tensor cores; fp8 0: it has none
 } GpuKind;
 

@@ -318,7 +318,7 @@ BenchModel *bench_model_new(Backend *backend, const BenchPreset *p, Dtype comput
     *m = (BenchModel){.preset = *p, .rows = p->batch / p->pieces, .recompute = recompute, .compute = compute};
     m->backend = backend;
     m->memory = arena_new(1 << 20);
-    bool beside = strcmp(backend->name, "cpu") != 0 && !backend->dry;
+    bool beside = strcmp(backend->name, "cpu") != 0;
     m->gate = beside ? step_gate_new(backend, (int)p->pieces) : NULL;
     if (p->kind == BENCH_JOINT ? open_joint(m, error) : open_own(m, error)) return m;
     bench_model_free(m);

@@ -191,7 +191,9 @@ static void run_dry(Rehearsal *r, Costing *k, int unit, int shape) {
     mean->activations = fmax(mean->activations, held);
     mean->work = fmax(mean->work, (double)tape_memory_peak(r->memory) - held);
     tape_reset(run.tape);
-    dry_set_rates(k->backend, k->rates.flops, k->rates.bandwidth); // from 0: equal units get equal times
+    double flops = k->rates.flops;
+    DryRates rates = {.bf16 = flops, .f32 = flops, .fp8 = flops, .bandwidth = k->rates.bandwidth};
+    dry_set_rates(k->backend, &rates); // from 0: equal units get equal times
     *time_at(k, unit, shape) = run_once(r, &run, k, dry_clock);
     tape_free(run.tape);
     rehearsal_renew(r, k->backend);

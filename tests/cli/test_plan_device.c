@@ -44,6 +44,14 @@ static void what_a_gpu_would_hold_is_told_part_by_part(void **state) {
                   "rtx4090");
 }
 
+static void kernels_of_a_step_are_told_longest_first(void **state) {
+    (void)state;
+    assert_prints("modelled for h200, not measured", "/", "plan", "kernels", "--preset", "vit_ti", "--gpu", "h200");
+    assert_prints("at most, everything at its peak: ", "/", "plan", "kernels", "--preset", "vit_ti");
+    assert_refuses(2, "no preset 'gpt9'", "/", "plan", "kernels", "--preset", "gpt9");
+    assert_refuses(2, "--preset is missing", "/", "plan", "kernels");
+}
+
 static void states_on_the_host_leave_room_and_change_no_bit(void **state) {
     (void)state;
     assert_prints("beside it, on the host: states", "/", "plan", SOURCE_FOLDER "/configs/gpt2_1558m.yaml",
@@ -92,6 +100,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(configs_for_one_gpu_fit_80_gb),
         cmocka_unit_test(what_a_gpu_would_hold_is_told_part_by_part),
+        cmocka_unit_test(kernels_of_a_step_are_told_longest_first),
         cmocka_unit_test(states_on_the_host_leave_room_and_change_no_bit),
         cmocka_unit_test(what_is_wrong_is_refused),
         cmocka_unit_test(what_auto_chose_is_kept_for_a_run_that_goes_on),

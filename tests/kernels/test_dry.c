@@ -184,13 +184,17 @@ static double product_seconds(Backend *b, int64_t m, int64_t n, int64_t k) {
     return dry_seconds(b) - before;
 }
 
+static void set_rates(Backend *b, double flops, double bandwidth) {
+    dry_set_rates(b, &(DryRates){.bf16 = flops, .f32 = flops, .bandwidth = bandwidth});
+}
+
 static void its_clock_goes_by_arithmetic_or_by_memory_whichever_takes_longer(void **state) {
     (void)state;
     Backend *b = dry_backend_new();
     assert_true(product_seconds(b, 10, 20, 30) == 0); // it stands still
-    dry_set_rates(b, 100, 1e30);
+    set_rates(b, 100, 1e30);
     assert_true(fabs(product_seconds(b, 10, 20, 30) - 2 * 2 * 10 * 20 * 30 / 100.0) <= 1e-9);
-    dry_set_rates(b, 1e30, 50);
+    set_rates(b, 1e30, 50);
     assert_true(dry_seconds(b) == 0);
     assert_true(fabs(product_seconds(b, 10, 20, 30) - 2 * (2 * (10 + 20) * 30 + 4 * 10 * 20) / 50.0) <= 1e-9);
     backend_free(b);
@@ -203,7 +207,7 @@ static void its_clock_agrees_with_what_operators_say(void **state) {
     Backend *b = dry_backend_new();
     for (int i = 0; i < 4; i++) {
         int variants = 1;
-        dry_set_rates(b, 1, 1e30);
+        set_rates(b, 1, 1e30);
         Sizes s = sizes_of(b, ops[i], 0, F32, &variants);
         assert_true(fabs(dry_seconds(b) / (s.cost.flop + s.cost.backward_flop) - 1) <= 1e-9);
     }

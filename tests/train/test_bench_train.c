@@ -6,6 +6,7 @@
 #include "train/bench_generate.h"
 #include "train/bench_model.h"
 #include "train/bench_train.h"
+#include "train/kernel_costs.h"
 #include <math.h>
 #include <string.h>
 
@@ -126,6 +127,28 @@ static void generation_is_held_against_the_bytes_it_reads(void **state) {
     assert_false(bench_generate(&o, &r, NULL, &error));
 }
 
+static double flop_called(const KernelCosts *c) {
+    double flop = 0;
+    for (int i = 0; i < c->count; i++) // of attention's products going back, five, the model counts four
+        flop += c->bound[i].flop * (strcmp(c->bound[i].name, "attention_backward") ? 1 : 0.8);
+    return flop;
+}
+
+static void a_modelled_step_does_what_the_model_takes(void **state) {
+    (void)state;
+    static const char *const names[] = {"gpt2_124m", "vit_b16", "mae_vit_l", "joint_b_lm"};
+    const GpuKind *h100 = gpu_kind("h100");
+    for (int i = 0; i < 4; i++) {
+        BenchPreset p = preset(names[i]);
+        KernelCosts c;
+        Error error = {0};
+        assert_done(kernel_costs_preset(&p, BF16, RECOMPUTE_NONE, h100, &c, &error), &error);
+        double share = flop_called(&c) / c.flop, bound = kernel_costs_seconds(&c, false);
+        if (!(share > 0.995 && share < 1.01)) fail_msg("%s: %g of the model's FLOP", names[i], share);
+        assert_true(bound > c.flop / h100->bf16 && bound < kernel_costs_seconds(&c, true));
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(models_have_the_published_number_of_parameters),
@@ -134,6 +157,7 @@ int main(void) {
         cmocka_unit_test(pieces_add_up_to_the_loss_of_the_step),
         cmocka_unit_test(generation_is_held_against_the_bytes_it_reads),
         cmocka_unit_test(memory_says_how_much_is_computed_again),
+        cmocka_unit_test(a_modelled_step_does_what_the_model_takes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
