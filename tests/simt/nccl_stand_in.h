@@ -5,7 +5,7 @@ extern "C" {
 #endif
 #include "kernels/comm/comm.h"
 
-extern Comm *stand_in_group;     // of the ranks that are linked next: links talk over groups split from it
+extern Comm *stand_in_world;     // over which links talk
 extern bool stand_in_has_failed; // what NCCL says of its links
 bool stand_in_holds(const void *memory, size_t bytes); // whether all of it is device memory
 

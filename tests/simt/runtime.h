@@ -1,6 +1,7 @@
 /* A CUDA runtime without a GPU, for the CUDA backend's own files: streams are queues that run late, when somebody
  * waits, and in an order that tests choose. What tests see of it; the calls themselves are CUDA's. */
 #pragma once
+#include <stdbool.h>
 #include <stdint.h>
 #ifdef __cplusplus
 extern "C" {
@@ -25,6 +26,11 @@ const char *runtime_faults(void (*body)(void *context), void *context);
 
 // Tells of each piece of work in a stream (those of graphs one by one) when it ran, in seconds of the host; NULL: nobody.
 void runtime_watch(void (*ran)(void *context, int stream, double begin, double end), void *context);
+
+// Work of a stream that may have to wait for other ranks: asked again and again, beside other streams, until it says
+// that it is done. In a graph it runs anew with each launch.
+struct CUstream_st;
+void runtime_put(struct CUstream_st *, bool (*work)(void *context), void *context);
 
 void runtime_finish(void);     // all work in all streams
 int64_t runtime_waiting(void); // pieces of work not done yet

@@ -171,10 +171,9 @@ cudaError_t cudaStreamSynchronize(cudaStream_t s) {
     return cudaSuccess;
 }
 
-cudaError_t cudaLaunchHostFunc(cudaStream_t s, cudaHostFn_t function, void *context) {
-    queue_put(s, [=] { function(context); });
+void runtime_put(CUstream_st *s, bool (*work)(void *context), void *context) {
+    queue_put_waiting(s, [=] { return work(context); });
     queue_progress();
-    return cudaSuccess;
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) { return *e = new CUevent_st, cudaSuccess; }

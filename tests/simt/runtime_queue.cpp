@@ -7,15 +7,20 @@
 #include <cstdio>
 #include <cstdlib>
 #include <string>
+#include <unistd.h>
 extern "C" {
 #include "base/clock.h"
 }
+
+static constexpr int PAUSE = 50;           // microseconds
+static constexpr double LONGEST_WAIT = 60; // seconds
 
 static struct Queue {
     std::vector<CUstream_st *> streams;
     RuntimeOrder order = RUNTIME_LATE;
     uint64_t seed = 1;
     bool running = false; // a piece
+    double waited = 0;    // seconds that no piece has run, for other ranks
     double clock = 0;     // seconds
     bool catching = false;
     std::string fault;
@@ -76,44 +81,38 @@ int64_t runtime_waiting() {
     return count;
 }
 
-static bool may_run(const CUstream_st *s) {
+// Whether the next piece of the stream ran: it may wait for an event or, as the work of links does, for other ranks.
+static bool run_piece(CUstream_st *s) {
     if (s->pieces.empty()) return false;
-    const Piece &p = s->pieces.front();
-    return p.kind != Piece::WAIT || p.record->done;
-}
-
-static void run_piece(CUstream_st *s) {
-    Piece p = std::move(s->pieces.front());
-    s->pieces.pop_front();
-    if (p.kind == Piece::RECORD) p.record->done = true, p.record->at = queue.clock;
-    if (p.kind != Piece::WORK) return;
+    Piece &p = s->pieces.front();
     double begin = queue.ran ? clock_seconds() : 0;
-    queue.running = true;
-    p.work();
-    queue.running = false;
-    if (!queue.ran) return;
+    if (p.kind == Piece::WAIT && !p.record->done) return false;
+    if (p.kind == Piece::RECORD) p.record->done = true, p.record->at = queue.clock;
+    if (p.kind == Piece::WORK) {
+        queue.running = true;
+        bool done = p.work();
+        queue.running = false;
+        if (!done) return false;
+    }
+    bool work = p.kind == Piece::WORK;
+    s->pieces.pop_front();
+    queue.waited = 0;
+    if (!work || !queue.ran) return true;
     int number = static_cast<int>(std::find(queue.streams.begin(), queue.streams.end(), s) - queue.streams.begin());
     queue.ran(queue.watcher, number, begin, clock_seconds());
+    return true;
 }
 
 static bool others_run(const CUstream_st *but) {
-    for (size_t i = queue.streams.size(); i-- > 0;) {
-        CUstream_st *s = queue.streams[i];
-        if (s == but || !may_run(s)) continue;
-        run_piece(s);
-        return true;
-    }
+    for (size_t i = queue.streams.size(); i-- > 0;)
+        if (queue.streams[i] != but && run_piece(queue.streams[i])) return true;
     return false;
 }
 
 static bool random_runs() {
     size_t count = queue.streams.size(), first = count ? draw(count) : 0;
-    for (size_t i = 0; i < count; i++) {
-        CUstream_st *s = queue.streams[(first + i) % count];
-        if (!may_run(s)) continue;
-        run_piece(s);
-        return true;
-    }
+    for (size_t i = 0; i < count; i++)
+        if (run_piece(queue.streams[(first + i) % count])) return true;
     return false;
 }
 
@@ -125,13 +124,25 @@ static CUstream_st *maker(const std::shared_ptr<Record> &record) {
     queue_deadlock();
 }
 
-// The next piece of the stream, or of one that it waits for.
+// No stream can go on until another rank has done something.
+static void wait_for_ranks() {
+    usleep(PAUSE);
+    queue.waited += PAUSE * 1e-6;
+    if (queue.waited < LONGEST_WAIT) return;
+    fprintf(stderr, "stand-in of CUDA: work waits for other ranks, and none of them comes\n");
+    abort();
+}
+
+// The next piece of the stream, or of one that it waits for; while that waits for other ranks, of any.
 static void advance(CUstream_st *s) {
-    for (size_t depth = 0; !may_run(s); depth++) {
+    for (size_t depth = 0; !run_piece(s); depth++) {
         if (depth > queue.streams.size()) queue_deadlock();
+        if (s->pieces.front().kind != Piece::WAIT) {
+            if (!others_run(s)) wait_for_ranks();
+            return;
+        }
         s = maker(s->pieces.front().record);
     }
-    run_piece(s);
 }
 
 // One piece on the way to what is waited for, in `s`.
@@ -161,7 +172,11 @@ void queue_progress() {
 
 // ---- graphs, kernels ----
 
-void queue_put(CUstream_st *s, Work work) {
+void queue_put(CUstream_st *s, std::function<void()> work) {
+    queue_put_waiting(s, [work] { return work(), true; });
+}
+
+void queue_put_waiting(CUstream_st *s, Work work) {
     if (!s->capture) {
         s->pieces.push_back({Piece::WORK, std::move(work), nullptr});
         return;

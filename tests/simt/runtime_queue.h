@@ -9,7 +9,7 @@
 #include <vector>
 
 struct CUstream_st;
-typedef std::function<void()> Work;
+typedef std::function<bool()> Work; // false: it waits for other ranks, and is asked again
 
 struct Record { // of an event, once; outlives it while work refers to it
     bool done;
@@ -52,7 +52,8 @@ struct CUevent_st {
 };
 
 std::vector<CUstream_st *> &queue_streams();              // in the order they were made
-void queue_put(CUstream_st *, Work);                      // into the stream or its capture
+void queue_put(CUstream_st *, std::function<void()>);     // into the stream or its capture
+void queue_put_waiting(CUstream_st *, Work);
 void queue_take_kernels();                                // launches into streams come here from now on
 void queue_launch(CUstream_st *, const CUgraphExec_st *); // its nodes, in an order that they allow
 void queue_finish(CUstream_st *);                         // until it is empty; NULL: all

@@ -87,8 +87,6 @@ cudaError_t cudaMemset2DAsync(void *, size_t pitch, int value, size_t width, siz
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t);
 cudaError_t cudaStreamSynchronize(cudaStream_t);
-typedef void (*cudaHostFn_t)(void *);
-cudaError_t cudaLaunchHostFunc(cudaStream_t, cudaHostFn_t, void *);
 cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned flags CUDA_DEFAULT(0));
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *, unsigned flags);
 cudaError_t cudaEventCreate(cudaEvent_t *);

@@ -25,9 +25,15 @@ typedef enum {
     ncclBfloat16 = 9
 } ncclDataType_t;
 
+typedef struct {
+    int maxCTAs;
+} ncclConfig_t;
+#define NCCL_CONFIG_INITIALIZER {0}
+
 ncclResult_t ncclGetVersion(int *);
 ncclResult_t ncclGetUniqueId(ncclUniqueId *);
 ncclResult_t ncclCommInitRank(ncclComm_t *, int ranks, ncclUniqueId, int rank);
+ncclResult_t ncclCommInitRankConfig(ncclComm_t *, int ranks, ncclUniqueId, int rank, ncclConfig_t *);
 ncclResult_t ncclCommDestroy(ncclComm_t);
 ncclResult_t ncclCommAbort(ncclComm_t);
 ncclResult_t ncclCommGetAsyncError(ncclComm_t, ncclResult_t *);
