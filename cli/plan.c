@@ -136,6 +136,10 @@ static void write_largest(const Layout *l, int pieces, Buffer *out) {
 
 static bool plan_gpu(const Arguments *a, TrainConfig *c, const Layout *l, Buffer *out, Error *error) {
     static const char *const names[] = {"none", "selective", "full"};
+    const GpuKind *kind = gpu_kind(*a->gpu ? a->gpu : "h100");
+    if (kind && !(kind->fp8 > 0) && c->model.fp8)
+        return error_set(error, ERROR_USAGE,
+                         "precision: fp8 needs a GPU of compute capability 8.9 or newer; %s is older", kind->key);
     double limit = limit_of(a);
     char device[128];
     DeviceMemory memory;

@@ -156,8 +156,18 @@ static const struct {
     {"attention_backward", 3},
     {"embedding_backward", 9},
     {"scatter_add_rows", 8},
-    {"matmul_fp8", 3},
 };
+
+// After cuda_fp8.c: both matrices are rounded first, and a bias with them.
+static void matmul_fp8(Backend *b, const Matmul *m, Fp8Side left, Fp8Side right) {
+    double elements = (double)(m->m + m->n) * (double)m->k;
+    take_scratch(b, work_fp8(m->m, m->k) + work_fp8(m->n, m->k) + (m->bias ? work_fp8(m->n, sizeof(uint16_t)) : 0));
+    dry_charge(b, "convert", elements * (double)(dtype_size(BF16) + dtype_size(E4M3)));
+    dry_charge(b, "convert", 0); // the second of the two
+    Matmul rounded = *m;
+    rounded.in = E4M3;
+    gpu_of(b)->plain.matmul_fp8(b, &rounded, left, right);
+}
 
 // What the epilogues of products take in, by the rules of cuda_products.c.
 static bool matmul_wins(Backend *b, const Matmul *m) { return gpu_of(b)->fused && m->in == BF16; }
@@ -263,7 +273,7 @@ Backend *dry_gpu_new(size_t limit) {
     b->cross_entropy_forward = cross_entropy_forward, b->cross_entropy_backward = cross_entropy_backward;
     b->cross_entropy_both = cross_entropy_both;
     b->attention_backward = attention_backward;
-    b->matmul_wins = matmul_wins;
+    b->matmul_wins = matmul_wins, b->matmul_fp8 = matmul_fp8;
     b->embedding_backward = embedding_backward, b->scatter_add_rows = scatter_add_rows;
     b->upload = upload, b->download = download;
     b->sequence_begin = sequence_begin, b->sequence_end = sequence_end;

@@ -94,8 +94,8 @@ static bool can_multiply(const Run *r, Error *error) {
     if (!r->config.model.fp8) return true;
     if (!r->backend->matmul_fp8)
         return error_set(error, ERROR_USAGE,
-                         "precision: fp8 needs a GPU of compute capability 8.9 or newer, this one has %s; use bf16",
-                         r->backend->isa);
+                         "precision: fp8 needs a GPU of compute capability 8.9 or newer; this one (%s) is %s; use bf16",
+                         r->backend->device, r->backend->isa);
     return r->config.parallel.zero < 3 ||
            error_set(error, ERROR_USAGE, "precision: fp8 goes with parallel.zero 0 to 2; use one of them, or bf16");
 }

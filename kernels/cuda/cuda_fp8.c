@@ -1,11 +1,12 @@
 /* Products in fp8, for tensor cores that have it (Hopper and Ada on): both matrices are rounded into work space, each
  * so that the inner dimension lies together, which is all the library multiplies in fp8. */
 #include "kernels/cuda/cuda_state.h"
+#include "kernels/cuda/host/work_space.h"
 
 // Rounds a matrix whose inner dimension, k numbers, lies together or `outer` apart.
 static const void *rounded(CudaState *s, const CudaQueue *queue, const void *x, int64_t outer, int64_t k, bool together,
                            Fp8Side side) {
-    uint8_t *out = cuda_scratch(s, (size_t)(outer * k));
+    uint8_t *out = cuda_scratch(s, work_fp8(outer, k));
     cuda_fp8_quantise(queue, out, x, together ? outer : k, together ? k : outer, !together, side);
     return out;
 }

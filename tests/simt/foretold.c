@@ -93,6 +93,12 @@ static void work_space_that_grows_is_foretold(void **state) {
     assert_foretold(CASE("model.text.vocabulary=70000", "model.text.width=16", "model.text.layers=1"));
 }
 
+// Scalings, and numbers for them; no share of work space.
+static void fp8_is_foretold_to_the_byte(void **state) {
+    (void)state;
+    assert_foretold(CASE("model.text.vocabulary=300", "precision=fp8"));
+}
+
 static void states_on_the_host_are_not_on_the_gpu(void **state) {
     (void)state;
     assert_foretold(CASE("model.text.vocabulary=3000", "precision=bf16", "train.offload=states"));
@@ -102,6 +108,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(tensors_are_foretold_to_the_byte),
         cmocka_unit_test(work_space_that_grows_is_foretold),
+        cmocka_unit_test(fp8_is_foretold_to_the_byte),
         cmocka_unit_test(states_on_the_host_are_not_on_the_gpu),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

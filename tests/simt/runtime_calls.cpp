@@ -17,6 +17,7 @@ static struct Device {
     cudaError_t last = cudaSuccess;
     std::map<const char *, size_t> pinned; // bytes
     size_t backed = 0;
+    int major = 9, minor = 0; // compute capability
     int failures[RUNTIME_CALLS] = {};
     int64_t calls[RUNTIME_CALLS] = {};
     std::shared_ptr<Capture> capture; // under way
@@ -29,6 +30,7 @@ static cudaError_t answer(cudaError_t status) {
 
 void runtime_fail(RuntimeCall call, int times) { device.failures[call] = times; }
 int64_t runtime_calls(RuntimeCall call) { return device.calls[call]; }
+void runtime_capability(int major, int minor) { device.major = major, device.minor = minor; }
 static bool fails(RuntimeCall call) {
     device.calls[call]++;
     return device.failures[call] > 0 && device.failures[call]--;
@@ -44,7 +46,7 @@ cudaError_t cudaSetDevice(int number) { return answer(number ? cudaErrorInvalidV
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int number) {
     if (number) return answer(cudaErrorInvalidValue);
     snprintf(p->name, sizeof p->name, "stand-in");
-    p->totalGlobalMem = MEMORY, p->major = 9, p->minor = 0, p->multiProcessorCount = 4;
+    p->totalGlobalMem = MEMORY, p->major = device.major, p->minor = device.minor, p->multiProcessorCount = 4;
     int process = getpid(); // the device of another process is another one
     memcpy(p->uuid.bytes, &process, sizeof process);
     return cudaSuccess;

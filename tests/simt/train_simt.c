@@ -5,6 +5,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 static TinyRun shared;
 static const char *steps = "24"; // of the comparison of losses
@@ -103,6 +104,22 @@ static void steps_with_dropout_come_again_as_graphs(void **state) {
     assert_true(runtime_calls(RUNTIME_GRAPH_LAUNCH) - before >= STEPS - EAGER);
 }
 
+static void fp8_is_refused_where_tensor_cores_have_none(void **state) {
+    (void)state;
+    TrainResult result;
+    Error error = {0};
+    const char *const settings[] = {"device=cuda", "train.steps=4", "precision=fp8", NULL};
+    runtime_capability(8, 6);
+    assert_false(tiny_train(&shared, "ampere", settings, false, NULL, &result, &error));
+    runtime_capability(9, 0);
+    assert_int_equal(error.kind, ERROR_USAGE);
+    assert_string_equal(error.message, "precision: fp8 needs a GPU of compute capability 8.9 or newer; this one "
+                                       "(stand-in) is sm_86; use bf16");
+    char *path = tiny_run_path(&shared, "ampere", "config.yaml");
+    assert_int_equal(access(path, F_OK), -1);
+    free(path);
+}
+
 // simt_train [STEPS]
 int main(int argc, char **argv) {
     if (argc > 1) steps = argv[1];
@@ -111,6 +128,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(losses_in_bf16_are_those_of_the_cpu_within_its_rounding),
         cmocka_unit_test(checkpoints_go_between_the_cpu_and_a_gpu),
         cmocka_unit_test(every_order_of_streams_gives_the_same_bits),
+        cmocka_unit_test(fp8_is_refused_where_tensor_cores_have_none),
         cmocka_unit_test(steps_with_dropout_come_again_as_graphs),
     };
     return cmocka_run_group_tests(tests, open_shared, close_shared);

@@ -237,6 +237,19 @@ static void recomputation_is_the_least_that_fits(void **state) {
     }
 }
 
+// The largest product: of the second map's weight, over all rows.
+static void rounding_to_fp8_takes_work_space(void **state) {
+    (void)state;
+    TrainConfig c = CONFIG("precision=fp8", "model.text.vocabulary=128", "sequence.lm=96", "data.0.batch=2048",
+                           "data.1.batch=1", "train.microbatches=1");
+    const int64_t rows = 2048 * 96, granularity = WORK_GRANULARITY;
+    double wanted = (double)(work_fp8(96, rows) + work_fp8(4 * 96, rows)), held = plan_of(&c, 0).scratch;
+    assert_true(held >= wanted && held < wanted + 2 * (double)granularity);
+    c = CONFIG("precision=bf16", "model.text.vocabulary=128", "sequence.lm=96", "data.0.batch=2048", "data.1.batch=1",
+               "train.microbatches=1");
+    assert_true(plan_of(&c, 0).scratch < wanted);
+}
+
 static void shards_take_their_part(void **state) {
     (void)state;
     TrainConfig c = CONFIG("train.microbatches=4");
@@ -257,6 +270,7 @@ int main(void) {
         cmocka_unit_test(less_room_than_a_run_would_take_may_do),
         cmocka_unit_test(the_largest_microbatch_that_fits_is_found),
         cmocka_unit_test(recomputation_is_the_least_that_fits),
+        cmocka_unit_test(rounding_to_fp8_takes_work_space),
         cmocka_unit_test(shards_take_their_part),
     };
     return cmocka_run_group_tests(tests, open_arena, close_arena);

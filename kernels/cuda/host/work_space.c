@@ -12,6 +12,10 @@ LogitsChunk work_logits(int64_t n, int64_t words, Dtype t) {
     return (LogitsChunk){rows, stride, (size_t)(rows * stride * size)};
 }
 
+size_t work_fp8(int64_t outer, int64_t k) {
+    return (size_t)(up(outer * k, WORK_SCRATCH_ALIGNMENT) * WORK_SCRATCH_ALIGNMENT);
+}
+
 size_t work_sort(int64_t rows) {
     return (size_t)(4 * up(rows, 4) * 4 + WORK_SORT_DIGITS * up(rows, WORK_SORT_TILE)) * sizeof(int32_t);
 }

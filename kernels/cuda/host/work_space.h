@@ -31,6 +31,7 @@ typedef struct LogitsChunk {
 // Of n rows over the `words` that a rank holds (it may hold none).
 LogitsChunk work_logits(int64_t n, int64_t words, Dtype);
 
+size_t work_fp8(int64_t outer, int64_t k); // of a matrix rounded to fp8, one of the two of a product
 size_t work_sort(int64_t rows);                   // of row numbers (row_sort.h)
 size_t work_scatter(int64_t rows, int64_t width); // of sums by sorted rows: gradients of embeddings and gathers
 // Of an attention backward pass over (B, T, S, H, K, D): own kernels take a number for each query and head, and the
