@@ -304,21 +304,35 @@ static bool split_within(Planner *p, SplitProblem *problem, double memory, Error
         problem->shape.stages, memory / GIB, fullest(plan) / GIB);
 }
 
+// Table and costs, without a split.
+static bool open_plan(Planner *p, const SplitOptions *o, Error *error) {
+    SplitPlan *plan = p->plan;
+    *plan = (SplitPlan){.send = o->send};
+    if (!pipeline_make(&o->shape, p->arena, &plan->table, error)) return false;
+    plan->first = arena_array(p->arena, int, part_count(&plan->table) + 1);
+    return o->measured ? unit_costs_measure(p->config, p->layout, o->threads, p->arena, &plan->costs, error)
+                       : unit_costs_model(p->config, p->layout, o->rates, p->arena, &plan->costs, error);
+}
+
 bool split_plan_find(const TrainConfig *config, const Layout *layout, const SplitOptions *o, Arena *arena,
                      SplitPlan *plan, Error *error) {
     Planner p = {config, layout, plan, arena, 0};
-    *plan = (SplitPlan){.send = o->send};
-    if (!pipeline_make(&o->shape, arena, &plan->table, error)) return false;
-    if (!(o->measured ? unit_costs_measure(config, layout, o->threads, arena, &plan->costs, error)
-                      : unit_costs_model(config, layout, o->rates, arena, &plan->costs, error)))
-        return false;
+    if (!open_plan(&p, o, error)) return false;
     SplitProblem problem = {.shape = o->shape,
                             .units = plan->costs.units,
                             .costs = plan->costs.mean,
                             .live = count_live(&plan->table, arena)};
-    plan->first = arena_array(arena, int, part_count(&plan->table) + 1);
     if (!find_split(&p, &problem, error)) return false;
     return o->memory <= 0 || split_within(&p, &problem, o->memory, error);
+}
+
+bool split_plan_given(const TrainConfig *config, const Layout *layout, const SplitOptions *o, const int *first,
+                      Arena *arena, SplitPlan *plan, Error *error) {
+    Planner p = {config, layout, plan, arena, 0};
+    if (!open_plan(&p, o, error)) return false;
+    memcpy(plan->first, first, sizeof *first * (size_t)(part_count(&plan->table) + 1));
+    fill_in(&p);
+    return true;
 }
 
 void split_plan_at(const TrainConfig *config, const Layout *layout, const SplitPlan *of, const int *first, Arena *arena,

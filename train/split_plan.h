@@ -35,5 +35,8 @@ typedef struct SplitPlan {
 
 // Everything in the arena. False where it does not fit, with what would.
 bool split_plan_find(const TrainConfig *, const Layout *, const SplitOptions *, Arena *, SplitPlan *, Error *);
+// Of a given split, (parts + 1) units: nothing is looked for, and nothing asked of memory.
+bool split_plan_given(const TrainConfig *, const Layout *, const SplitOptions *, const int *first, Arena *, SplitPlan *,
+                      Error *);
 // The same figures of another split of the same units.
 void split_plan_at(const TrainConfig *, const Layout *, const SplitPlan *, const int *first, Arena *, SplitPlan *out);

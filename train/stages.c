@@ -73,7 +73,6 @@ static bool split(const TrainConfig *c, const Layout *l, double memory_limit, St
                   Error *error) {
     const char *how = c->parallel.split;
     bool measured = !strcmp(how, "measured"), found = measured || !strcmp(how, "cost");
-    SplitPlan best;
     SplitOptions options = {.shape = l->pipeline,
                             .measured = measured,
                             .threads = (int)c->threads,
@@ -83,11 +82,10 @@ static bool split(const TrainConfig *c, const Layout *l, double memory_limit, St
         split_evenly(s->units, s->count, s->parts, s->first);
     else if (!found && !read_split(s, how, memory, error))
         return false;
-    if (!split_plan_find(c, l, &options, memory, found ? plan : &best, error)) return false;
-    if (found)
-        memcpy(s->first, plan->first, sizeof *s->first * (size_t)(s->parts + 1));
-    else
-        split_plan_at(c, l, &best, s->first, memory, plan);
+    if (!(found ? split_plan_find(c, l, &options, memory, plan, error)
+                : split_plan_given(c, l, &options, s->first, memory, plan, error)))
+        return false;
+    memcpy(s->first, plan->first, sizeof *s->first * (size_t)(s->parts + 1));
     for (int i = 0; i < l->pipeline.stages; i++) s->tapes[i] = plan->stages[i].tapes;
     return found || check_fits(plan, memory_limit, how, error);
 }

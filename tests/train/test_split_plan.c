@@ -334,6 +334,23 @@ static void compare_with_blocks(PipelineKind kind, int stages) {
     assert_true(fabs(plan.bubble - (1 - busy / (stages * plan.total))) <= 1e-9);
 }
 
+static void a_given_split_has_the_figures_of_the_same_one_beside_a_found_one(void **state) {
+    (void)state;
+    const char *const settings[] = {"parallel.pipeline=2", "train.microbatches=12", "model.text.layers=6", NULL};
+    Case c = make(settings, 2);
+    SplitPlan found, even, given;
+    int first[3];
+    Error error = {0};
+    plan_of(&c, 0, &found);
+    split_evenly(found.costs.list, found.costs.units, 2, first);
+    split_plan_at(&c.config, &c.layout, &found, first, memory, &even);
+    SplitOptions o = {.shape = c.layout.pipeline, .rates = rates, .memory = 1};
+    assert_done(split_plan_given(&c.config, &c.layout, &o, first, memory, &given, &error), &error);
+    assert_memory_equal(given.first, even.first, sizeof first);
+    assert_memory_equal(given.stages, even.stages, 2 * sizeof *even.stages);
+    assert_true(given.total == even.total && given.bubble == even.bubble && given.alone == found.alone);
+}
+
 static void the_split_is_no_slower_than_equal_numbers_of_blocks(void **state) {
     (void)state;
     for (int kind = 0; kind < PIPELINES; kind++)
@@ -353,6 +370,7 @@ int main(void) {
         cmocka_unit_test(tensor_ranks_hold_to_the_byte_what_was_planned),
         cmocka_unit_test(stages_are_planned_as_full_as_on_the_fullest_data_rank),
         cmocka_unit_test(a_limit_of_memory_is_kept_or_refused),
+        cmocka_unit_test(a_given_split_has_the_figures_of_the_same_one_beside_a_found_one),
         cmocka_unit_test(the_split_is_no_slower_than_equal_numbers_of_blocks),
     };
     return cmocka_run_group_tests(tests, open_shared, close_shared);
