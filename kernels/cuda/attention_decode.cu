@@ -89,9 +89,9 @@ static __device__ __forceinline__ void add_values(float *out, const float *weigh
 #pragma unroll
             for (int e = 0; e < Form::N; e++) sum[h].at[e] += __shfl_xor_sync(ALL_LANES, sum[h].at[e], apart);
         if (lane_of_thread() < LANES)
-            store<Form::N>(out + (h * (ATTENTION_THREADS / WARP) + warp_of_thread()) * Form::WIDTH +
-                               lane_of_thread() * Form::N,
-                           sum[h]);
+            store_shared<Form::N>(out + (h * (ATTENTION_THREADS / WARP) + warp_of_thread()) * Form::WIDTH +
+                                      lane_of_thread() * Form::N,
+                                  sum[h]);
     }
 }
 

@@ -117,7 +117,7 @@ __device__ __forceinline__ void write_slabs(float *memory, void *x, HeadRows at,
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 Floats<2> pair = {{c[slab][j][2 * half], c[slab][j][2 * half + 1]}};
-                store<2>(memory + (slab * SLAB + g + 8 * half) * MMA_ROW<D> + 8 * j + 2 * t, pair);
+                store_shared<2>(memory + (slab * SLAB + g + 8 * half) * MMA_ROW<D> + 8 * j + 2 * t, pair);
             }
     __syncwarp();
     Bf16 *to = static_cast<Bf16 *>(x) + at.first;

@@ -42,7 +42,7 @@ __device__ __forceinline__ void load_tile(float *tile, const AttentionCall &c, H
         int r = i / (D / 4), d = i % (D / 4) * 4;
         Floats<4> f = {};
         if (row + r < rows && d < size) f = read_four(c, x.data, x.first + (row + r) * x.stride + d, size - d);
-        store<4>(tile + r * (D + TILE_PAD) + d, f);
+        store_shared<4>(tile + r * (D + TILE_PAD) + d, f);
     }
 }
 

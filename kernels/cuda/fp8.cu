@@ -52,8 +52,7 @@ static __global__ void __launch_bounds__(THREADS)
             codes.at[i] = encoded<KIND>(f.at[i] * scale);
             largest = larger_of(largest, size_of(f.at[i]));
         }
-        CHECK_VECTOR(out + first, alignof(Pack<uint8_t, N>));
-        *reinterpret_cast<Pack<uint8_t, N> *>(out + first) = codes;
+        store_pack<N>(out + first, codes);
     }
     if (most) keep_most(most, largest, memory); // of all threads
 }

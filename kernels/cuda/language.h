@@ -103,12 +103,45 @@ template <class T, int N> __device__ __forceinline__ Floats<N> unpack(const Pack
     return f;
 }
 template <int N, class T> __device__ __forceinline__ Floats<N> load(const T *x) { return unpack(load_pack<N>(x)); }
-template <int N, class T> __device__ __forceinline__ void store(T *y, const Floats<N> &f) {
+#ifdef __CUDACC__
+// nvcc takes what is stored as a struct apart, into four accesses instead of one, unless it is told like this.
+__device__ __forceinline__ void store_words(void *y, uint4 w) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(y)), "r"(w.x), "r"(w.y),
+                 "r"(w.z), "r"(w.w)
+                 : "memory");
+}
+__device__ __forceinline__ void store_words(void *y, uint2 w) {
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(y)), "r"(w.x), "r"(w.y) : "memory");
+}
+#endif
+// To global memory.
+template <int N, class T> __device__ __forceinline__ void store_pack(T *y, const Pack<T, N> &p) {
+    CHECK_VECTOR(y, alignof(Pack<T, N>));
+#ifdef __CUDACC__
+    if constexpr (sizeof p % 8 == 0) {
+        typedef std::conditional_t<sizeof p % 16 == 0, uint4, uint2> Words;
+        Words words[sizeof p / sizeof(Words)];
+        memcpy(words, &p, sizeof p);
+#pragma unroll
+        for (size_t i = 0; i < sizeof p / sizeof(Words); i++) store_words(reinterpret_cast<Words *>(y) + i, words[i]);
+        return;
+    }
+#endif
+    *reinterpret_cast<Pack<T, N> *>(y) = p;
+}
+template <int N, class T> __device__ __forceinline__ Pack<T, N> packed(const Floats<N> &f) {
     Pack<T, N> p;
 #pragma unroll
     for (int i = 0; i < N; i++) from_float(&p.at[i], f.at[i]);
-    CHECK_VECTOR(y, alignof(Pack<T, N>));
-    *reinterpret_cast<Pack<T, N> *>(y) = p;
+    return p;
+}
+template <int N, class T> __device__ __forceinline__ void store(T *y, const Floats<N> &f) {
+    store_pack<N>(y, packed<N, T>(f));
+}
+// To the block's shared memory.
+template <int N> __device__ __forceinline__ void store_shared(float *y, const Floats<N> &f) {
+    CHECK_VECTOR(y, alignof(Pack<float, N>));
+    *reinterpret_cast<Pack<float, N> *>(y) = packed<N, float>(f);
 }
 // y (+)= f
 template <int N, class T> __device__ __forceinline__ void write(T *y, Floats<N> f, bool add) {

@@ -102,7 +102,7 @@ static __global__ void __launch_bounds__(ROW_THREADS)
     const int32_t number = j.keep ? j.keep[p.row] : static_cast<int32_t>(p.row - b * j.kept);
     T *to = y + p.row * (static_cast<int64_t>(per_patch.divisor) * N) + p.column;
     const T *from = images + pixel_of(j, b, number, static_cast<uint32_t>(p.column));
-    *reinterpret_cast<Pack<T, N> *>(to) = load_pack<N>(from);
+    store_pack<N>(to, load_pack<N>(from));
 }
 
 // A block: one patch of one picture, to which all that kept it add, in order.

@@ -62,7 +62,7 @@ template <class T, int N> static __device__ __forceinline__ void move_pack(T *y,
     if (add)
         write<N>(y, load<N>(x), true);
     else
-        *reinterpret_cast<Pack<T, N> *>(y) = load_pack<N>(x); // the bits as they are
+        store_pack<N>(y, load_pack<N>(x)); // the bits as they are
 }
 template <class To, int N, class From>
 static __device__ __forceinline__ void move_pack(To *y, const From *x, bool add) {
