@@ -55,15 +55,18 @@ static cublasLtEpilogue_t epilogue_of(const ProductPlan *plan, const Matmul *p) 
     return bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
 }
 
+// Types of vectors and of aux stay unset: the library takes the result's, and knows no others in f32 and bf16.
 static bool describe_epilogue(const ProductPlan *plan, const Matmul *p, const ProductLayout *l) {
     cublasLtEpilogue_t epilogue = epilogue_of(plan, p);
-    cudaDataType vector = plan->bias == BIAS_ROUNDED ? type_of(p->out) : CUDA_R_32F, aux = type_of(p->out);
-    if (!set(plan, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue)) return false;
-    if ((plan->bias != BIAS_NONE || p->sums) && !set(plan, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &vector, sizeof vector))
-        return false;
-    return p->epilogue == EPILOGUE_NONE ||
-           (set(plan, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &l->out.leading, sizeof l->out.leading) &&
-            set(plan, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_DATA_TYPE, &aux, sizeof aux));
+    return set(plan, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue) &&
+           (p->epilogue == EPILOGUE_NONE ||
+            set(plan, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &l->out.leading, sizeof l->out.leading));
+}
+
+// The library looks at how these pointers are aligned when it is asked for kernels.
+static bool point_as(CudaState *s, const ProductPlan *plan, const Matmul *p) {
+    ProductCall call = product_call(s, plan, p);
+    return product_point(&call);
 }
 
 static bool describe_operation(ProductPlan *plan, const Matmul *p, const ProductLayout *l) {
@@ -83,11 +86,12 @@ void product_plan_free(ProductPlan *plan) {
     free(plan);
 }
 
-static ProductPlan *plan_new(const Matmul *p, const ProductLayout *l, BiasWay way) {
+static ProductPlan *plan_new(CudaState *s, const Matmul *p, const ProductLayout *l, BiasWay way) {
     ProductPlan *plan = calloc(1, sizeof *plan);
     check(plan);
     plan->bias = way;
-    if (describe_operation(plan, p, l) && describe(&plan->left, &l->left, p->in == E5M2 ? E4M3 : p->in, p->batch) &&
+    if (describe_operation(plan, p, l) && point_as(s, plan, p) &&
+        describe(&plan->left, &l->left, p->in == E5M2 ? E4M3 : p->in, p->batch) &&
         describe(&plan->right, &l->right, p->in, p->batch) && describe(&plan->out, &l->out, p->out, p->batch))
         return plan;
     product_plan_free(plan);
@@ -125,22 +129,27 @@ static int ask(const CudaProducts *c, const ProductPlan *plan, const ProductKey 
     return kept;
 }
 
-// The first, or another one that is clearly faster. *seconds: its time.
-static void choose(CudaState *s, ProductPlan *plan, const Matmul *p, const cublasLtMatmulHeuristicResult_t *found,
+// The first, or another one that is clearly faster; false where the library suggested what it does not do. *seconds:
+// its time.
+static bool choose(CudaState *s, ProductPlan *plan, const Matmul *p, const cublasLtMatmulHeuristicResult_t *found,
                    int count, double *seconds) {
-    int best = 0;
+    int best = 0, refused = 0;
     *seconds = INFINITY;
     for (int i = 0; i < count && s->products->memory; i++) {
         plan->algorithm = found[i].algo;
         double time = product_seconds(s, plan, p);
+        if (time == INFINITY) refused++;
         if (time < *seconds * (best || i ? CLEARLY : 1)) *seconds = time, best = i;
     }
     plan->algorithm = found[best].algo;
+    return refused < count;
 }
 
+// The library adds a bias of the result's type.
 static bool way_fits(BiasWay way, const Matmul *p) {
     if (!p->bias) return way == BIAS_NONE;
-    return way == BIAS_F32 || (way == BIAS_ROUNDED && p->out == BF16) ||
+    return (way == BIAS_F32 && p->in != E4M3 && p->in != E5M2 && p->out == F32) ||
+           (way == BIAS_ROUNDED && p->out == BF16) ||
            (way == BIAS_BEHIND && p->batch == 1 && p->c_row == p->n && p->epilogue == EPILOGUE_NONE);
 }
 
@@ -149,12 +158,9 @@ static ProductPlan *make(CudaState *s, const Matmul *p, const ProductLayout *l, 
                          double *seconds) {
     cublasLtMatmulHeuristicResult_t found[CANDIDATES];
     for (BiasWay way = BIAS_NONE; way < BIAS_WAYS; way++) {
-        ProductPlan *plan = way_fits(way, p) ? plan_new(p, l, way) : NULL;
+        ProductPlan *plan = way_fits(way, p) ? plan_new(s, p, l, way) : NULL;
         int count = plan ? ask(s->products, plan, key, found) : 0;
-        if (count > 0) {
-            choose(s, plan, p, found, count, seconds);
-            return plan;
-        }
+        if (count > 0 && choose(s, plan, p, found, count, seconds)) return plan;
         product_plan_free(plan);
     }
     return NULL;
@@ -165,8 +171,7 @@ static ProductPlan *make(CudaState *s, const Matmul *p, const ProductLayout *l, 
 enum { APART = BIAS_WAYS }; // ProductChoice.way
 
 // NULL: nothing was, or the library does not know that kernel.
-static ProductPlan *recall(const CudaProducts *c, const Matmul *p, const ProductLayout *l,
-                           const ProductChoice *choice) {
+static ProductPlan *recall(CudaState *s, const Matmul *p, const ProductLayout *l, const ProductChoice *choice) {
     cublasLtMatmulHeuristicResult_t found;
     if (choice->way == APART) {
         ProductPlan *nothing = calloc(1, sizeof *nothing);
@@ -174,10 +179,10 @@ static ProductPlan *recall(const CudaProducts *c, const Matmul *p, const Product
         return nothing;
     }
     ProductPlan *plan =
-        choice->way < APART && way_fits((BiasWay)choice->way, p) ? plan_new(p, l, (BiasWay)choice->way) : NULL;
+        choice->way < APART && way_fits((BiasWay)choice->way, p) ? plan_new(s, p, l, (BiasWay)choice->way) : NULL;
     if (!plan) return NULL;
     memcpy(&plan->algorithm, choice->algorithm, sizeof plan->algorithm);
-    if (cublasLtMatmulAlgoCheck(c->handle, plan->operation, plan->left, plan->right, plan->out, plan->out,
+    if (cublasLtMatmulAlgoCheck(s->products->handle, plan->operation, plan->left, plan->right, plan->out, plan->out,
                                 &plan->algorithm, &found) == CUBLAS_STATUS_SUCCESS &&
         found.workspaceSize <= WORK_PRODUCTS)
         return plan;
@@ -207,7 +212,7 @@ static ProductPlan *settle(CudaState *s, const Matmul *p, const ProductLayout *l
     choice = mine;
     if (s->products->memory) product_memory_settle(s->products->memory, key, &choice);
     if (plan && memcmp(&choice, &mine, sizeof mine) == 0 && mine.way != APART) return plan;
-    ProductPlan *theirs = recall(s->products, p, l, &choice);
+    ProductPlan *theirs = recall(s, p, l, &choice);
     if (!theirs) return plan;
     product_plan_free(plan);
     return theirs;
@@ -220,8 +225,7 @@ const ProductPlan *product_plan(CudaState *s, const Matmul *p, const ProductLayo
     ProductPlan **place = shape_cache_get(s->products->plans, &key, &found);
     if (found) return *place;
     ProductMemory *memory = s->products->memory;
-    ProductPlan *plan =
-        memory && product_memory_find(memory, &key, &choice) ? recall(s->products, p, l, &choice) : NULL;
+    ProductPlan *plan = memory && product_memory_find(memory, &key, &choice) ? recall(s, p, l, &choice) : NULL;
     if (!plan) plan = settle(s, p, l, &key);
     place = shape_cache_get(s->products->plans, &key, &found); // settling may have moved it
     *place = plan;

@@ -91,7 +91,7 @@ static double measure(Trial *t) {
 }
 
 static double seconds_of(Trial *t) {
-    double seconds = trial_begin(t) ? measure(t) : INFINITY;
+    double seconds = trial_begin(t) ? measure(t) : (double)NAN;
     trial_end(t);
     return seconds;
 }

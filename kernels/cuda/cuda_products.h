@@ -37,6 +37,8 @@ typedef struct ProductCall { // as bytes in a list
 } ProductCall;
 // What becomes of p by `plan`, with its own bias.
 ProductCall product_call(CudaState *, const ProductPlan *plan, const Matmul *p);
+// Sets the pointers in the plan's description: of what is not NULL.
+bool product_point(const ProductCall *);
 // Enqueues one; what the library says. Sets pointers in the plan's description, which nobody else looks at meanwhile.
 cublasStatus_t product_start(const ProductCall *, CudaStream);
 
@@ -49,7 +51,7 @@ void product_plan_free(ProductPlan *); // NULL is allowed
 // ---- timing (cuda_product_tuning.c) ----
 
 // Seconds that one run takes on this device. Outputs go to memory of its own, so that nothing of p changes; what p
-// reads may hold anything. INFINITY: the library or the memory does not do it.
+// reads may hold anything. INFINITY: the library does not do it; NaN: there is no memory to try it in.
 double product_seconds(CudaState *, const ProductPlan *, const Matmul *p);
 // Likewise of a product with an epilogue or sums, as calls apart; `plain`: the plan of the product alone.
 double product_seconds_apart(CudaState *, const ProductPlan *plain, const Matmul *p);

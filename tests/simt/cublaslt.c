@@ -47,7 +47,7 @@ cublasStatus_t cublasLtDestroy(cublasLtHandle_t h) {
 }
 cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *d, cublasComputeType_t compute, cudaDataType scale) {
     *d = calloc(1, sizeof **d);
-    if (*d) (*d)->epilogue = CUBLASLT_EPILOGUE_DEFAULT;
+    if (*d) (*d)->epilogue = CUBLASLT_EPILOGUE_DEFAULT, (*d)->bias_type = (*d)->aux_type = (cudaDataType)-1;
     return compute == CUBLAS_COMPUTE_32F && scale == CUDA_R_32F ? made(*d) : CUBLAS_STATUS_NOT_SUPPORTED;
 }
 cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t d) {
@@ -156,9 +156,23 @@ static bool has_aux(cublasLtEpilogue_t e) {
     return e == CUBLASLT_EPILOGUE_GELU_AUX || e == CUBLASLT_EPILOGUE_GELU_AUX_BIAS || e == CUBLASLT_EPILOGUE_DGELU;
 }
 
-static bool known(cublasLtMatmulDesc_t o) {
-    return !stand_in.supports || stand_in.supports(o->epilogue, has_bias(o->epilogue) ? o->bias_type : CUDA_R_32F);
+// Of the library's table of types: a bias, sums and aux have the result's, and in fp8 with a result in f32 bf16.
+static cudaDataType vector_type(cublasLtMatmulDesc_t o, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t d) {
+    if (o->bias_type != (cudaDataType)-1) return o->bias_type;
+    return eight_bits(a) && d->type == CUDA_R_32F ? CUDA_R_16BF : d->type;
 }
+
+static bool known(cublasLtMatmulDesc_t o, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t d) {
+    cudaDataType vector = vector_type(o, a, d);
+    struct StandInOperation unset = *o;
+    unset.bias_type = (cudaDataType)-1;
+    if (has_bias(o->epilogue) && vector != vector_type(&unset, a, d)) return false;
+    if (has_aux(o->epilogue) && o->aux_type != (cudaDataType)-1 && o->aux_type != d->type) return false;
+    return !stand_in.supports || stand_in.supports(o->epilogue, has_bias(o->epilogue) ? vector : CUDA_R_32F);
+}
+
+// How a vector is aligned that a kernel was asked for with; what is not set counts as the best.
+static uint64_t alignment(const void *pointer) { return ((uintptr_t)pointer | 16) & -((uintptr_t)pointer | 16); }
 
 static uint64_t mixed(uint64_t h, int64_t x) { return (h ^ (uint64_t)x) * 1099511628211u; }
 
@@ -185,12 +199,14 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t h, cublasLtMatmul
     (void)h, (void)c;
     *found = 0;
     if (layouts_broken(o, a, b, d)) return mistaken(layouts_broken(o, a, b, d));
-    if (!known(o)) return CUBLAS_STATUS_NOT_SUPPORTED;
+    if (!known(o, a, d)) return CUBLAS_STATUS_NOT_SUPPORTED;
+    if ((has_bias(o->epilogue) && !o->bias) || (has_aux(o->epilogue) && !o->aux))
+        return mistaken("pointers are there when kernels are asked for");
     for (int i = 0; i < stand_in.kernels && *found < wanted; i++) {
         if (schemes[i] & ~w->schemes) continue;
         cublasLtMatmulHeuristicResult_t *r = &result[(*found)++];
         *r = (cublasLtMatmulHeuristicResult_t){.workspaceSize = (size_t)i << 12};
-        uint64_t align = 0;
+        uint64_t align = (alignment(o->bias) - 1) << 32 | (alignment(o->aux) - 1) << 40;
         for (int k = 0; k < 4; k++) align |= (uint64_t)(w->align[k] - 1) << (8 * k);
         r->algo = (cublasLtMatmulAlgo_t){{[PRINT] = print_of(o, a, b, d),
                                           [KERNEL] = (uint64_t)i,
@@ -208,7 +224,7 @@ cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t h, cublasLtMatmulDesc_t 
                                        const cublasLtMatmulAlgo_t *algo, cublasLtMatmulHeuristicResult_t *result) {
     (void)h, (void)c;
     *result = (cublasLtMatmulHeuristicResult_t){.algo = *algo, .workspaceSize = (size_t)algo->data[SPACE]};
-    bool fits = known(o) && algo->data[SEAL] == 7 && algo->data[PRINT] == print_of(o, a, b, d);
+    bool fits = known(o, a, d) && algo->data[SEAL] == 7 && algo->data[PRINT] == print_of(o, a, b, d);
     return fits ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
 }
 
@@ -315,6 +331,7 @@ static const char *call_broken(cublasLtMatmulDesc_t o, const void *a, cublasLtMa
     if (algo->data[SEAL] != 7 || algo->data[PRINT] != print_of(o, la, lb, ld)) return "an algorithm of something else";
     if (algo->data[SPACE] > bytes) return "too little work space";
     if (!aligned(a, algo, 0) || !aligned(b, algo, 1) || !aligned(d, algo, 3)) return "alignment as promised";
+    if (has_bias(o->epilogue) && !aligned(o->bias, algo, 4)) return "a bias as aligned as the one asked with";
     if (eight_bits(la) != (o->left_scale && o->right_scale)) return "scales of fp8, and of nothing else";
     if (has_bias(o->epilogue) && !o->bias) return "no pointer for a bias";
     if (has_aux(o->epilogue) && (!o->aux || o->aux_leading < ld->rows || o->aux_leading % 8)) return "no place for aux";
@@ -333,6 +350,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDesc_t o, const 
     bool more = o->epilogue != CUBLASLT_EPILOGUE_DEFAULT && o->epilogue != CUBLASLT_EPILOGUE_BIAS;
     double seconds = stand_in.seconds[algo->data[KERNEL]] + (more ? stand_in.epilogue_seconds : 0);
     Job job = {*o, *la, *lb, *ld, a, b, d, workspace, (size_t)algo->data[SPACE], (double)*(const float *)beta, seconds};
+    job.operation.bias_type = vector_type(o, la, ld), job.operation.aux_type = ld->type;
     stand_in.calls++;
     stand_in.last = (int)algo->data[KERNEL];
     stand_in_enqueue(s, run_job, &job, sizeof job);

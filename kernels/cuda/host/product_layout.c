@@ -39,7 +39,8 @@ ProductKey product_key(const Matmul *p, const ProductLayout *l) {
     key.left_align = pointer_alignment(p->b);
     key.right_align = pointer_alignment(p->a);
     key.out_align = pointer_alignment(p->c);
-    key.bias_align = p->bias ? pointer_alignment(p->bias) : 0;
+    const float *vector = p->sums ? p->sums : p->bias;
+    key.bias_align = vector ? pointer_alignment(vector) : 0;
     key.aux_align = p->aux ? pointer_alignment(p->aux) : 0;
     key.flags = (int64_t)l->left.transposed | (int64_t)l->right.transposed << 1 | (int64_t)p->add << 2 |
                 (int64_t)p->in << 3 | (int64_t)p->out << 6 | (int64_t)p->epilogue << 9 |

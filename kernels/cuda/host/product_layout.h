@@ -21,7 +21,7 @@ typedef struct ProductKey {
     int64_t m, n, k, batch;
     int64_t left_leading, right_leading, out_leading, left_batch, right_batch, out_batch;
     int64_t left_align, right_align, out_align; // bytes, powers of two up to 256
-    int64_t bias_align, aux_align;              // likewise; 0: there is none
+    int64_t bias_align, aux_align;              // likewise (of sums as of a bias); 0: there is none
     int64_t flags;                              // transposed left, right; add; types; epilogue; sums
 } ProductKey;
 ProductKey product_key(const Matmul *, const ProductLayout *);
