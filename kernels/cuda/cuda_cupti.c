@@ -57,7 +57,7 @@ static bool find_calls(Cupti *c, void *library) {
 
 // It stays open: CUPTI does not like to be closed.
 static bool open_library(Cupti *c, Log *log) {
-    static const char *const names[] = {"libcupti.so." CUPTI_MAJOR, "libcupti.so",
+    static const char *const names[] = {("libcupti.so." CUPTI_MAJOR), "libcupti.so",
                                         "/usr/local/cuda/extras/CUPTI/lib64/libcupti.so",
                                         "/usr/local/cuda/lib64/libcupti.so"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
@@ -149,6 +149,7 @@ static bool watch_begin(Backend *b) {
     pthread_mutex_unlock(&lock);
     if (taken) return false;
     b->wait(b);
+    cuda_list_drop_graphs(s); // of a graph made before, CUPTI may note the whole alone
     status = w->cupti.callbacks(give_buffer, take_buffer);
     for (int i = 0; i < KIND_COUNT && status == CUPTI_SUCCESS; i++) status = w->cupti.enable(KINDS[i]);
     w->on = status == CUPTI_SUCCESS;
@@ -156,6 +157,7 @@ static bool watch_begin(Backend *b) {
         w->first = read_clocks(&w->cupti);
         return true;
     }
+    for (int i = 0; i < KIND_COUNT; i++) (void)w->cupti.disable(KINDS[i]);
     (void)w->cupti.describe(status, &why);
     log_warning(s->log, "the trace shows the host alone: CUPTI does not start: %s", why);
     pthread_mutex_lock(&lock);

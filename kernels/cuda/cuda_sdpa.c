@@ -95,6 +95,12 @@ static SdpaKey key_of(const Call *c, bool steady) {
 
 static bool aligned(const void *x, int64_t stride) { return pointer_alignment(x) >= 16 && stride % UNIT == 0; }
 
+// Going back, cuDNN up to 9.15.0 reads beyond keys that do not fill its last tile, unless it is told their number.
+static bool whole_tiles(const CudaSdpa *a, const Call *c) {
+    enum { LAST_TO_NEED_THEM = 91500, TILE = 128 };
+    return !c->backward || c->shape->keys % TILE == 0 || cudnn_version(a->cudnn) > LAST_TO_NEED_THEM;
+}
+
 static bool fits(const Call *c, Dtype t) {
     const AttentionShape *s = c->shape;
     bool gradients =
@@ -348,7 +354,7 @@ static const CudnnPlan *plan_for(CudaSdpa *a, const Call *c) {
 }
 
 static bool run(CudaSdpa *a, const Call *c, Dtype t) {
-    if (!a || !fits(c, t)) return false;
+    if (!a || !fits(c, t) || !whole_tiles(a, c)) return false;
     const CudnnPlan *plan = plan_for(a, c);
     if (!plan) return false;
     size_t mark = cuda_scratch_mark(c->state);

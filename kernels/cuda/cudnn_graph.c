@@ -54,13 +54,22 @@ static bool find_all(Cudnn *c) {
            find(c, "cudnnBackendGetAttribute", &c->get) && find(c, "cudnnBackendExecute", &c->execute);
 }
 
+// Older ones want work space of attention cleared by the caller; 9.10.0 and 9.10.1 are known to compute it wrongly.
+static bool version_serves(size_t version) {
+    enum { LEAST = 90600, FIRST_WRONG = 91000, LAST_WRONG = 91001 };
+    return version >= LEAST && (version < FIRST_WRONG || version > LAST_WRONG);
+}
+
 Cudnn *cudnn_open(CudaStream stream, Log *log) {
     Cudnn *c = calloc(1, sizeof *c);
     check(c);
     c->library = dlopen("libcudnn.so.9", RTLD_NOW | RTLD_LOCAL);
     if (!c->library)
         log_info(log, "attention by our own kernels: %s", dlerror());
-    else if (!find_all(c) || c->create(&c->handle) != CUDNN_STATUS_SUCCESS ||
+    else if (find_all(c) && !version_serves(c->version()))
+        log_warning(log, "attention by our own kernels: cuDNN %zu.%zu.%zu is not used; 9.10.2 and newer ones are",
+                    c->version() / 10000, c->version() / 100 % 100, c->version() % 100);
+    else if (!c->execute || c->create(&c->handle) != CUDNN_STATUS_SUCCESS ||
              c->set_stream(c->handle, stream) != CUDNN_STATUS_SUCCESS)
         log_warning(log, "attention by our own kernels: libcudnn.so.9 does not start");
     else
@@ -235,7 +244,7 @@ static int propose(CudnnGraph *g, cudnnBackendDescriptor_t *proposals) {
     if (g->failed || c->get(heuristic, CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR, PROPOSALS, &count,
                             proposals) != CUDNN_STATUS_SUCCESS)
         return 0;
-    return (int)count;
+    return count < PROPOSALS ? (int)count : PROPOSALS; // how many there are, not how many were wanted
 }
 
 // Whether the same call has the same bits each time, as the library notes of its engines.
@@ -248,7 +257,8 @@ static bool is_steady(Cudnn *c, cudnnBackendDescriptor_t proposal) {
                       CUDNN_STATUS_SUCCESS &&
                   c->get(engine, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, CUDNN_TYPE_NUMERICAL_NOTE,
                          CUDNN_NUMERICAL_NOTE_TYPE_COUNT, &count, notes) == CUDNN_STATUS_SUCCESS;
-    for (int64_t i = 0; i < count && steady; i++) steady = notes[i] != CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC;
+    for (int64_t i = 0; i < count && i < CUDNN_NUMERICAL_NOTE_TYPE_COUNT && steady; i++)
+        steady = notes[i] != CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC;
     if (engine) (void)c->drop(engine);
     return steady;
 }
