@@ -36,6 +36,13 @@ typedef struct FloatSpan { // of device memory
     int64_t      n;
 } FloatSpan;
 
+typedef struct DoubleSum { // of device memory: out[0] = the sum of x
+    const double *x; // (n)
+    double       *out;
+    int64_t       n;
+    int64_t       elsewhere; // not 0: it counts elsewhere, and out[0] is 0 where it is finite, else not finite
+} DoubleSum;
+
 typedef struct Vocabulary { // words [first, first + held) of `all` have their rows in a table on this rank
     int64_t first, held, all;
     int64_t spare; // rows of zeros behind those, in the table and in its gradient, where products may go on into
@@ -149,7 +156,7 @@ struct Backend {
     // y may be x
     void (*rope)(Backend *, void *y, const void *x, const int32_t *positions, int64_t rows, int64_t width, int heads, int head_size,
                  double base, bool inverse, Dtype t, bool add);
-    // out[i], host: the sum of squares of x[i * block], ... x[i * block + block - 1]; waits
+    // out[i], device: the sum of squares of x[i * block], ... x[i * block + block - 1]
     void (*block_squares)(Backend *, double *out, const float *x, int64_t blocks, int64_t block);
     int64_t (*first_nonfinite)(Backend *, const void *x, int64_t n, Dtype t); // index, or -1; waits
     void (*sum_into)(Backend *, float *out, const void *x, int64_t n, double factor, Dtype t); // out[0] = factor * sum
@@ -252,7 +259,10 @@ struct Backend {
     void (*adamw_streamed)(Backend *, const AdamWPart *parts, int count, const AdamW *, const Gate *, void *window, size_t bytes);
     // out[0], device: the sum of squares of all spans, in f64 and a fixed order; not finite where any of finite (n) is not
     void (*sum_squares)(Backend *, double *out, const FloatSpan *spans, int count, const float *finite, int64_t n);
-    // The gate of a step whose squares (n), device, are all the parts of its norm; clip: the largest norm, 0: any
+    // Sums in f64, each in an order that depends on its n alone
+    void (*sum_doubles)(Backend *, const DoubleSum *sums, int count);
+    // The gate of a step whose squares (n), device, are all the parts of its norm, added along a binary tree as a
+    // COMM_ORDERED sum is; clip: the largest norm, 0: any
     void (*gate)(Backend *, Gate *, const double *squares, int64_t n, double clip);
 };
 

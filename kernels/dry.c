@@ -23,11 +23,6 @@ static void download(Backend *backend, void *host, const void *device, size_t by
     if (bytes) memset(host, 0, bytes);
 }
 
-static void block_squares(Backend *backend, double *out, const float *x, int64_t blocks, int64_t block) {
-    (void)backend, (void)x, (void)block;
-    for (int64_t i = 0; i < blocks; i++) out[i] = 0;
-}
-
 static int64_t first_nonfinite(Backend *backend, const void *x, int64_t n, Dtype t) {
     (void)backend, (void)x, (void)n, (void)t;
     return -1;
@@ -93,6 +88,12 @@ static double elements_in(const FloatSpan *spans, int count) {
     return n;
 }
 
+static double doubles_in(const DoubleSum *sums, int count) {
+    double n = 0;
+    for (int i = 0; i < count; i++) n += (double)sums[i].n;
+    return n;
+}
+
 // ---- kernels ----
 
 #define SIZE(t) (double)dtype_size(t)
@@ -147,6 +148,7 @@ static double elements_in(const FloatSpan *spans, int count) {
       *draws, Dtype t, bool add_sum, bool add_f)                                                                      \
     X(rope, (2 + add) * rows * width * SIZE(t), void *y, const void *x, const int32_t *positions, int64_t rows,            \
       int64_t width, int heads, int head_size, double base, bool inverse, Dtype t, bool add)                          \
+    X(block_squares, 4.0 * blocks * block, double *out, const float *x, int64_t blocks, int64_t block)             \
     X(sum_into, n * SIZE(t), float *out, const void *x, int64_t n, double factor, Dtype t)                         \
     X(scale_by, n * (SIZE(to) + SIZE(from)), void *out, Dtype to, const void *x, Dtype from, const float *by,         \
       int64_t n, bool add)                                                                                            \
@@ -219,6 +221,7 @@ static double elements_in(const FloatSpan *spans, int count) {
       Gate *gate)                                                                                                     \
     X(sum_squares, 4 * elements_in(spans, count), double *out, const FloatSpan *spans, int count, const float           \
       *finite, int64_t n)                                                                                             \
+    X(sum_doubles, 8 * doubles_in(sums, count), const DoubleSum *sums, int count)                                     \
     X(gate, 8 * n, Gate *gate, const double *squares, int64_t n, double clip)
 // clang-format on
 
@@ -307,7 +310,6 @@ Backend *dry_backend_new(void) {
                    .download = download,
                    .wait = wait_for_all,
                    .fault = fault,
-                   .block_squares = block_squares,
                    .first_nonfinite = first_nonfinite,
                    .fp8_advance = advance_fp8,
                    PRODUCTS(INSTALL_PRODUCT) KERNELS(INSTALL_KERNEL)};

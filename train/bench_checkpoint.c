@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/philox.h"
 #include "kernels/cpu/cpu.h"
+#include "kernels/nn/gradient_norm.h"
 #include "train/checkpoint.h"
 #include <stdlib.h>
 

@@ -319,7 +319,7 @@ BenchModel *bench_model_new(Backend *backend, const BenchPreset *p, Dtype comput
     m->backend = backend;
     m->memory = arena_new(1 << 20);
     bool beside = strcmp(backend->name, "cpu") != 0;
-    m->gate = beside ? step_gate_new(backend, (int)p->pieces) : NULL;
+    m->gate = beside ? step_gate_new(backend, (int)p->pieces, NULL, NULL) : NULL;
     if (p->kind == BENCH_JOINT ? open_joint(m, error) : open_own(m, error)) return m;
     bench_model_free(m);
     return NULL;
@@ -372,14 +372,14 @@ bool bench_model_finish(BenchModel *m, double *loss, Error *error) {
     UnderWay *w = &m->steps[m->finished++ % MOST_UNDER_WAY];
     StepLoss of_joint;
     Gate verdict;
-    float means[MOST_PIECES * OBJECTIVES];
+    GateLoss losses[MOST_PIECES];
     *loss = w->loss;
     if (w->joint) {
         if (!step_finish(w->joint, &of_joint, error)) return false;
         *loss = of_joint.total;
     } else if (w->read) {
-        step_gate_finish(m->gate, w->read, &verdict, means);
-        for (int64_t i = 0; i < m->preset.pieces; i++) *loss += (double)means[i * OBJECTIVES + OBJECTIVE_LM];
+        step_gate_finish(m->gate, w->read, &verdict, losses);
+        for (int64_t i = 0; i < m->preset.pieces; i++) *loss += losses[i].mean[OBJECTIVE_LM];
     }
     return true;
 }

@@ -8,6 +8,7 @@
 #include "train/gradients.h"
 #include "train/optimizer.h"
 #include "train/rehearsal.h"
+#include "train/step_gate.h"
 #include "train/synthetic.h"
 #include <string.h>
 
@@ -24,8 +25,8 @@ typedef struct Rehearsed { // a rank of the run
     SyntheticShape *shapes; // (pieces)
     const float *features;  // stands for gradients of features of pairs
     int first, end;         // this rank's pieces
-    void **reads;           // (read_count) device memory of losses on their way to the host
-    int read_count;
+    StepGate *gate;         // of a GPU
+    void *reads[3];         // device memory of losses on their way to the host
 } Rehearsed;
 
 double device_memory_total(const DeviceMemory *m) { return m->tensors + m->context; }
@@ -52,7 +53,8 @@ static bool open_rank(Rehearsed *r, size_t limit, Error *error) {
 }
 
 static void close_rank(Rehearsed *r) {
-    for (int i = 0; i < r->read_count; i++) r->backend->release(r->backend, r->reads[i], WORK_BLOCK_FIRST);
+    for (int i = 0; i < 3; i++) r->backend->release(r->backend, r->reads[i], WORK_BLOCK_FIRST);
+    step_gate_free(r->gate);
     gradients_free(r->gradients);
     tape_free(r->tape);
     tape_free(r->inference);
@@ -133,14 +135,11 @@ static void features_of_pieces(const Rehearsed *r, Tape *t) {
         if (!seen_before(r, i)) with_batch(r, t, i, run_features);
 }
 
-// What the CUDA backend holds for reads (cuda_read.c): a place, and a block for each sequence whose numbers the host
-// does not have yet: of one rank's last two steps, beside the block in which they are judged; else of all pieces of a
-// step.
-static void open_reads(Rehearsed *r) {
-    bool judged = r->layout->ranks == 1 && !r->parallel.ordered;
-    r->reads = arena_array(r->memory, void *, r->end - r->first + 4);
-    r->read_count = 1 + (judged ? 3 : r->end - r->first);
-    for (int i = 0; i < r->read_count; i++) r->reads[i] = r->backend->allocate(r->backend, WORK_BLOCK_FIRST);
+// The block in which steps are judged, and what the CUDA backend holds for reads of it (cuda_read.c): a place, and one
+// for each of the two steps whose numbers the host does not have yet.
+static void open_gate(Rehearsed *r) {
+    r->gate = step_gate_new(r->backend, r->end - r->first, r->parallel.data, NULL);
+    for (int i = 0; i < 3; i++) r->reads[i] = r->backend->allocate(r->backend, WORK_BLOCK_FIRST);
 }
 
 // Sums that wait for other pieces, or other ranks, are held while the next pieces run.
@@ -154,7 +153,10 @@ static void run_step(const Rehearsed *r) {
         gradients_end_piece(r->gradients);
     }
     parameters_meet(joint_parameters(r->joint));
-    optimizer_step(r->optimizer, 1, gradients_norm(r->gradients));
+    if (r->gate)
+        optimizer_step_gated(r->optimizer, 1, step_gate_close(r->gate, r->gradients, 1));
+    else
+        optimizer_step(r->optimizer, 1, gradients_norm(r->gradients));
 }
 
 static bool validates(const TrainConfig *c) {
@@ -187,7 +189,7 @@ static void measure_gpu(Rehearsed *r, DeviceMemory *m) {
     double declared = held(r);
     open_step(r);
     double opened = held(r);
-    open_reads(r);
+    open_gate(r);
     double reads = held(r) - opened;
     run_step(r);
     m->buckets = gradients_memory(r->gradients).buckets;

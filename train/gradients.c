@@ -6,6 +6,7 @@
 #include "kernels/comm/comm_device.h"
 #include "kernels/nn/buckets.h"
 #include "kernels/nn/buffers.h"
+#include "kernels/nn/gradient_norm.h"
 #include <stdlib.h>
 
 enum {
@@ -52,7 +53,7 @@ struct Gradients {
     bool draws;       // whole pieces: their halves are drawn
     double since;     // when the half of the piece under way began
     bool in_backward; // which half
-    FloatSpan *spans; // (of all ranges owned) work space
+    GradientNorm *norm;
 };
 
 static bool keeps_tree(const Gradients *g) { return g->parallel->ordered && g->pieces > 1; }
@@ -264,10 +265,8 @@ Gradients *gradients_new(Parameters *parameters, Tape *tape, Trace *trace) {
     g->flows = calloc((size_t)buckets + 1, sizeof *g->flows);
     g->order = calloc((size_t)buckets + 1, sizeof *g->order);
     g->noticed = calloc((size_t)buckets + 1, sizeof *g->noticed);
-    int owned;
-    parameters_owned(parameters, &owned);
-    g->spans = calloc((size_t)owned + 1, sizeof *g->spans);
-    check(g->flows && g->order && g->noticed && g->spans);
+    check(g->flows && g->order && g->noticed);
+    g->norm = gradient_norm_new(parameters);
     list_parts(g);
     if (tape) gradients_follow(g, tape);
     return g;
@@ -291,7 +290,7 @@ void gradients_free(Gradients *g) {
     free(g->flows);
     free(g->order);
     free(g->noticed);
-    free(g->spans);
+    gradient_norm_free(g->norm);
     free(g->parts);
     free(g);
 }
@@ -412,21 +411,14 @@ static void end_step(Gradients *g) {
 double gradients_norm(Gradients *g) {
     double since = trace_now();
     end_step(g);
-    double norm = parameters_gradient_norm(g->parameters);
+    double norm = gradient_norm(g->norm);
     trace_slice(g->trace, "compute", "gradient norm", since, trace_now());
     return norm;
 }
 
-void gradients_squares(Gradients *g, double *out, const float *finite, int64_t n) {
-    int owned, count = 0;
-    const OwnedRange *ranges = parameters_owned(g->parameters, &owned);
-    check(comm_size(g->parallel->data) == 1 && comm_size(g->parallel->tensor) == 1 &&
-          comm_size(g->parallel->pipeline) == 1);
+const double *gradients_norm_parts(Gradients *g, const float *finite, int64_t n, int64_t *count) {
     end_step(g);
-    for (int i = 0; i < owned; i++)
-        if (!ranges[i].parameter->frozen && !ranges[i].parameter->is_replica)
-            g->spans[count++] = (FloatSpan){ranges[i].gradient, ranges[i].count};
-    g->backend->sum_squares(g->backend, out, g->spans, count, finite, n);
+    return gradient_norm_parts(g->norm, g->parallel->ordered ? NORM_BY_PARAMETER : NORM_AS_HELD, finite, n, count);
 }
 
 ParameterMemory gradients_memory(const Gradients *g) {

@@ -32,7 +32,7 @@ void gradients_end_part(Gradients *);
 // Waits for all reductions, once a step: gradients of a parameter and its replica are added up for both. The global
 // norm over every rank's part; not finite where any element is not.
 double gradients_norm(Gradients *);
-// The same without the host, of one rank: Backend.sum_squares of all gradients into out[0] (device).
-void gradients_squares(Gradients *, double *out, const float *finite, int64_t n);
+// The same for Backend.gate, without the host: parts of the norm's square (gradient_norm_parts).
+const double *gradients_norm_parts(Gradients *, const float *finite, int64_t n, int64_t *count);
 // Really allocated for parameters and gradients, and beside that for buckets on their way.
 ParameterMemory gradients_memory(const Gradients *);

@@ -40,6 +40,8 @@ struct Pipeline {
     Lane **lanes;  // (2 parts): all there are
     Chunk *chunks; // (shape.chunks)
     Flight *flights;
+    PipelineLeave *leave; // takes losses; NULL: they are read
+    void *leave_context;
     bool check_finite, found_elsewhere; // by a stage that had it first
     char not_finite[512];
 };
@@ -307,6 +309,10 @@ static void note(Pass *r, const Chunk *c, Flight *f, int microbatch, const Joint
     for (int o = 0; o < OBJECTIVES; o++) {
         float value = 0;
         if (!loss->mean[o]) continue;
+        if (p->leave) {
+            p->leave(p->leave_context, microbatch, (Objective)o, loss->mean[o]);
+            continue;
+        }
         tape_read(f->tape, loss->mean[o], &value);
         r->results[microbatch].mean[o] = value;
     }
@@ -388,6 +394,11 @@ bool pipeline_run(Pipeline *p, PipelineMode mode, const PipelineMicrobatch *micr
     }
     lane_settle(p->buffers);
     return !error->kind;
+}
+
+void pipeline_leave_losses(Pipeline *p, PipelineLeave *leave, void *context) {
+    p->leave = leave;
+    p->leave_context = context;
 }
 
 // ---- what is known of it ----

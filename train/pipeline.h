@@ -43,6 +43,10 @@ typedef struct PipelineResult { // of a microbatch; what is formed on other stag
 bool pipeline_run(Pipeline *, PipelineMode, const PipelineMicrobatch *, PipelineResult *, const int64_t *first_pair,
                   float *images, float *texts, Error *);
 
+// From now on losses stay where they are formed: each is given to `leave`, which starts a copy, and PipelineResult.mean
+// stays 0. NULL: they are read again.
+typedef void PipelineLeave(void *context, int microbatch, Objective, const Tensor *mean);
+void pipeline_leave_losses(Pipeline *, PipelineLeave *leave, void *context);
 bool pipeline_has_last(const Pipeline *);     // whether the model's last part is on this stage
 void pipeline_check_finite(Pipeline *, bool); // tape_check_finite of all its tapes
 const char *pipeline_not_finite(const Pipeline *);

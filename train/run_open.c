@@ -242,9 +242,9 @@ static void open_step(Run *r) {
     r->inference = tape_new(r->backend, false);
     parameters_follow(parameters, r->inference);
     r->gradients = gradients_new(parameters, r->parallel.pipeline ? NULL : r->tape, r->trace);
-    // Over several ranks, and where sums have one order for every layout, the host judges.
-    if (r->backend->read_start && r->layout.ranks == 1 && !r->parallel.ordered)
-        r->gate = step_gate_new(r->backend, r->layout.pieces);
+    if (r->backend->read_start) // the device judges
+        r->gate = step_gate_new(r->backend, r->layout.pieces / r->layout.size[MESH_DATA], r->parallel.data,
+                                r->parallel.pipeline);
     if (!r->parallel.pipeline) return;
     r->pipeline = pipeline_new(&(PipelineSetup){.table = &r->stages.table,
                                                 .units = r->stages.first,

@@ -46,8 +46,10 @@ static const Batch *take_batch(Run *r, Vote *sum, Error *error) {
     double waited = loader_waited(r->loader), begin = trace_now();
     const Batch *batch = loader_next(r->loader, r->state.step, error);
     trace_slice(r->trace, "loader", "wait for data", begin, trace_now());
-    bool ready = batch && !r->unwritten.kind;
+    const Error *behind = r->late.work ? step_failed(r->late.work) : NULL;
+    bool ready = batch && !r->unwritten.kind && !behind;
     if (r->unwritten.kind) *error = r->unwritten;
+    if (behind) *error = *behind;
     Vote own = {.failed = !ready, .stop = o->stop ? *o->stop : 0, .written = checkpoint_written(r->saver)};
     loader_tried(r->loader, &own.bad, &own.draws);
     own.data_wait = loader_waited(r->loader) - waited;
@@ -165,21 +167,23 @@ static bool finish_now(Run *r, StepUnderWay *work, const Batch *batch, const Vot
     return true;
 }
 
-// What a step came to that was updated, or not, without the host. One that is not finite left everything as it was, and
-// so did those behind it: their steps are undone, and its batch, which is a function of the step's number, runs again.
+// What a step came to that was updated, or not, without the host; every rank sees the same numbers. One that is not
+// finite left everything as it was on all ranks, and so did those behind it: their steps are undone, and, where no rank
+// knows what was wrong, its batch, which is a function of the step's number, runs again.
 static bool finish_late(Run *r, LateStep *late, Error *error) {
     StepLoss loss;
     LateStep step = *late;
     *late = (LateStep){0};
-    if (!run_all_done(r, step_finish(step.work, &loss, error), error)) return false;
+    bool ok = step_finish(step.work, &loss, error);
     if (isfinite(loss.total) && isfinite(loss.norm)) {
         tell(r, step.number, &loss, &step.sum, loss.norm);
         return true;
     }
     const char *what = isfinite(loss.total) ? "the gradient's norm" : "the loss";
     r->state.step = step.number - 1;
+    if (!agree(r->options->world, ok, error)) return false;
     const Batch *batch = loader_next(r->loader, r->state.step, error);
-    return batch && explain_not_finite(r, step.number, batch, what, error);
+    return agree(r->options->world, batch != NULL, error) && explain_not_finite(r, step.number, batch, what, error);
 }
 
 bool run_settle(Run *r, Error *error) { return !r->late.work || finish_late(r, &r->late, error); }
@@ -194,15 +198,15 @@ static bool fail_behind(Run *r, Error *error) {
 // Starts the update of the step just started, and looks at the one before while the device works.
 static bool go_on(Run *r, LateStep now, Error *error) {
     enum { IDLE = 100 }; // microseconds: who waits no longer than that found the step done
-    bool failed = step_failed(now.work);
-    if (!failed) update(r, 0, step_gate_close(r->gate, r->gradients, r->config.optimizer.gradient_clip));
+    if (step_failed(now.work)) step_gate_fail(r->gate); // the next vote ends the run
+    update(r, 0, step_gate_close(r->gate, r->gradients, r->config.optimizer.gradient_clip));
     step_send(now.work);
     double begin = clock_seconds();
     bool ok = run_settle(r, error);
     if (clock_seconds() - begin > 1e-6 * IDLE) now.sum.data_wait = 0; // nobody waited for these data but the host
     if (!ok) return step_finish(now.work, NULL, NULL), false;
     r->late = now;
-    return !failed || run_settle(r, error);
+    return true;
 }
 
 bool run_step(Run *r, int *stop, Error *error) {

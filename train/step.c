@@ -27,6 +27,7 @@ typedef struct StepUnderWay {
     Arena *memory;                           // host
     float *images, *texts;                   // (own pairs, E) features of the own pairs, later their gradients
     float *scale_gradients, *bias_gradients; // (own pieces) of the logits' scale and bias
+    double *pair_losses;                     // (own pieces) sums over pairs; NULL: not formed apart
     StepLoss loss;
     Error error; // the first on this rank
 } Step;
@@ -74,20 +75,29 @@ static void run_piece(Step *s, int piece, const Batch *batch, const JointPass *p
 
 // The losses of own pieces, from where they were left.
 static void read_losses(Step *s) {
-    const StepSetup *setup = &s->setup;
-    int own = setup->end - setup->first;
-    float *judged = setup->gate ? arena_array(s->memory, float, own *OBJECTIVES) : NULL, value = 0;
-    Gate gate = {0};
-    if (setup->gate) step_gate_finish(setup->gate, s->verdict, &gate, judged);
-    s->loss.norm = gate.norm;
-    for (int i = 0; i < own; i++)
+    for (int i = s->setup.first; i < s->setup.end; i++)
         for (int o = 0; o < OBJECTIVES; o++) {
-            BackendRead *read = s->reads[setup->first + i].mean[o];
+            float value = 0;
+            BackendRead *read = s->reads[i].mean[o];
             if (read) backend_read_finish(backend_of(s), read, &value);
-            double *mean = &s->pieces[setup->first + i].mean[o];
-            if (read) *mean = (double)value;
-            if (judged) *mean += (double)judged[i * OBJECTIVES + o];
+            if (read) s->pieces[i].mean[o] = (double)value;
         }
+}
+
+// Of a sum over a piece's pairs.
+static double pair_mean(const Step *s, double sum) { return sum / (double)s->loss.count[OBJECTIVE_CONTRASTIVE]; }
+
+// The losses of all pieces, of all ranks, and what became of the step.
+static void read_verdict(Step *s) {
+    GateLoss *losses = arena_array(s->memory, GateLoss, s->setup.pieces);
+    bool apart = s->setup.pieces > 1 && s->loss.count[OBJECTIVE_CONTRASTIVE];
+    Gate gate;
+    step_gate_finish(s->setup.gate, s->verdict, &gate, losses);
+    s->loss.norm = gate.norm;
+    for (int i = 0; i < s->setup.pieces; i++) {
+        memcpy(s->pieces[i].mean, losses[i].mean, sizeof losses[i].mean);
+        if (apart) s->pieces[i].mean[OBJECTIVE_CONTRASTIVE] = pair_mean(s, losses[i].pairs);
+    }
 }
 
 // Of a piece's pairs, into host memory from row `row` on.
@@ -134,7 +144,7 @@ static void pair_gradients(Step *s) {
     int own = setup->end - setup->first;
     s->scale_gradients = arena_array(s->memory, float, own);
     s->bias_gradients = arena_array(s->memory, float, own);
-    double *loss = arena_array(s->memory, double, own);
+    double *loss = s->pair_losses = arena_array(s->memory, double, own);
     PairRing ring = {.data = setup->data, .rows = rows, .pieces = setup->pieces};
     tape_reset(t);
     tape_set_recording(t, false);
@@ -149,7 +159,12 @@ static void pair_gradients(Step *s) {
     pair_ring(&ring, s->images, s->texts, loss, recording ? s->scale_gradients : NULL, s->bias_gradients);
     backend_free(host);
     arena_free(ring.memory);
-    for (int i = 0; i < own; i++) s->pieces[setup->first + i].mean[OBJECTIVE_CONTRASTIVE] = loss[i] / (double)all;
+    for (int i = 0; i < own; i++) s->pieces[setup->first + i].mean[OBJECTIVE_CONTRASTIVE] = pair_mean(s, loss[i]);
+}
+
+static void begin_gate(const Step *s) {
+    step_gate_begin(s->setup.gate);
+    if (s->pair_losses) step_gate_pairs(s->setup.gate, s->pair_losses);
 }
 
 static void run_pieces(Step *s) {
@@ -171,7 +186,7 @@ static void run_pieces(Step *s) {
         Batch piece = piece_of(s, i);
         JointPass pass = s->pass;
         backend_sequence_begin(backend_of(s), recording ? "training step" : "losses");
-        if (setup->gate && i == setup->first) step_gate_begin(setup->gate);
+        if (setup->gate && i == setup->first) begin_gate(s);
         if (pairs && recording) {
             pass.image_gradient = s->images + first_pair(s, i) * width;
             pass.text_gradient = s->texts + first_pair(s, i) * width;
@@ -227,6 +242,10 @@ static void run_pairs(Step *s, PipelineMicrobatch *microbatches, PipelineResult 
     }
 }
 
+static void leave_loss(void *gate, int microbatch, Objective o, const Tensor *mean) {
+    step_gate_loss(gate, microbatch, o, mean);
+}
+
 static void run_stage(Step *s) {
     const StepSetup *setup = &s->setup;
     int count = setup->end - setup->first;
@@ -237,17 +256,19 @@ static void run_stage(Step *s) {
         microbatches[i] = (PipelineMicrobatch){.batch = piece_of(s, setup->first + i), .pass = s->pass};
     if (s->loss.count[OBJECTIVE_CONTRASTIVE] > 0 && setup->pieces > 1) run_pairs(s, microbatches, results);
     if (recording) gradients_begin_step(setup->gradients, count);
+    pipeline_leave_losses(setup->pipeline, setup->gate ? leave_loss : NULL, setup->gate);
+    if (setup->gate) begin_gate(s);
     run_rows(s, recording ? PIPELINE_TRAIN : PIPELINE_LOSSES, microbatches, results, NULL);
+    if (setup->gate) backend_sequence_begin(backend_of(s), "end of a step"); // step_send ends it
     for (int i = 0; i < count; i++)
         for (int o = 0; o < OBJECTIVES; o++) s->pieces[setup->first + i].mean[o] += results[i].mean[o];
 }
 
 // ---- what all ranks get ----
 
-// Every rank adds up the losses of all pieces, in their order.
-static bool add_losses(Step *s) {
+// Every rank gets the losses of all pieces, and whether all could do their part.
+static bool exchange_losses(Step *s) {
     const StepSetup *setup = &s->setup;
-    const JointConfig *c = joint_config(setup->joint);
     bool ok = true;
     PieceLoss *own = s->pieces + setup->first;
     if (s->error.kind && setup->first < setup->end) own->failed = 1;
@@ -255,14 +276,18 @@ static bool add_losses(Step *s) {
         comm_all_reduce(setup->stages, own, (setup->end - setup->first) * (int64_t)(sizeof *own / sizeof(double)),
                         COMM_F64, COMM_SUM, COMM_ORDERED, "losses of stages");
     comm_all_gather(setup->data, s->pieces, own, setup->pieces, sizeof *s->pieces, "losses");
-    for (int i = 0; i < setup->pieces; i++) {
-        for (int o = 0; o < OBJECTIVES; o++) s->loss.mean[o] += s->pieces[i].mean[o];
-        ok &= s->pieces[i].failed == 0;
-    }
-    for (int o = 0; o < OBJECTIVES; o++)
-        if (s->loss.count[o]) s->loss.total += c->weight[o] * s->loss.mean[o];
+    for (int i = 0; i < setup->pieces; i++) ok &= s->pieces[i].failed == 0;
     if (!ok && !s->error.kind) error_set(&s->error, ERROR_FAILED, "another rank could not do its part of the step");
     return ok;
+}
+
+// Of all pieces, in their order.
+static void add_losses(Step *s) {
+    const JointConfig *c = joint_config(s->setup.joint);
+    for (int i = 0; i < s->setup.pieces; i++)
+        for (int o = 0; o < OBJECTIVES; o++) s->loss.mean[o] += s->pieces[i].mean[o];
+    for (int o = 0; o < OBJECTIVES; o++)
+        if (s->loss.count[o]) s->loss.total += c->weight[o] * s->loss.mean[o];
 }
 
 StepUnderWay *step_start(const StepSetup *setup, const Batch *batch) {
@@ -277,7 +302,6 @@ StepUnderWay *step_start(const StepSetup *setup, const Batch *batch) {
                           .trace = setup->trace};
     s->pieces = arena_array(memory, PieceLoss, setup->pieces);
     s->reads = arena_array(memory, PieceReads, setup->pieces);
-    check(!setup->gate || (!setup->pipeline && comm_size(setup->data) == 1 && setup->end > setup->first));
     if (setup->pipeline)
         run_stage(s);
     else
@@ -286,7 +310,7 @@ StepUnderWay *step_start(const StepSetup *setup, const Batch *batch) {
     return s;
 }
 
-bool step_failed(const StepUnderWay *s) { return s->error.kind != 0; }
+const Error *step_failed(const StepUnderWay *s) { return s->error.kind ? &s->error : NULL; }
 
 void step_send(StepUnderWay *s) {
     s->verdict = step_gate_read(s->setup.gate);
@@ -302,8 +326,12 @@ static void forget(Step *s) {
 bool step_finish(StepUnderWay *s, StepLoss *loss, Error *error) {
     bool ok = true;
     if (loss) {
-        read_losses(s);
-        ok = add_losses(s);
+        if (s->setup.gate)
+            read_verdict(s);
+        else
+            read_losses(s);
+        ok = s->setup.gate ? !s->error.kind : exchange_losses(s);
+        add_losses(s);
         *loss = s->loss;
         *error = s->error;
     } else {

@@ -32,12 +32,15 @@ typedef struct StepSetup { // what stays from step to step; all borrowed
 bool step_run(const StepSetup *, const Batch *, StepLoss *, Error *);
 
 // The same in parts, with a gate, so that steps may follow each other without the host's waiting. The batch is used
-// until step_start returns; behind it comes the update, unless step_failed, then in any case step_send.
+// until step_start returns; behind it comes the update, then step_send. Where step_failed the gate is told (alone, the
+// update may be left out instead).
 typedef struct StepUnderWay StepUnderWay;
 StepUnderWay *step_start(const StepSetup *, const Batch *);
-bool step_failed(const StepUnderWay *); // something was wrong before the device came to it
-void step_send(StepUnderWay *);         // all of the step is on its way
-// Waits for its losses, and frees it; loss NULL: frees it. They may be other than finite: then nothing was updated.
+const Error *
+step_failed(const StepUnderWay *); // what was wrong on this rank before the device came to it; NULL: nothing
+void step_send(StepUnderWay *);    // all of the step is on its way
+// Waits for its losses, and frees it; loss NULL: frees it. They may be other than finite: then no rank updated
+// anything, perhaps because step_finish is false on one of them: where the step failed.
 bool step_finish(StepUnderWay *, StepLoss *, Error *);
 
 // For a step that goes wrong, run again: tape_check_finite and tape_not_finite of whatever runs the model.

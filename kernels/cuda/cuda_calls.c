@@ -227,16 +227,12 @@ static void close_gate(Backend *be, Gate *gate, const double *squares, int64_t n
     CALL(gate, gate, squares, n, clip);
 }
 
-// ---- results that the host waits for ----
-
+static void sum_doubles(Backend *be, const DoubleSum *sums, int count) { CALL(sum_doubles, sums, count); }
 static void block_squares(Backend *be, double *out, const float *x, int64_t blocks, int64_t block) {
-    CudaState *s = cuda_state(be);
-    size_t mark = cuda_scratch_mark(s);
-    double *sums = cuda_scratch(s, (size_t)blocks * sizeof *sums);
-    CALL(block_squares, sums, x, blocks, block);
-    be->download(be, out, sums, (size_t)blocks * sizeof *sums);
-    cuda_scratch_rewind(s, mark);
+    CALL(block_squares, out, x, blocks, block);
 }
+
+// ---- a result that the host waits for ----
 
 static int64_t first_nonfinite(Backend *be, const void *x, int64_t n, Dtype t) {
     CudaState *s = cuda_state(be);
@@ -253,13 +249,12 @@ void cuda_calls_install(Backend *be) {
     be->scale_by = scale_by, be->fill = fill, be->gelu_forward = gelu_forward, be->gelu_backward = gelu_backward,
     be->silu_forward = silu_forward, be->silu_backward = silu_backward, be->swiglu_forward = swiglu_forward,
     be->swiglu_backward = swiglu_backward, be->dropout = dropout, be->add_norm_forward = add_norm_forward,
-    be->add_norm_backward = add_norm_backward, be->rope = rope, be->sum_into = sum_into,
-    be->sum_rows = sum_rows, be->sum_columns = sum_columns, be->fold_add = fold_add,
-    be->layernorm_forward = layernorm_forward, be->layernorm_backward_input = layernorm_backward_input,
-    be->layernorm_backward_weight = layernorm_backward_weight, be->rmsnorm_forward = rmsnorm_forward,
-    be->rmsnorm_backward_input = rmsnorm_backward_input, be->rmsnorm_backward_weight = rmsnorm_backward_weight,
-    be->embedding_forward = embedding_forward, be->local_ids = local_ids, be->gather_rows = gather_rows,
-    be->put_rows = put_rows, be->argmax_rows = argmax_rows,
+    be->add_norm_backward = add_norm_backward, be->rope = rope, be->sum_into = sum_into, be->sum_rows = sum_rows,
+    be->sum_columns = sum_columns, be->fold_add = fold_add, be->layernorm_forward = layernorm_forward,
+    be->layernorm_backward_input = layernorm_backward_input, be->layernorm_backward_weight = layernorm_backward_weight,
+    be->rmsnorm_forward = rmsnorm_forward, be->rmsnorm_backward_input = rmsnorm_backward_input,
+    be->rmsnorm_backward_weight = rmsnorm_backward_weight, be->embedding_forward = embedding_forward,
+    be->local_ids = local_ids, be->gather_rows = gather_rows, be->put_rows = put_rows, be->argmax_rows = argmax_rows,
     be->scatter_rows = scatter_rows, be->copy_rows = copy_rows, be->scatter_add_rows = scatter_add_rows,
     be->embedding_backward = embedding_backward, be->mean_rows_forward = mean_rows_forward,
     be->mean_rows_backward = mean_rows_backward, be->l2_normalize_forward = l2_normalize_forward,
@@ -268,6 +263,6 @@ void cuda_calls_install(Backend *be) {
     be->masked_patch_mse_backward = masked_patch_mse_backward, be->cross_entropy_combine = cross_entropy_combine,
     be->clip_sums = clip_sums, be->clip_logsumexp = clip_logsumexp, be->clip_losses = clip_losses,
     be->clip_gradient = clip_gradient, be->siglip_sums = siglip_sums, be->siglip_gradient = siglip_gradient,
-    be->adamw_parts = adamw_parts, be->sum_squares = sum_squares, be->gate = close_gate;
-    be->block_squares = block_squares, be->first_nonfinite = first_nonfinite;
+    be->adamw_parts = adamw_parts, be->sum_squares = sum_squares, be->sum_doubles = sum_doubles;
+    be->gate = close_gate, be->block_squares = block_squares, be->first_nonfinite = first_nonfinite;
 }

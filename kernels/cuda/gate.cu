@@ -1,6 +1,6 @@
 /* The gradients' norm, and whether a step is to be taken, without the host: sums of squares over many spans of memory
  * in f64 and a fixed order, and the verdict that adamw_parts reads. A launch carries a table of spans; each block sums
- * a piece of one, and a last launch adds up what all blocks found. */
+ * a piece of one, and a last launch adds up what all blocks found. Where ranks have parts of the norm, sums of f64. */
 #include "kernels/cuda/language.h"
 
 enum { THREADS = 256, PIECE = 16384, SPANS = 256 }; // PIECE: elements of a block; SPANS: of a launch
@@ -81,10 +81,62 @@ void cuda_sum_squares(const CudaQueue *q, double *out, const FloatSpan *spans, i
     launch<add_squares_kernel>(dim3(1), dim3(THREADS), 0, q, out, static_cast<const double *>(partial), all, finite, n);
 }
 
+// ---- sums of f64 ----
+
+enum { SUMS = 120 }; // of a launch
+
+struct SumTable {
+    DoubleSum sum[SUMS];
+};
+
+static __global__ void __launch_bounds__(THREADS) sum_doubles_kernel(const SumTable table) {
+    SHARED(double, memory, THREADS / WARP);
+    const DoubleSum s = table.sum[blockIdx.x];
+    double sum[4] = {};
+    for (int64_t i = threadIdx.x; i < s.n; i += 4 * THREADS) {
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            if (i + k * THREADS < s.n) sum[k] += s.x[i + k * THREADS];
+    }
+    double total = block_sum<THREADS>((sum[0] + sum[1]) + (sum[2] + sum[3]), memory);
+    if (threadIdx.x == 0) *s.out = s.elsewhere ? total - total : total; // 0, or not a number
+}
+
+void cuda_sum_doubles(const CudaQueue *q, const DoubleSum *sums, int count) {
+    for (int i = 0; i < count; i += SUMS) {
+        int now = smaller(count - i, static_cast<int>(SUMS));
+        SumTable table = {};
+        for (int k = 0; k < now; k++) table.sum[k] = sums[i + k];
+        launch<sum_doubles_kernel>(dim3(static_cast<unsigned>(now)), dim3(THREADS), 0, q, table);
+    }
+}
+
+// ---- the verdict ----
+
+// x[0, n) along a tree of halves, the lower one first: what waits for its other half lies on a stack.
+static __device__ double sum_tree(const double *x, int64_t n) {
+    double waiting[64] = {};
+    int depth = 0;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t first = 0, end = n;
+        int complete = 0; // subtrees that end with x[i], itself left out
+        while (end - first > 1) {
+            int64_t middle = first + (end - first) / 2;
+            bool upper = i >= middle;
+            complete = upper ? complete + 1 : 0;
+            (upper ? first : end) = middle;
+        }
+        waiting[depth++] = x[i];
+        for (; complete; complete--) {
+            depth--;
+            waiting[depth - 1] += waiting[depth];
+        }
+    }
+    return waiting[0];
+}
+
 static __global__ void gate_kernel(Gate *gate, const double *squares, int64_t n, double clip) {
-    double sum = 0;
-    for (int64_t i = 0; i < n; i++) sum += squares[i];
-    double norm = sqrt(sum);
+    double norm = sqrt(sum_tree(squares, n));
     gate->norm = norm;
     gate->gradient_scale = clip > 0 && norm > clip ? static_cast<float>(clip / norm) : 1;
     if (!(norm - norm == 0)) gate->failed = 1; // infinite, or not a number

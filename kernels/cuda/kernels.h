@@ -161,6 +161,7 @@ void cuda_fp8_advance(const CudaQueue *, Fp8Scaling *, float *most, int margin);
 // parts, spans: host; they go along with the launches, and the rule as a message.
 void cuda_adamw_parts(const CudaQueue *, const AdamWPart *parts, int count, const AdamW *, const Gate *);
 void cuda_sum_squares(const CudaQueue *, double *out, const FloatSpan *spans, int count, const float *finite, int64_t n);
+void cuda_sum_doubles(const CudaQueue *, const DoubleSum *sums, int count);
 void cuda_gate(const CudaQueue *, Gate *, const double *squares, int64_t n, double clip);
 
 #ifdef __cplusplus

@@ -2,7 +2,6 @@
 #include "kernels/comm/comm_device.h"
 #include "kernels/nn/initial.h"
 #include "kernels/nn/parameters_state.h"
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -279,53 +278,6 @@ const OwnedRange *parameters_owned(const Parameters *p, int *count) {
 }
 
 int64_t parameters_states(const Parameters *p) { return p->states; }
-
-// The sums of squares of all blocks of trained parameters, on every rank: (blocks), host; the caller frees it.
-static double *block_squares(const Parameters *p) {
-    double *squares = calloc((size_t)p->blocks + 1, sizeof *squares);
-    check(squares);
-    int64_t blocks = 0;
-    for (int i = 0; i < p->bucket_count; i++) {
-        const Bucket *b = &p->buckets[i];
-        if (b->frozen) continue;
-        p->backend->block_squares(p->backend, squares + b->block + b->own, b->sums, b->owned, PARAMETER_BLOCK);
-        blocks = b->block + b->blocks;
-    }
-    if (p->stage) // each block is zero on all ranks but its owner: the order does not matter
-        comm_all_reduce(p->parallel.data, squares, blocks, COMM_F64, COMM_SUM, COMM_FAST, "gradient norm");
-    return squares;
-}
-
-// The sums of squares of all trained parameters, whatever pipeline rank holds them; 0 of replicas: (count), host; the
-// caller frees it.
-static double *parameter_squares(const Parameters *p) {
-    double *blocks = block_squares(p), *squares = calloc((size_t)p->count + 1, sizeof *squares);
-    check(squares);
-    for (int i = 0; i < p->count; i++) {
-        const Parameter *item = p->items[i];
-        int64_t first = item->offset / PARAMETER_BLOCK;
-        int64_t end = (item->offset + tensor_count(&item->tensor) + PARAMETER_BLOCK - 1) / PARAMETER_BLOCK;
-        bool counts = item->bucket >= 0 && !item->frozen && !item->is_replica;
-        for (int64_t b = first; b < end && counts; b++) squares[i] += blocks[b];
-    }
-    free(blocks);
-    // each parameter is zero on all ranks but one: the order does not matter
-    comm_all_reduce(p->parallel.pipeline, squares, p->count, COMM_F64, COMM_SUM, COMM_FAST, "gradient norm");
-    return squares;
-}
-
-double parameters_gradient_norm(const Parameters *p) {
-    double *squares = parameter_squares(p),
-           sum[2] = {0}; // of parameters that are whole on every tensor rank, of split ones
-    for (int i = 0; i < p->count; i++) sum[p->items[i]->split.segments > 0] += squares[i];
-    free(squares);
-    Comm *tensor = p->parallel.tensor;
-    if (comm_size(tensor) > 1) {
-        if (comm_rank(tensor) && isfinite(sum[0])) sum[0] = 0; // one rank's stand for all
-        comm_all_reduce(tensor, sum, 2, COMM_F64, COMM_SUM, COMM_ORDERED, "gradient norm");
-    }
-    return sqrt(sum[0] + sum[1]);
-}
 
 // ---- memory ----
 

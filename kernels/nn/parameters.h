@@ -47,7 +47,7 @@ typedef struct OwnedRange {
     int64_t state;        // trained: place of its first element in buffers of parameters_states() elements (moments)
     float *master;        // (count)
     uint16_t *shadow;     // (count), in bf16 matrices; else NULL
-    float *gradient;      // (count), trained: summed over pieces and ranks once gradients_norm has returned
+    float *gradient;      // (count), trained: summed over pieces and ranks once the norm is formed
 } OwnedRange;
 
 // parallel NULL: alone; copied. The backend and the groups are not owned.
@@ -104,10 +104,6 @@ void parameters_refresh(Parameters *);
 // stages 1 and 2, all values are here.
 void parameters_follow(Parameters *, Tape *);
 void parameters_meet(Parameters *);
-// The global norm of the gradients, over all data, tensor and pipeline ranks, which all call it: sums of each
-// parameter's blocks, in f64, added in the order of declaration. Not finite where any element is not.
-double parameters_gradient_norm(const Parameters *);
-
 // Bytes of parameters (what operators read, and masters), gradients and moments on this rank.
 typedef struct ParameterMemory {
     double parameters, gradients, states;

@@ -10,6 +10,7 @@ bool pipeline_run(Pipeline *p, PipelineMode mode, const PipelineMicrobatch *micr
     (void)p, (void)mode, (void)microbatches, (void)results, (void)first_pairs, (void)images, (void)texts;
     return error_set(error, ERROR_FAILED, "this build has no pipeline");
 }
+void pipeline_leave_losses(Pipeline *p, PipelineLeave *leave, void *context) { (void)p, (void)leave, (void)context; }
 bool pipeline_has_last(const Pipeline *p) { return (void)p, false; }
 void pipeline_check_finite(Pipeline *p, bool on) { (void)p, (void)on; }
 const char *pipeline_not_finite(const Pipeline *p) { return (void)p, NULL; }

@@ -2,6 +2,7 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/nn/block.h"
 #include "kernels/nn/buckets.h"
+#include "kernels/nn/gradient_norm.h"
 #include "tests/support/ranks.h"
 #include "tests/support/test.h"
 #include <math.h>

@@ -135,6 +135,12 @@ static void sum_squares(Backend *b, double *out, const FloatSpan *spans, int cou
     cpu_of(b)->sum_squares(cpu_of(b), device(out), own.data(), count, device(finite), n);
 }
 
+static void sum_doubles(Backend *b, const DoubleSum *sums, int count) {
+    std::vector<DoubleSum> own(sums, sums + count);
+    for (DoubleSum &s : own) s.x = device(s.x), s.out = device(s.out);
+    cpu_of(b)->sum_doubles(cpu_of(b), own.data(), count);
+}
+
 // ---- memory ----
 
 static void *allocate(void *backend, size_t bytes) {
@@ -161,6 +167,20 @@ static void copy(Backend *b, void *to, const void *from, size_t bytes) {
     cpu_of(b)->copy(cpu_of(b), device(to), device(from), bytes);
 }
 
+// Of what was there when the read was started, as from a device that goes on.
+static BackendRead *read_start(Backend *b, const void *from, size_t bytes) {
+    std::vector<char> *read = new std::vector<char>(bytes);
+    download(b, read->data(), from, bytes);
+    return reinterpret_cast<BackendRead *>(read);
+}
+
+static void read_finish(Backend *b, BackendRead *started, void *host) {
+    std::vector<char> *read = reinterpret_cast<std::vector<char> *>(started);
+    (void)b;
+    if (read && host) memcpy(host, read->data(), read->size());
+    delete read;
+}
+
 static void zero(Backend *b, void *memory, size_t bytes) { cpu_of(b)->zero(cpu_of(b), device(memory), bytes); }
 static void wait_for_all(Backend *b) { (void)b; }
 static const char *fault(Backend *b) { return (void)b, nullptr; }
@@ -183,7 +203,7 @@ static void take_kernels(Backend *b, const Backend *cpu) {
     TAKE(sum_rows), TAKE(put_rows), TAKE(argmax_rows), TAKE(gate), TAKE(matmul_wins);
     TAKE(matmul_fp8), TAKE(fp8_advance), TAKE(scale_by), TAKE(add_norm_forward), TAKE(add_norm_backward);
     TAKE(cross_entropy_both);
-    b->adamw_parts = adamw_parts, b->sum_squares = sum_squares;
+    b->adamw_parts = adamw_parts, b->sum_squares = sum_squares, b->sum_doubles = sum_doubles;
 }
 
 // A kernel that is new in backend.h would be missing here only when it is called.
@@ -210,6 +230,7 @@ static Backend *open_backend(const CudaOptions *options, Log *log, Error *error)
     b->name = "cuda", b->isa = cpu->isa, b->apart = true, b->state = cpu, b->destroy = destroy;
     b->allocate = allocate, b->release = release, b->upload = upload, b->download = download, b->copy = copy;
     b->zero = zero, b->wait = wait_for_all, b->fault = fault;
+    b->read_start = read_start, b->read_finish = read_finish;
     take_kernels(b, cpu);
     expect_all(b, cpu);
     return b;

@@ -41,7 +41,7 @@ static double run(const TrainConfig *c, const Layout *l, Arena *memory) {
     Optimizer *optimizer = optimizer_new(b, joint_parameters(joint), &c->optimizer, 10);
     Tape *tape = tape_new(b, true);
     Gradients *gradients = gradients_new(joint_parameters(joint), tape, NULL);
-    StepGate *gate = step_gate_new(b, l->pieces);
+    StepGate *gate = step_gate_new(b, l->pieces, NULL, NULL);
     StepUnderWay *before = NULL;
     Batch batch = synthetic_batch(c, 0, 1, memory);
     StepSetup setup = {

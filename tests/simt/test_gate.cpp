@@ -60,6 +60,45 @@ static void bad_numbers(const Case &c) {
 }
 static void a_loss_or_gradient_that_is_not_finite_shows_in_the_sum(void **) { for_cases("bad numbers", bad_numbers); }
 
+static void sums_of_doubles_agree_with_the_cpu(void **) {
+    const int64_t sizes[] = {1, 0, 255, 257, 5000};
+    enum { COUNT = 130 }; // in two launches
+    Rng rng = rng_for(5, PURPOSE_TEST, 0);
+    Array x(F32, 2 * 5000), got(F32, 2 * COUNT), want(F32, 2 * COUNT);
+    for (int i = 0; i < 5000; i++) x.f64()[i] = rng_normal(&rng);
+    std::vector<DoubleSum> ours, theirs;
+    for (int i = 0; i < COUNT; i++) {
+        DoubleSum sum = {x.f64(), got.f64() + i, sizes[i % 5], i % 3 == 1};
+        ours.push_back(sum);
+        sum.out = want.f64() + i;
+        theirs.push_back(sum);
+    }
+    cuda_sum_doubles(QUEUE, ours.data(), COUNT);
+    cpu()->sum_doubles(cpu(), theirs.data(), COUNT);
+    for (int i = 0; i < COUNT; i++) assert_true(std::fabs(got.f64()[i] - want.f64()[i]) <= 1e-11);
+    for (int i = 1; i < COUNT; i += 3) assert_true(got.f64()[i] == 0);
+    x.f64()[0] = INFINITY;
+    cuda_sum_doubles(QUEUE, ours.data(), COUNT);
+    for (int i = 0; i < COUNT; i++) assert_true(std::isfinite(got.f64()[i]) == (sizes[i % 5] == 0));
+}
+
+// Lower halves first, as ranks add.
+static void parts_of_a_norm_add_up_along_the_tree_of_the_cpu(void **) {
+    Rng rng = rng_for(6, PURPOSE_TEST, 0);
+    Array parts(F32, 2 * 40), got(F32, sizeof(Gate) / 4), want(F32, sizeof(Gate) / 4);
+    memset(got.f32(), 0, sizeof(Gate));
+    memset(want.f32(), 0, sizeof(Gate));
+    for (int i = 0; i < 40; i++) parts.f64()[i] = std::exp(8 * rng_normal(&rng));
+    for (int n = 1; n <= 40; n++) {
+        cuda_gate(QUEUE, got.as<Gate>(), parts.f64(), n, 0);
+        cpu()->gate(cpu(), want.as<Gate>(), parts.f64(), n, 0);
+        assert_true(got.as<Gate>()->norm == want.as<Gate>()->norm);
+    }
+    const double *x = parts.f64();
+    cuda_gate(QUEUE, got.as<Gate>(), x, 5, 0);
+    assert_true(got.as<Gate>()->norm == std::sqrt((x[0] + x[1]) + (x[2] + (x[3] + x[4]))));
+}
+
 static void gates_agree_and_stay_failed(void **) {
     const double squares[][2] = {{4, 5}, {0.25, 0}, {1e300, 1e300}, {9, 16}, {NAN, 1}, {9, 16}};
     const double clips[] = {0, 1, 1, 6, 1, 1};
@@ -104,6 +143,8 @@ int main() {
     const CMUnitTest tests[] = {
         cmocka_unit_test(sums_of_squares_agree_and_repeat_to_the_bit),
         cmocka_unit_test(a_loss_or_gradient_that_is_not_finite_shows_in_the_sum),
+        cmocka_unit_test(sums_of_doubles_agree_with_the_cpu),
+        cmocka_unit_test(parts_of_a_norm_add_up_along_the_tree_of_the_cpu),
         cmocka_unit_test(gates_agree_and_stay_failed),
         cmocka_unit_test(updates_clip_as_the_gate_says_and_stop_at_a_failed_one),
     };

@@ -132,7 +132,7 @@ static double total_of(const TrainConfig *c, double limit) {
     return device_memory_total(&m);
 }
 
-// Two steps and a validation, as run.c does them. Bytes that regions hold in the end.
+// Two steps and a validation, as run.c does them. Bytes that regions hold in the end, beside the block of verdicts.
 static double run(const TrainConfig *c) {
     RegionCpu device;
     Error error = {0};
@@ -147,12 +147,16 @@ static double run(const TrainConfig *c) {
     Tape *tape = tape_new(b, true), *inference = tape_new(b, false);
     Gradients *gradients = gradients_new(joint_parameters(joint), tape, NULL);
     Batch batch = synthetic_batch(c, 0, 1, arena);
-    StepSetup setup = {tape, joint, gradients, .pieces = l.pieces, .end = l.pieces, .seed = 1};
+    StepGate *gate = step_gate_new(b, l.pieces, NULL, NULL);
+    StepSetup setup = {tape, joint, gradients, .pieces = l.pieces, .end = l.pieces, .gate = gate, .seed = 1};
     for (int i = 0; i < 2; i++) {
-        assert_done(step_run(&setup, &batch, &loss, &error), &error);
-        optimizer_step(optimizer, i + 1, gradients_norm(gradients));
+        StepUnderWay *step = step_start(&setup, &batch);
+        optimizer_step_gated(optimizer, i + 1, step_gate_close(gate, gradients, 1));
+        step_send(step);
+        assert_done(step_finish(step, &loss, &error), &error);
     }
-    setup.tape = inference;
+    step_gate_free(gate);
+    setup.tape = inference, setup.gate = NULL;
     assert_done(step_run(&setup, &batch, &loss, &error), &error);
     double held = (double)regions_held(device.regions);
     gradients_free(gradients);

@@ -1,5 +1,6 @@
 /* Runs in which the device judges steps and the host is a step ahead: on a backend that computes on the CPU, and whose
  * reads, as those of a GPU, are finished later. It stands in for the CUDA backend of this program. */
+#include "base/files.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cuda.h"
 #include "tests/train/tiny_compare.h"
@@ -10,18 +11,24 @@
 
 typedef enum { NOWHERE, IN_A_LOSS, IN_A_GRADIENT } Place;
 
-enum { MOST_UPDATES = 16 };
+enum { MOST_UPDATES = 1024, MOST_RANKS = 4 };
 
-static struct {         // what the next run does
-    bool late;          // false: reads at once, as the CPU backend
-    int sound;          // updates until NaN is planted
-    Place place;        // where from then on
-    int stop_at;        // the update in which the run is asked to stop; 0: none
+static struct {  // what the next run does
+    bool late;   // false: reads at once, as the CPU backend
+    int sound;   // updates until NaN is planted, on one of the ranks
+    Place place; // where from then on
+    int stop_at; // the update in which the run is asked to stop; 0: none
+} plan;
+
+typedef struct Fake {   // a rank's
     Backend cpu;        // the functions behind ours
     int depth, updates; // sequences that are open; updates asked for
     int reads, most_reads;
     uint64_t state[MOST_UPDATES]; // of parameters and moments behind each update
-} fake;
+} Fake;
+static Fake fakes[MOST_RANKS];
+static int opened;               // of them
+static _Thread_local Fake *fake; // of the rank that is this thread
 static volatile sig_atomic_t stop;
 
 struct BackendRead {
@@ -29,14 +36,14 @@ struct BackendRead {
     char data[];
 };
 
-static bool planted(Place place) { return fake.place == place && fake.updates >= fake.sound; }
+static bool planted(Place place) { return fake == fakes && plan.place == place && fake->updates >= plan.sound; }
 
 static BackendRead *read_start(Backend *b, const void *device, size_t bytes) {
     BackendRead *read = malloc(sizeof *read + bytes);
     assert_non_null(read);
     read->bytes = bytes;
     b->download(b, read->data, device, bytes);
-    if (++fake.reads > fake.most_reads) fake.most_reads = fake.reads;
+    if (++fake->reads > fake->most_reads) fake->most_reads = fake->reads;
     return read;
 }
 
@@ -44,60 +51,63 @@ static void read_finish(Backend *b, BackendRead *read, void *host) {
     (void)b;
     if (!read) return;
     if (host) memcpy(host, read->data, read->bytes);
-    fake.reads--;
+    fake->reads--;
     free(read);
 }
 
 static void sequence_begin(Backend *b, const char *name) {
     (void)b;
     assert_non_null(name);
-    fake.depth++;
+    fake->depth++;
 }
 
 static void sequence_end(Backend *b) {
     (void)b;
-    fake.depth--;
-    assert_true(fake.depth >= 0);
+    fake->depth--;
+    assert_true(fake->depth >= 0);
 }
 
 static void sum_into(Backend *b, float *out, const void *x, int64_t n, double factor, Dtype t) {
-    fake.cpu.sum_into(b, out, x, n, factor, t);
+    fake->cpu.sum_into(b, out, x, n, factor, t);
     if (planted(IN_A_LOSS)) *out = NAN;
 }
 
 static void sum_columns(Backend *b, float *out, const void *x, int64_t rows, int64_t width, Dtype t, bool add) {
-    fake.cpu.sum_columns(b, out, x, rows, width, t, add);
+    fake->cpu.sum_columns(b, out, x, rows, width, t, add);
     if (planted(IN_A_GRADIENT)) out[width / 2] = NAN;
 }
 
 static void adamw_parts(Backend *b, const AdamWPart *parts, int count, const AdamW *rule, const Gate *gate) {
     uint64_t state = 0;
-    assert_true(!gate == !fake.late);
-    fake.cpu.adamw_parts(b, parts, count, rule, gate);
+    assert_true(!gate == !plan.late);
+    fake->cpu.adamw_parts(b, parts, count, rule, gate);
     for (int i = 0; i < count; i++) {
         size_t bytes = (size_t)parts[i].n * sizeof(float);
         uint64_t all[] = {state, hash_u64(parts[i].parameter, bytes), hash_u64(parts[i].m, bytes),
                           hash_u64(parts[i].v, bytes)};
         state = hash_u64(all, sizeof all);
     }
-    assert_true(fake.updates < MOST_UPDATES);
-    fake.state[fake.updates++] = state;
-    if (fake.updates == fake.stop_at) stop = SIGTERM;
+    assert_true(fake->updates < MOST_UPDATES);
+    fake->state[fake->updates++] = state;
+    if (fake->updates == plan.stop_at) stop = SIGTERM;
 }
 
 static void destroy(Backend *b) {
-    assert_int_equal(fake.depth, 0);
-    assert_int_equal(fake.reads, 0);
-    fake.cpu.destroy(b);
+    assert_int_equal(fake->depth, 0);
+    assert_int_equal(fake->reads, 0);
+    fake->cpu.destroy(b);
 }
 
 Backend *cuda_backend_new(const CudaOptions *options, Log *log, Error *error) {
     (void)options, (void)error;
     Backend *b = cpu_backend_new(2, NULL, log);
-    fake.cpu = *b;
+    int rank = __atomic_fetch_add(&opened, 1, __ATOMIC_RELAXED);
+    assert_true(rank < MOST_RANKS);
+    fake = &fakes[rank];
+    fake->cpu = *b;
     b->destroy = destroy, b->sum_into = sum_into, b->sum_columns = sum_columns, b->adamw_parts = adamw_parts;
     b->sequence_begin = sequence_begin, b->sequence_end = sequence_end;
-    if (fake.late) b->read_start = read_start, b->read_finish = read_finish;
+    if (plan.late) b->read_start = read_start, b->read_finish = read_finish;
     return b;
 }
 
@@ -129,15 +139,19 @@ static int close_shared(void **state) {
     return 0;
 }
 
+static void forget(void) {
+    memset(fakes, 0, sizeof fakes);
+    opened = 0;
+    stop = 0;
+}
+
 // settings: up to 4 beside those of all runs, NULL at their end; NULL: none.
 static bool run(const char *name, bool late, int sound, Place place, bool resume, const char *const *settings,
                 TrainResult *result, Error *error) {
     const char *all[6] = {"device=cuda"};
     for (int i = 0; settings && settings[i]; i++) all[i + 1] = settings[i];
-    int stop_at = fake.stop_at;
-    memset(&fake, 0, sizeof fake);
-    fake.late = late, fake.sound = sound, fake.place = place, fake.stop_at = stop_at;
-    stop = 0;
+    forget();
+    plan.late = late, plan.sound = sound, plan.place = place;
     return tiny_train(&shared, name, all, resume, &stop, result, error);
 }
 
@@ -146,14 +160,14 @@ static void train(const char *name, bool late, const char *const *settings) {
     Error error = {0};
     assert_done(run(name, late, 0, NOWHERE, false, settings, &result, &error), &error);
     assert_int_equal(result.step, 6);
-    assert_int_equal(fake.updates, 6);
+    assert_int_equal(fakes[0].updates, 6);
 }
 
 static void the_host_is_a_step_ahead_and_says_the_same(void **state) {
     (void)state;
     train("early", false, NULL);
     train("late", true, NULL);
-    assert_int_equal(fake.most_reads, 2); // of two steps
+    assert_int_equal(fakes[0].most_reads, 2); // of two steps
     assert_same_records(&shared, "early", "late");
     assert_same_end(&shared, "early", "late");
 }
@@ -174,11 +188,11 @@ static void stops_and_goes_on(const char *whole, bool late_before, bool late_beh
     TrainResult result;
     Error error = {0};
     snprintf(name, sizeof name, "stopped %d%d", late_before, late_behind);
-    fake.stop_at = 4;
+    plan.stop_at = 4;
     assert_done(run(name, late_before, 0, NOWHERE, false, NULL, &result, &error), &error);
     assert_int_equal(result.interrupted, SIGTERM);
     assert_int_equal(result.step, 4);
-    fake.stop_at = 0;
+    plan.stop_at = 0;
     assert_done(run(name, late_behind, 0, NOWHERE, true, NULL, &result, &error), &error);
     assert_same_records(&shared, whole, name);
     assert_same_end(&shared, whole, name);
@@ -192,6 +206,13 @@ static void a_stopped_run_goes_on_bit_for_bit_whoever_judges(void **state) {
     stops_and_goes_on("whole", false, true);
 }
 
+static void remove_run(const char *name) {
+    Error error = {0};
+    char *path = temporary_path(shared.folder, name);
+    assert_done(folder_remove(path, &error), &error);
+    free(path);
+}
+
 static int64_t count_records(const char *name) {
     json_t *records = tiny_records(&shared, name);
     int64_t count = (int64_t)json_array_size(records);
@@ -203,15 +224,15 @@ static void assert_ends_alike(const char *early, const char *late, Place place, 
     TrainResult result[2];
     Error error[2] = {0};
     assert_false(run(early, false, 4, place, false, NULL, &result[0], &error[0]));
-    assert_int_equal(fake.updates, 4);
-    uint64_t good = fake.state[3];
+    assert_int_equal(fakes[0].updates, 4);
+    uint64_t good = fakes[0].state[3];
     assert_false(run(late, true, 4, place, false, NULL, &result[1], &error[1]));
     assert_message_has(&error[0], what);
     assert_string_equal(error[0].message, error[1].message);
     assert_int_equal(error[0].kind, error[1].kind);
     for (int i = 0; i < 2; i++) assert_int_equal(result[i].step, 4);
-    assert_int_equal(fake.updates, 6); // of steps 5 and 6, which were on their way when the host saw it
-    for (int i = 3; i < 6; i++) assert_true(fake.state[i] == good);
+    assert_int_equal(fakes[0].updates, 6); // of steps 5 and 6, which were on their way when the host saw it
+    for (int i = 3; i < 6; i++) assert_true(fakes[0].state[i] == good);
     assert_int_equal(count_records(late), 4);
     assert_same_records(&shared, early, late);
 }
@@ -238,6 +259,83 @@ static void the_last_step_is_looked_at_before_it_is_saved(void **state) {
     assert_int_equal(count_records("last"), 5);
 }
 
+// ---- several ranks ----
+
+static bool run_ranks(const char *name, int ranks, bool late, Place place, const char *const *settings, Error *error) {
+    const char *all[12] = {"device=cuda", "threads=1", "train.microbatches=4", "parallel.bucket=8192",
+                           "checkpoint.every=0"};
+    TrainResult result;
+    for (int i = 0; settings[i]; i++) all[i + 5] = settings[i];
+    forget();
+    plan.late = late, plan.sound = 2, plan.place = place;
+    return tiny_train_ranks(&shared, name, all, false, ranks, NULL, &result, error);
+}
+
+typedef struct RanksCase {
+    int ranks;
+    const char *settings[5];
+} RanksCase;
+
+static void assert_ahead(const RanksCase *c) {
+    Error error = {0};
+    assert_done(run_ranks("soon", c->ranks, false, NOWHERE, c->settings, &error), &error);
+    assert_done(run_ranks("ahead", c->ranks, true, NOWHERE, c->settings, &error), &error);
+    for (int r = 0; r < c->ranks; r++) assert_int_equal(fakes[r].most_reads, 2); // of two steps
+    assert_same_records(&shared, "soon", "ahead");
+    assert_same_end(&shared, "soon", "ahead");
+    remove_run("soon");
+    remove_run("ahead");
+}
+
+static void on_several_ranks_the_host_is_a_step_ahead_and_says_the_same(void **state) {
+    (void)state;
+    static const RanksCase cases[] = {
+        {2, {"train.reproducible=layout", "parallel.zero=3", NULL}},
+        {4, {"train.reproducible=layout", "parallel.pipeline=2", "parallel.data=2", "parallel.zero=1", NULL}},
+        {4, {"train.reproducible=layout", "parallel.tensor=2", "parallel.data=2", "parallel.zero=2", NULL}},
+        {1, {"train.reproducible=layout", NULL}}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) assert_ahead(&cases[i]);
+}
+
+// Each rank adds what it holds at once: another order of the same squares.
+static void norms_as_ranks_hold_them_are_those_by_parameters(void **state) {
+    (void)state;
+    static const RanksCase cases[] = {{4, {"parallel.tensor=2", "parallel.data=2", "parallel.zero=0", NULL}},
+                                      {4, {"parallel.pipeline=2", "parallel.data=2", "parallel.zero=1", NULL}},
+                                      {2, {"parallel.zero=2", NULL}}};
+    Error error = {0};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        assert_done(run_ranks("soon", cases[i].ranks, false, NOWHERE, cases[i].settings, &error), &error);
+        assert_done(run_ranks("ahead", cases[i].ranks, true, NOWHERE, cases[i].settings, &error), &error);
+        assert_close_records(&shared, "soon", "ahead", 1e-6);
+        remove_run("soon");
+        remove_run("ahead");
+    }
+}
+
+static void assert_all_end(const RanksCase *c, Place place, const char *what) {
+    Error error = {0};
+    assert_false(run_ranks("bad", c->ranks, true, place, c->settings, &error));
+    assert_message_has(&error, what);
+    assert_int_equal(count_records("bad"), 2);
+    for (int r = 0; r < c->ranks; r++) {
+        assert_true(fakes[r].updates > 2);
+        for (int i = 2; i < fakes[r].updates; i++) assert_true(fakes[r].state[i] == fakes[r].state[1]);
+    }
+    remove_run("bad");
+}
+
+static void what_is_not_finite_on_one_rank_updates_nothing_on_any(void **state) {
+    (void)state;
+    static const RanksCase data = {2, {"parallel.zero=0", NULL}},
+                           stages = {2, {"train.reproducible=layout", "parallel.pipeline=2", NULL}},
+                           tensor = {2, {"train.reproducible=layout", "parallel.tensor=2", NULL}};
+    assert_all_end(&data, IN_A_LOSS, "step 3: the loss is not a finite number");
+    assert_all_end(&data, IN_A_GRADIENT, "step 3: the gradient's norm is not a finite number");
+    assert_all_end(&stages, IN_A_GRADIENT, "step 3: the gradient's norm is not a finite number");
+    assert_all_end(&tensor, IN_A_GRADIENT, "step 3: the gradient's norm is not a finite number");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_host_is_a_step_ahead_and_says_the_same),
@@ -246,6 +344,9 @@ int main(void) {
         cmocka_unit_test(a_loss_that_is_not_finite_updates_nothing_from_there_on_and_is_named),
         cmocka_unit_test(a_gradient_that_is_not_finite_updates_nothing_from_there_on_and_is_named),
         cmocka_unit_test(the_last_step_is_looked_at_before_it_is_saved),
+        cmocka_unit_test(on_several_ranks_the_host_is_a_step_ahead_and_says_the_same),
+        cmocka_unit_test(norms_as_ranks_hold_them_are_those_by_parameters),
+        cmocka_unit_test(what_is_not_finite_on_one_rank_updates_nothing_on_any),
     };
     return cmocka_run_group_tests(tests, open_shared, close_shared);
 }

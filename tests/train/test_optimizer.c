@@ -1,5 +1,6 @@
 /* AdamW over parameters: the formula in double, clipping, moments through a file. */
 #include "kernels/cpu/cpu.h"
+#include "kernels/nn/gradient_norm.h"
 #include "train/optimizer.h"
 #include <math.h>
 #include <stdlib.h>

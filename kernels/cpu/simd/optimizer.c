@@ -102,16 +102,30 @@ static void sum_squares(Backend *b, double *out, const FloatSpan *spans, int cou
     *out = sum;
 }
 
+static void sum_doubles(Backend *b, const DoubleSum *sums, int count) {
+    (void)b;
+    for (int i = 0; i < count; i++) {
+        double sum = 0;
+        for (int64_t k = 0; k < sums[i].n; k++) sum += sums[i].x[k];
+        *sums[i].out = sums[i].elsewhere ? sum - sum : sum; // 0, or not a number
+    }
+}
+
+// Lower half first.
+static double sum_tree(const double *x, int64_t n) {
+    if (n <= 1) return n ? *x : 0;
+    return sum_tree(x, n / 2) + sum_tree(x + n / 2, n - n / 2);
+}
+
 static void close_gate(Backend *b, Gate *gate, const double *squares, int64_t n, double clip) {
     (void)b;
-    double sum = 0;
-    for (int64_t i = 0; i < n; i++) sum += squares[i];
-    double norm = __builtin_sqrt(sum);
+    double norm = __builtin_sqrt(sum_tree(squares, n));
     gate->norm = norm;
     gate->gradient_scale = clip > 0 && norm > clip ? (float)(clip / norm) : 1;
     if (!__builtin_isfinite(norm)) gate->failed = 1;
 }
 
 void SIMD_NAME(install_optimizer)(Backend *b) {
-    b->adamw_parts = adamw_parts, b->sum_squares = sum_squares, b->gate = close_gate;
+    b->adamw_parts = adamw_parts, b->sum_squares = sum_squares, b->sum_doubles = sum_doubles;
+    b->gate = close_gate;
 }
