@@ -7,19 +7,6 @@
 #include <string.h>
 #include <unistd.h>
 
-static char *project; // made once
-
-static int open_project(void **state) {
-    (void)state;
-    project = tiny_project_new();
-    return 0;
-}
-static int close_project(void **state) {
-    (void)state;
-    temporary_free(project);
-    return 0;
-}
-
 #define BUILD(...)                                                                                                     \
     "data", "build", "raw/train/captions.jsonl", "--image-field", "image", "--text-field", "caption", __VA_ARGS__
 

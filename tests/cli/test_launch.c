@@ -17,19 +17,6 @@ enum { SKIPPED = 77, MOST_PROCESSES = 64, LIMIT_SECONDS = 10 };
 #define TRAIN   "train", "config.yaml", "threads=1", "parallel.tensor=1", "checkpoint.keep=1000"
 #define ENDLESS TRAIN, "train.steps=1000000", "checkpoint.every=0"
 
-static char *project; // made once
-
-static int open_project(void **state) {
-    (void)state;
-    project = tiny_project_new();
-    return 0;
-}
-static int close_project(void **state) {
-    (void)state;
-    temporary_free(project);
-    return 0;
-}
-
 // ---- the processes of a launch: those that work in the project's folder ----
 
 static bool in_project(const char *process) {

@@ -8,19 +8,6 @@
 #include <string.h>
 #include <unistd.h>
 
-static char *project; // made once
-
-static int open_project(void **state) {
-    (void)state;
-    project = tiny_project_new();
-    return 0;
-}
-static int close_project(void **state) {
-    (void)state;
-    temporary_free(project);
-    return 0;
-}
-
 static void a_plan_tells_the_layout_and_refuses_what_does_not_fit(void **state) {
     (void)state;
     assert_prints("4 processes: data 2 x tensor 2, ZeRO 1", project, "plan", "config.yaml", "parallel.tensor=2",

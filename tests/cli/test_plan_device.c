@@ -7,19 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static char *project; // made once
-
-static int open_project(void **state) {
-    (void)state;
-    project = tiny_project_new();
-    return 0;
-}
-static int close_project(void **state) {
-    (void)state;
-    temporary_free(project);
-    return 0;
-}
-
 static void configs_for_one_gpu_fit_80_gb(void **state) {
     (void)state;
     static const char *const names[] = {"gpt2_124m", "gpt2_1558m", "vit_b16", "mae_vit_l", "clip_vit_b32"};

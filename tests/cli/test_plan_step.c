@@ -6,19 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static char *project; // made once
-
-static int open_project(void **state) {
-    (void)state;
-    project = tiny_project_new();
-    return 0;
-}
-static int close_project(void **state) {
-    (void)state;
-    temporary_free(project);
-    return 0;
-}
-
 #define STEP "plan", "step", "config.yaml"
 
 static void a_step_on_a_cluster_is_told_and_drawn(void **state) {

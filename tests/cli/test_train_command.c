@@ -11,18 +11,10 @@
 #include <time.h>
 #include <unistd.h>
 
-static char *project; // made once
-
-static int open_project(void **state) {
-    (void)state;
-    project = tiny_project_new();
+static int open_with_run(void **state) {
+    int status = open_project(state);
     assert_status(0, project, "train", "config.yaml", "--run", "run");
-    return 0;
-}
-static int close_project(void **state) {
-    (void)state;
-    temporary_free(project);
-    return 0;
+    return status;
 }
 
 static void a_run_folder_holds_what_is_promised(void **state) {
@@ -263,5 +255,5 @@ int main(void) {
         cmocka_unit_test(a_young_run_is_reported_without_pictures),
         cmocka_unit_test(a_run_that_cannot_work_is_not_begun),
     };
-    return cmocka_run_group_tests(tests, open_project, close_project);
+    return cmocka_run_group_tests(tests, open_with_run, close_project);
 }

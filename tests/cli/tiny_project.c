@@ -33,3 +33,17 @@ char *tiny_project_new(void) {
                   "--type", "bpe", "--text-field", "caption", "--out", "words.model");
     return folder;
 }
+
+char *project;
+
+int open_project(void **state) {
+    (void)state;
+    project = tiny_project_new();
+    return 0;
+}
+
+int close_project(void **state) {
+    (void)state;
+    temporary_free(project);
+    return 0;
+}

@@ -3,3 +3,7 @@
 #pragma once
 
 char *tiny_project_new(void); // the folder; end with temporary_free
+// The one of all tests of a program: cmocka_run_group_tests(tests, open_project, close_project).
+extern char *project;
+int open_project(void **state);
+int close_project(void **state);

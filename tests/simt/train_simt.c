@@ -7,19 +7,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-static TinyRun shared;
 static const char *steps = "24"; // of the comparison of losses
-
-static int open_shared(void **state) {
-    (void)state;
-    tiny_run_open(&shared, 1);
-    return 0;
-}
-static int close_shared(void **state) {
-    (void)state;
-    tiny_run_close(&shared);
-    return 0;
-}
 
 static void train(const char *name, const char *device, const char *count, const char *precision, bool resume) {
     TrainResult result;

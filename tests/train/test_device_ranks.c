@@ -8,20 +8,12 @@
 #include <string.h>
 
 enum { MOST = 32 };
-static TinyRun shared;
 
-static int open_shared(void **state) {
-    (void)state;
+static int open_on_module(void **state) {
     char *path = temporary_path(MODULE_FOLDER, "libcuda_module_apart.so");
     setenv("BIFOCAL_CUDA_MODULE", path, 1);
     free(path);
-    tiny_run_open(&shared, 1);
-    return 0;
-}
-static int close_shared(void **state) {
-    (void)state;
-    tiny_run_close(&shared);
-    return 0;
+    return open_shared(state);
 }
 
 // more: settings; NULL at the end.
@@ -160,5 +152,5 @@ int main(void) {
         cmocka_unit_test(a_run_goes_on_from_the_cpu_on_gpus_and_back),
         cmocka_unit_test(without_a_gpu_no_folder_is_made),
     };
-    return cmocka_run_group_tests(tests, open_shared, close_shared);
+    return cmocka_run_group_tests(tests, open_on_module, close_shared);
 }

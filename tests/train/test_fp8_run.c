@@ -12,19 +12,6 @@
 
 #define LAST "checkpoints/step-00000006"
 
-static TinyRun shared;
-
-static int open_shared(void **state) {
-    (void)state;
-    tiny_run_open(&shared, 1);
-    return 0;
-}
-static int close_shared(void **state) {
-    (void)state;
-    tiny_run_close(&shared);
-    return 0;
-}
-
 static double train(const char *name, int ranks, const char *precision, const char *more, bool resume) {
     TrainResult result;
     Error error = {0};

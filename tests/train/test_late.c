@@ -126,19 +126,6 @@ bool cuda_module_built(void) { return false; }
 
 // ---- runs ----
 
-static TinyRun shared;
-
-static int open_shared(void **state) {
-    (void)state;
-    tiny_run_open(&shared, 1);
-    return 0;
-}
-static int close_shared(void **state) {
-    (void)state;
-    tiny_run_close(&shared);
-    return 0;
-}
-
 static void forget(void) {
     memset(fakes, 0, sizeof fakes);
     opened = 0;

@@ -10,19 +10,6 @@
 enum { MOST_RANKS = 8, MICROBATCHES = 8 };
 #define STEPS "train.steps=20", "checkpoint.every=0" // saved at the end alone
 
-static TinyRun shared; // made once: every test trains runs of its own in it
-
-static int open_shared(void **state) {
-    (void)state;
-    tiny_run_open(&shared, 1);
-    return 0;
-}
-static int close_shared(void **state) {
-    (void)state;
-    tiny_run_close(&shared);
-    return 0;
-}
-
 // ---- the choices ----
 
 typedef enum { DATA, PIPELINE, TENSOR, SEQUENCE, SCHEDULE, SPLIT, ZERO, RECOMPUTE, PRECISION, AXES } Axis;

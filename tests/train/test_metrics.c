@@ -1,24 +1,22 @@
 /* metrics.jsonl over a stop and a resume. */
 #include "base/files.h"
+#include "tests/support/test.h"
 #include "train/metrics.h"
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <cmocka.h>
 
-static char folder[64];
+static char *folder;
 
 static int make_folder(void **state) {
     (void)state;
-    strcpy(folder, "/tmp/bifocal-metrics-XXXXXX");
-    return mkdtemp(folder) ? 0 : -1;
+    folder = temporary_new();
+    return 0;
 }
 static int remove_folder(void **state) {
     (void)state;
-    Error error;
-    return folder_remove(folder, &error) ? 0 : -1;
+    temporary_free(folder);
+    return 0;
 }
 
 static void write_steps(int64_t keep, int first, int last) {

@@ -6,19 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static TinyRun shared; // made once: every test asks for runs of its own in it
-
-static int open_shared(void **state) {
-    (void)state;
-    tiny_run_open(&shared, 1);
-    return 0;
-}
-static int close_shared(void **state) {
-    (void)state;
-    tiny_run_close(&shared);
-    return 0;
-}
-
 static void assert_refused_on(int ranks, const char *const *settings, const char *part) {
     TrainResult result;
     Error error = {0};

@@ -11,19 +11,6 @@
 
 #define LAST "checkpoints/step-00000006"
 
-static TinyRun shared; // made once: every test trains runs of its own in it
-
-static int open_shared(void **state) {
-    (void)state;
-    tiny_run_open(&shared, 1);
-    return 0;
-}
-static int close_shared(void **state) {
-    (void)state;
-    tiny_run_close(&shared);
-    return 0;
-}
-
 typedef struct How {
     int ranks;
     const char *tensor, *zero, *pipeline, *schedule;

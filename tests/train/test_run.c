@@ -11,19 +11,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-static TinyRun shared; // made once: every test trains runs of its own in it
-
-static int open_shared(void **state) {
-    (void)state;
-    tiny_run_open(&shared, 1);
-    return 0;
-}
-static int close_shared(void **state) {
-    (void)state;
-    tiny_run_close(&shared);
-    return 0;
-}
-
 static void train(const char *name, const char *const *settings, bool resume) {
     TrainResult result;
     Error error = {0};

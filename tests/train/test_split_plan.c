@@ -10,20 +10,15 @@
 #include <stdio.h>
 #include <string.h>
 
-static TinyRun shared;
 static Arena *memory;
 
-static int open_shared(void **state) {
-    (void)state;
-    tiny_run_open(&shared, 1);
+static int open_both(void **state) {
     memory = arena_new(1 << 20);
-    return 0;
+    return open_shared(state);
 }
-static int close_shared(void **state) {
-    (void)state;
+static int close_both(void **state) {
     arena_free(memory);
-    tiny_run_close(&shared);
-    return 0;
+    return close_shared(state);
 }
 
 static const MachineRates rates = {1e11, 1e10};
@@ -373,5 +368,5 @@ int main(void) {
         cmocka_unit_test(a_given_split_has_the_figures_of_the_same_one_beside_a_found_one),
         cmocka_unit_test(the_split_is_no_slower_than_equal_numbers_of_blocks),
     };
-    return cmocka_run_group_tests(tests, open_shared, close_shared);
+    return cmocka_run_group_tests(tests, open_both, close_both);
 }

@@ -3,20 +3,15 @@
 #include "tests/train/tiny_run.h"
 #include <math.h>
 
-static TinyRun shared;
 static Arena *arena;
 
-static int open_shared(void **state) {
-    (void)state;
-    tiny_run_open(&shared, 1);
+static int open_both(void **state) {
     arena = arena_new(1 << 20);
-    return 0;
+    return open_shared(state);
 }
-static int close_shared(void **state) {
-    (void)state;
+static int close_both(void **state) {
     arena_free(arena);
-    tiny_run_close(&shared);
-    return 0;
+    return close_shared(state);
 }
 
 // Slow enough that arithmetic, messages and latency all show.
@@ -144,5 +139,5 @@ int main(void) {
         cmocka_unit_test(pictures_of_two_pieces_count_once),
         cmocka_unit_test(what_does_not_fit_is_refused),
     };
-    return cmocka_run_group_tests(tests, open_shared, close_shared);
+    return cmocka_run_group_tests(tests, open_both, close_both);
 }

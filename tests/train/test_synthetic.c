@@ -3,19 +3,6 @@
 #include "train/microbatch.h"
 #include "train/synthetic.h"
 
-static TinyRun shared;
-
-static int open_shared(void **state) {
-    (void)state;
-    tiny_run_open(&shared, 1);
-    return 0;
-}
-static int close_shared(void **state) {
-    (void)state;
-    tiny_run_close(&shared);
-    return 0;
-}
-
 static LoaderConfig loader_of(const TrainConfig *c) {
     return (LoaderConfig){.sources = c->data.items,
                           .source_count = c->data.count,

@@ -98,6 +98,20 @@ static void *run_rank(void *context) {
     return NULL;
 }
 
+TinyRun shared;
+
+int open_shared(void **state) {
+    (void)state;
+    tiny_run_open(&shared, 1);
+    return 0;
+}
+
+int close_shared(void **state) {
+    (void)state;
+    tiny_run_close(&shared);
+    return 0;
+}
+
 static void write_config(const TinyRun *r, const char *path) {
     char yaml[4096];
     Error error = {0};

@@ -11,6 +11,11 @@ typedef struct TinyRun {
 
 void tiny_run_open(TinyRun *, uint64_t seed);
 void tiny_run_close(TinyRun *);
+// The one that all tests of a program train runs of their own in: cmocka_run_group_tests(tests, open_shared,
+// close_shared).
+extern TinyRun shared;
+int open_shared(void **state);
+int close_shared(void **state);
 void tiny_run_remake_data(TinyRun *, uint64_t seed); // other scenes in the same place
 // Trains `name` with settings behind the common ones; NULL at the end of `settings`. `stop` may be NULL.
 bool tiny_train(const TinyRun *, const char *name, const char *const *settings, bool resume,
