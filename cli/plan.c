@@ -4,6 +4,7 @@
 #include "kernels/device.h"
 #include "kernels/gpus.h"
 #include "train/device_fit.h"
+#include "train/device_use.h"
 #include "train/plan.h"
 #include <stdio.h>
 #include <string.h>
@@ -29,7 +30,8 @@ static void usage(FILE *out) {
         "  CONFIG              YAML file of a training run; its data need not be there\n"
         "  section.key=value   as for bifocal train\n"
         "  --ranks N           processes; otherwise as many as parallel.* asks for\n"
-        "  --gpu NAME          what a GPU would hold: h100, a100, l40s, ..., or NAME:GIB; with device=cuda: h100\n"
+        "  --gpu NAME          what a GPU would hold: h100, a100, l40s, ..., or NAME:GIB; with device=cuda: this\n"
+        "                      machine's, measured, or h100\n"
         "  --memory GB         that it has, in 1e9 bytes\n\n"
         "Prints the place of every process, the stages of a pipeline, what a process takes in memory, its share of a\n"
         "step and what it sends to others; starts nothing. For a GPU: all that it would hold, part by part, whether "
@@ -113,17 +115,38 @@ static void parse(Arguments *a, int argc, char **argv) {
 
 // ---- on a GPU ----
 
-static void name_gpu(const Arguments *a, double limit, char *out, size_t size) {
-    const GpuKind *kind = gpu_kind(*a->gpu ? a->gpu : "h100");
-    if (kind)
-        snprintf(out, size, "a GPU (%s)", kind->key);
-    else
-        snprintf(out, size, "a GPU (%s, %.1f GiB)", a->gpu, limit / 0x1p30);
+typedef struct Target {
+    char name[160];
+    DeviceLimit limit;
+    bool fp8; // it has tensor cores for that, as far as is known
+} Target;
+
+// The one at hand, as it is now; false: there is none.
+static bool find_own(Target *t) {
+    Error none = {0};
+    DeviceUse use;
+    Backend *b = device_backend_new(&(DeviceOptions){.device = DEVICE_CUDA}, NULL, &none);
+    if (!b) return false;
+    device_use_first(b);
+    bool found = device_use(b, &use);
+    if (found) {
+        t->limit = device_use_limit(&use, 1);
+        t->fp8 = b->matmul_fp8 != NULL;
+        snprintf(t->name, sizeof t->name, "the GPU of this machine (%.100s)", b->device);
+    }
+    backend_free(b);
+    return found;
 }
 
-static double limit_of(const Arguments *a) {
+static void find_target(const Arguments *a, Target *t) {
     const GpuKind *kind = gpu_kind(*a->gpu ? a->gpu : "h100");
-    return a->memory > 0 ? a->memory : kind->memory;
+    if (!*a->gpu && !(a->memory > 0) && find_own(t)) return;
+    t->limit = device_limit(a->memory > 0 ? a->memory : kind->memory);
+    t->fp8 = !kind || kind->fp8 > 0;
+    if (kind)
+        snprintf(t->name, sizeof t->name, "a GPU (%s)", kind->key);
+    else
+        snprintf(t->name, sizeof t->name, "a GPU (%s, %.1f GiB)", a->gpu, t->limit.bytes / 0x1p30);
 }
 
 static void write_largest(const Layout *l, int pieces, Buffer *out) {
@@ -136,21 +159,19 @@ static void write_largest(const Layout *l, int pieces, Buffer *out) {
 
 static bool plan_gpu(const Arguments *a, TrainConfig *c, const Layout *l, Buffer *out, Error *error) {
     static const char *const names[] = {"none", "selective", "full"};
-    const GpuKind *kind = gpu_kind(*a->gpu ? a->gpu : "h100");
-    if (kind && !(kind->fp8 > 0) && c->model.fp8)
-        return error_set(error, ERROR_USAGE,
-                         "precision: fp8 needs a GPU of compute capability 8.9 or newer; %s is older", kind->key);
-    double limit = limit_of(a);
-    char device[128];
+    Target t;
     DeviceMemory memory;
     int pieces;
     bool chosen = c->model.recompute == RECOMPUTE_AUTO;
-    if (!(chosen ? device_fit_recompute(c, l, limit, &memory, error)
-                 : device_memory_plan(c, l, limit, &memory, error)) ||
-        !device_fit_pieces(c, l->ranks, limit, &pieces, error))
+    find_target(a, &t);
+    if (c->model.fp8 && !t.fp8)
+        return error_set(error, ERROR_USAGE,
+                         "precision: fp8 needs a GPU of compute capability 8.9 or newer; %s is older", t.name);
+    if (!(chosen ? device_fit_recompute(c, l, t.limit, &memory, error)
+                 : device_memory_plan(c, l, t.limit, &memory, error)) ||
+        !device_fit_pieces(c, l->ranks, t.limit, &pieces, error))
         return false;
-    name_gpu(a, limit, device, sizeof device);
-    device_memory_write(&memory, device, limit, out);
+    device_memory_write(&memory, t.name, t.limit.bytes, out);
     if (chosen) buffer_printf(out, "  train.recompute: auto takes %s\n", names[c->model.recompute]);
     write_largest(l, pieces, out);
     return true;

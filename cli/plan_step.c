@@ -155,7 +155,7 @@ static bool choose_recompute(const Arguments *a, TrainConfig *c, const Layout *l
     DeviceMemory found;
     if (c->model.recompute != RECOMPUTE_AUTO) return true;
     c->device = DEVICE_CUDA;
-    return device_fit_recompute(c, l, a->cluster.memory, &found, error);
+    return device_fit_recompute(c, l, device_limit(a->cluster.memory), &found, error);
 }
 
 static bool plan(const Arguments *a, Arena *arena, Error *error) {

@@ -126,6 +126,7 @@ struct Backend {
     void (*range_pop)(Backend *);
     void *listener; // of whoever set them
     bool (*memory)(Backend *, size_t *free, size_t *total); // bytes of a GPU's own memory; NULL: it has none of its own
+    size_t (*memory_held)(Backend *); // bytes of it for tensors and work space; the rest is CUDA's, or others'. NULL likewise
     const char *(*fault)(Backend *); // what a device did wrong, which nothing can be done about; NULL: nothing (or no device)
 
     // matrix products

@@ -1,8 +1,10 @@
 /* See bench_train.h. A device that works beside the host is not waited for within a round of steps, as in training. */
 #include "train/bench_train.h"
 #include "base/clock.h"
-#include "kernels/dry.h"
+#include "kernels/cuda/host/work_space.h"
+#include "kernels/dry_gpu.h"
 #include "train/bench_model.h"
+#include "train/device_use.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,8 +14,17 @@ enum {
     WARM = 2,         // steps that are not measured
     DEVICE_WARM = 5,  // where the first ones are run, written down and captured
     DEVICE_ROUND = 4, // steps that are timed together
+    READS = 3,        // blocks that a GPU holds for the losses of two steps under way: cuda_read.c
+    STEPS = 1000,
 };
-static const double CLIP = 1;
+#define CLIP 1.0
+static const OptimizerConfig adamw = {.learning_rate = 1e-4,
+                                      .schedule = SCHEDULE_CONSTANT,
+                                      .weight_decay = 0.1,
+                                      .beta1 = 0.9,
+                                      .beta2 = 0.999,
+                                      .epsilon = 1e-8,
+                                      .gradient_clip = CLIP};
 static const double MOMENTS = 2 * sizeof(float); // bytes of a parameter's
 
 typedef struct Bench {
@@ -23,7 +34,9 @@ typedef struct Bench {
     BenchModel *model;
     Optimizer *optimizer;
     Recompute recompute;
-    int64_t steps; // so far
+    int64_t steps;    // so far
+    DeviceUse before; // of the GPU, with nothing of a model on it
+    double planned;   // bytes of tensors and work space
 } Bench;
 
 static double model_bytes(const BenchModel *m) {
@@ -35,15 +48,33 @@ static double model_bytes(const BenchModel *m) {
 
 // ---- how much is computed again ----
 
-// Bytes that a step takes, by the same code over memory that is not there; negative where it failed.
-static double rehearse(const BenchPreset *p, Dtype precision, Recompute recompute, Error *error) {
-    double loss, bytes = -1;
-    Backend *dry = dry_backend_new();
+// Two steps of the same code over memory that is not there.
+static bool rehearse_on(Backend *dry, const BenchPreset *p, Dtype precision, Recompute recompute, double *bytes,
+                        Error *error) {
+    double loss;
+    bool ok = true;
+    void *reads[READS] = {0};
+    DryGpuMemory held;
     BenchModel *m = bench_model_new(dry, p, precision, recompute, error);
-    if (m && bench_model_start(m, NULL, 1, CLIP, error) && bench_model_finish(m, &loss, error)) bytes = model_bytes(m);
+    Optimizer *optimizer = m ? optimizer_new(dry, bench_model_parameters(m), &adamw, STEPS) : NULL;
+    for (int i = 0; m && i < READS; i++) reads[i] = dry->allocate(dry, WORK_BLOCK_FIRST);
+    for (int i = 0; m && ok && i < 2; i++)
+        ok = bench_model_start(m, optimizer, i + 1, CLIP, error) && bench_model_finish(m, &loss, error);
+    held = dry_gpu_memory(dry);
+    *bytes = (double)(held.regions + held.products);
+    for (int i = 0; m && i < READS; i++) dry->release(dry, reads[i], WORK_BLOCK_FIRST);
+    optimizer_free(optimizer);
     bench_model_free(m);
+    return m && ok;
+}
+
+// Bytes that tensors and work space take on a GPU; negative where the step failed.
+static double rehearse(const BenchPreset *p, Dtype precision, Recompute recompute, Error *error) {
+    double bytes = -1;
+    Backend *dry = dry_gpu_new(0);
+    bool ok = rehearse_on(dry, p, precision, recompute, &bytes, error);
     backend_free(dry);
-    return bytes;
+    return ok ? bytes : -1;
 }
 
 bool bench_train_fit(const BenchPreset *p, Dtype precision, double memory, Recompute *out, Error *error) {
@@ -68,16 +99,15 @@ static bool open_bench(Bench *b, Log *log, Error *error) {
     if (o->memory > 0 && !bench_train_fit(&b->preset, o->precision, o->memory, &b->recompute, error)) return false;
     b->backend = device_backend_new(&(DeviceOptions){.device = o->device, .threads = o->threads}, log, error);
     if (!b->backend) return false;
+    if (b->backend->memory) {
+        device_use_first(b->backend);
+        device_use(b->backend, &b->before);
+        b->planned = rehearse(&b->preset, o->precision, b->recompute, error);
+        if (b->planned < 0) return false;
+    }
     b->model = bench_model_new(b->backend, &b->preset, o->precision, b->recompute, error);
     if (!b->model) return false;
-    OptimizerConfig adamw = {.learning_rate = 1e-4,
-                             .schedule = SCHEDULE_CONSTANT,
-                             .weight_decay = 0.1,
-                             .beta1 = 0.9,
-                             .beta2 = 0.999,
-                             .epsilon = 1e-8,
-                             .gradient_clip = CLIP};
-    b->optimizer = optimizer_new(b->backend, bench_model_parameters(b->model), &adamw, 1000);
+    b->optimizer = optimizer_new(b->backend, bench_model_parameters(b->model), &adamw, STEPS);
     return true;
 }
 
@@ -113,6 +143,7 @@ static void summarise(const Bench *b, double *times, int count, double loss, Ben
     Tape *tape = bench_model_tape(b->model);
     Cost cost = tape_cost(tape), again = tape_replayed(tape);
     bool on_cpu = !strcmp(b->backend->name, "cpu");
+    DeviceUse now;
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
     qsort(times, (size_t)count, sizeof *times, by_time);
@@ -128,6 +159,15 @@ static void summarise(const Bench *b, double *times, int count, double loss, Ben
                               .parameters = (double)parameters_elements(bench_model_parameters(b->model), false),
                               .recompute = b->recompute,
                               .loss = loss};
+    if (!device_use(b->backend, &now)) return;
+    out->planned = (BenchMemory){b->planned, device_use_limit(&b->before, 1).context};
+    out->held = (BenchMemory){now.held, now.others};
+    out->peak_bytes = now.held;
+}
+
+double bench_memory_off(const BenchTrainResult *r) {
+    double planned = r->planned.tensors + r->planned.others;
+    return planned > 0 ? (r->held.tensors + r->held.others) / planned - 1 : 0;
 }
 
 bool bench_train(const BenchTrainOptions *o, BenchTrainResult *out, Log *log, Error *error) {

@@ -17,18 +17,26 @@ typedef struct BenchTrainOptions {
     double memory; // bytes; above 0: recompute as little as fits into so much, instead of `recompute`
 } BenchTrainOptions;
 
+typedef struct BenchMemory { // bytes
+    double tensors;          // and work space
+    double others;           // CUDA's own, its libraries', and of other processes
+} BenchMemory;
 typedef struct BenchTrainResult {
     const char *unit;           // "tokens" or "images"
     double units;               // of a step
     double median, best, worst; // seconds of a step
     double flop;                // of the model in a step: bench_preset_flop
     double computed;            // FLOP of forward and backward (once each) as operators tell them
-    double peak_bytes;          // of parameters, states, activations and scratch; of the CPU: of the process
+    double peak_bytes;          // of parameters, states, activations and work space; of the CPU: of the process
     double activation_bytes;    // of activations, their gradients and scratch: the most at once
+    BenchMemory planned, held;  // of a GPU: before the first step, by the same code, and in the end; all 0: of no GPU
     double parameters;
     Recompute recompute;
     double loss; // of the last step: finite, or the figure means nothing
 } BenchTrainResult;
+
+// By how much more is held than was planned, of that: 0.03 for 3 %.
+double bench_memory_off(const BenchTrainResult *);
 
 // The least recomputation with which a step fits into `memory` bytes; false: none does.
 bool bench_train_fit(const BenchPreset *, Dtype, double memory, Recompute *, Error *);

@@ -2,10 +2,9 @@
  * by halving. */
 #include "train/device_fit.h"
 #include "base/files.h"
-#include "kernels/cuda/host/work_space.h"
 #include "kernels/device.h"
-#include "kernels/dry_gpu.h"
 #include "train/agree.h"
+#include "train/device_use.h"
 #include "train/memory.h"
 #include "train/synthetic.h"
 #include <inttypes.h>
@@ -27,7 +26,7 @@ static int pieces_at(const TrainConfig *c, int data, int step) {
 }
 
 // Whether a step in so many pieces fits; not where a layout cannot have them.
-static bool fits(const TrainConfig *given, int ranks, int pieces, double limit, bool *yes, Error *error) {
+static bool fits(const TrainConfig *given, int ranks, int pieces, DeviceLimit limit, bool *yes, Error *error) {
     TrainConfig c = *given;
     Layout l;
     DeviceMemory m = {0};
@@ -40,7 +39,7 @@ static bool fits(const TrainConfig *given, int ranks, int pieces, double limit, 
     return ok;
 }
 
-bool device_fit_pieces(const TrainConfig *c, int ranks, double limit, int *pieces, Error *error) {
+bool device_fit_pieces(const TrainConfig *c, int ranks, DeviceLimit limit, int *pieces, Error *error) {
     Layout l;
     *pieces = 0;
     if (!layout_resolve(c, ranks, &l, error)) return false;
@@ -61,7 +60,7 @@ bool device_fit_pieces(const TrainConfig *c, int ranks, double limit, int *piece
     return true;
 }
 
-bool device_fit_recompute(TrainConfig *c, const Layout *l, double limit, DeviceMemory *found, Error *error) {
+bool device_fit_recompute(TrainConfig *c, const Layout *l, DeviceLimit limit, DeviceMemory *found, Error *error) {
     for (int again = RECOMPUTE_NONE; again <= RECOMPUTE_FULL; again++) {
         c->model.recompute = (Recompute)again;
         if (!device_memory_plan(c, l, limit, found, error)) return false;
@@ -71,7 +70,8 @@ bool device_fit_recompute(TrainConfig *c, const Layout *l, double limit, DeviceM
 }
 
 // What would fit, in words: with the config's own recomputation, and with all of it.
-static bool find_remedy(const TrainConfig *c, const Layout *l, double limit, char *out, size_t size, Error *error) {
+static bool find_remedy(const TrainConfig *c, const Layout *l, DeviceLimit limit, char *out, size_t size,
+                        Error *error) {
     TrainConfig changed = *c;
     int pieces = 0;
     if (!device_fit_pieces(&changed, l->ranks, limit, &pieces, error)) return false;
@@ -91,32 +91,45 @@ static bool find_remedy(const TrainConfig *c, const Layout *l, double limit, cha
     return true;
 }
 
-bool device_fit_check(const TrainConfig *c, const Layout *l, double limit, Error *error) {
+bool device_fit_check(const TrainConfig *c, const Layout *l, DeviceLimit limit, DeviceMemory *found, Error *error) {
     DeviceMemory m;
     char remedy[256];
     if (!device_memory_plan(c, l, limit, &m, error)) return false;
+    if (found) *found = m;
     if (m.fits) return true;
     if (!find_remedy(c, l, limit, remedy, sizeof remedy, error)) return false;
     return error_set(
         error, ERROR_USAGE,
         "the run does not fit into the GPU's memory: a step takes %.2f GiB (%.2f for parameters, gradients "
-        "and moments, %.2f for the activations of a microbatch, %.2f for work space and CUDA itself), %.2f "
+        "and moments, %.2f for the activations of a microbatch, %.2f for work space, %.2f for %s), %.2f "
         "GiB are there; %s",
         device_memory_total(&m) / GIB, (m.values + m.gradients + m.moments) / GIB, (m.activations + m.validation) / GIB,
-        (m.scratch + m.products + m.context) / GIB, limit / GIB, remedy);
+        (m.scratch + m.products + m.sent + m.buckets) / GIB, m.context / GIB,
+        m.measured ? "CUDA and other processes, as measured" : "CUDA itself", limit.bytes / GIB, remedy);
 }
 
 // ---- at the start of a run ----
 
 static const char *const settings[] = {"none", "selective", "full"};
 
-// Of this rank: what is left of its device, with what its backend took of it when it was opened.
-static double room_of(const TrainConfig *c, const Layout *l, const DeviceRoom *room) {
-    size_t left = 0, all = 0;
-    if (!room->backend->memory) return memory_available(room->local) - memory_copy(c, l);
-    if (!room->backend->memory(room->backend, &left, &all)) return 0;
-    int sharing = room->gpus > 0 ? (room->local + room->gpus - 1) / room->gpus : 1;
-    return (double)left / sharing + GPU_CONTEXT_BYTES + WORK_SCRATCH_FIRST + WORK_PRODUCTS;
+// Of this rank: what is left of its device, with what is taken of it already.
+static DeviceLimit room_of(const TrainConfig *c, const Layout *l, const DeviceRoom *room) {
+    DeviceUse use;
+    if (!room->backend->memory) return device_limit(memory_available(room->local) - memory_copy(c, l));
+    if (!device_use(room->backend, &use)) return (DeviceLimit){.bytes = 1};
+    return device_use_limit(&use, room->gpus > 0 ? (room->local + room->gpus - 1) / room->gpus : 1);
+}
+
+// The same on all ranks, each of which has opened its device by then: those that share one have all taken their part.
+static DeviceLimit common_room(const TrainConfig *c, const Layout *l, const DeviceRoom *room, Comm *world) {
+    double open = 1;
+    if (room->backend->memory) device_use_first(room->backend);
+    comm_all_reduce(world, &open, 1, COMM_F64, COMM_MIN, COMM_FAST, "devices that are open");
+    DeviceLimit limit = room_of(c, l, room);
+    double least[2] = {limit.bytes, -limit.context};
+    comm_all_reduce(world, least, 2, COMM_F64, COMM_MIN, COMM_FAST, "memory of devices");
+    limit.bytes = least[0], limit.context = -least[1];
+    return limit;
 }
 
 // What a run that goes on has chosen before; RECOMPUTE_AUTO where it says nothing.
@@ -130,7 +143,7 @@ static Recompute chosen_before(const char *run, Arena *memory) {
     return known ? before.model.recompute : RECOMPUTE_AUTO;
 }
 
-static bool choose(TrainConfig *c, const Layout *l, const DeviceRoom *room, double limit, Log *log, Error *error) {
+static bool choose(TrainConfig *c, const Layout *l, const DeviceRoom *room, DeviceLimit limit, Log *log, Error *error) {
     Arena *memory = arena_new(1 << 16);
     DeviceMemory found;
     c->model.recompute = chosen_before(room->resumed, memory);
@@ -141,19 +154,20 @@ static bool choose(TrainConfig *c, const Layout *l, const DeviceRoom *room, doub
     }
     if (!device_fit_recompute(c, l, limit, &found, error)) return false;
     log_info(log, "train.recompute: auto takes %s: a step takes %.2f GiB, %.2f are there", settings[c->model.recompute],
-             device_memory_total(&found) / GIB, limit / GIB);
+             device_memory_total(&found) / GIB, limit.bytes / GIB);
     return true;
 }
 
-bool device_fit_start(TrainConfig *c, const Layout *l, const DeviceRoom *room, Comm *world, Log *log, Error *error) {
+bool device_fit_start(TrainConfig *c, const Layout *l, const DeviceRoom *room, Comm *world, Log *log,
+                      DeviceMemory *planned, Error *error) {
     bool gpu = room->backend->memory != NULL;
     int asked = c->device;
-    double limit = room_of(c, l, room);
-    comm_all_reduce(world, &limit, 1, COMM_F64, COMM_MIN, COMM_FAST, "memory of devices");
+    DeviceLimit limit = common_room(c, l, room, world);
+    *planned = (DeviceMemory){0};
     if (l->size[MESH_PIPELINE] > 1) return true;
     c->device = gpu ? DEVICE_CUDA : DEVICE_CPU;
     bool ok = c->model.recompute != RECOMPUTE_AUTO || choose(c, l, room, limit, log, error);
-    ok = ok && (!gpu || device_fit_check(c, l, limit, error));
+    ok = ok && (!gpu || device_fit_check(c, l, limit, planned, error));
     c->device = asked;
     return agree(world, ok, error);
 }

@@ -1,5 +1,5 @@
 /* Whether a step fits into a GPU's memory, and what would: found by planning it (device_memory.h) before anything is
- * allocated. Limits are in bytes, of all that the process may take there, CUDA's own included; 0: none. */
+ * allocated. */
 #pragma once
 #include "base/log.h"
 #include "kernels/backend.h"
@@ -13,13 +13,15 @@ typedef struct DeviceRoom { // where a rank of a run finds its memory
 
 // The smallest number of pieces (train.microbatches, over all data ranks), and so the largest microbatch, with which a
 // step fits. 0: it fits with none.
-bool device_fit_pieces(const TrainConfig *, int ranks, double limit, int *pieces, Error *);
-// An error where the step does not fit, with the largest microbatch that does.
-bool device_fit_check(const TrainConfig *, const Layout *, double limit, Error *);
+bool device_fit_pieces(const TrainConfig *, int ranks, DeviceLimit, int *pieces, Error *);
+// An error where the step does not fit, with the largest microbatch that does. found: what it takes; may be NULL.
+bool device_fit_check(const TrainConfig *, const Layout *, DeviceLimit, DeviceMemory *found, Error *);
 // Puts the cheapest setting with which the step fits in the place of RECOMPUTE_AUTO: none, selective, full; full where
 // none fits. Nothing else is changed. `found` gets what the chosen one takes.
-bool device_fit_recompute(TrainConfig *, const Layout *, double limit, DeviceMemory *found, Error *);
+bool device_fit_recompute(TrainConfig *, const Layout *, DeviceLimit, DeviceMemory *found, Error *);
 // All of it at the start of a run, on its backend: what the device has left, the same on all ranks; recomputation,
 // which a resumed run takes from its folder; whether the step fits. The log is told. Collective over the world.
 // Pipelines are left as they are: their stages are planned where the model is cut.
-bool device_fit_start(TrainConfig *, const Layout *, const DeviceRoom *, Comm *world, Log *, Error *);
+// `planned`: what it will take; all zero where it has no memory of its own, or a pipeline.
+bool device_fit_start(TrainConfig *, const Layout *, const DeviceRoom *, Comm *world, Log *, DeviceMemory *planned,
+                      Error *);

@@ -29,6 +29,10 @@ typedef struct Rehearsed { // a rank of the run
     void *reads[3];         // device memory of losses on their way to the host
 } Rehearsed;
 
+DeviceLimit device_limit(double bytes) {
+    return (DeviceLimit){.bytes = bytes, .context = GPU_CONTEXT_BYTES + GPU_LIBRARIES_BYTES};
+}
+
 double device_memory_total(const DeviceMemory *m) { return m->tensors + m->context; }
 
 static double held(const Rehearsed *r) { return (double)dry_gpu_memory(r->backend).regions; }
@@ -206,14 +210,15 @@ static void measure_gpu(Rehearsed *r, DeviceMemory *m) {
     m->products = (double)end.products;
     m->host = (double)end.host;
     m->tensors = (double)(end.regions + end.products);
-    m->context = GPU_CONTEXT_BYTES + GPU_LIBRARIES_BYTES;
     m->fits = !end.beyond;
 }
 
 // Within the limit where it is passed nowhere; near it memory grows by less than it otherwise would.
-static bool plan_within(const TrainConfig *c, const Layout *l, size_t limit, DeviceMemory *m, Error *error) {
+static bool plan_within(const TrainConfig *c, const Layout *l, size_t limit, const DeviceLimit *device, DeviceMemory *m,
+                        Error *error) {
     Rehearsed r = {.config = c, .layout = l, .memory = arena_new(1 << 20)};
-    *m = (DeviceMemory){.fits = true};
+    *m = (DeviceMemory){.fits = true, .measured = device->measured};
+    if (c->device != DEVICE_CPU) m->context = device->context;
     bool ok = open_rank(&r, limit, error);
     if (ok) (on_gpu(&r) ? measure_gpu : measure_host)(&r, m);
     const char *wrong = ok ? tape_error(r.tape) : NULL;
@@ -222,14 +227,14 @@ static bool plan_within(const TrainConfig *c, const Layout *l, size_t limit, Dev
     return ok;
 }
 
-bool device_memory_plan(const TrainConfig *c, const Layout *l, double limit, DeviceMemory *m, Error *error) {
-    if (!plan_within(c, l, 0, m, error)) return false;
-    double left = limit - m->context - m->products;
-    if (limit <= 0 || device_memory_total(m) <= limit) return true;
+bool device_memory_plan(const TrainConfig *c, const Layout *l, DeviceLimit limit, DeviceMemory *m, Error *error) {
+    if (!plan_within(c, l, 0, &limit, m, error)) return false;
+    double left = limit.bytes - m->context - m->products;
+    if (limit.bytes <= 0 || device_memory_total(m) <= limit.bytes) return true;
     m->fits = false;
     if (c->device == DEVICE_CPU || left < WORK_SCRATCH_FIRST) return true;
     DeviceMemory tight;
-    if (!plan_within(c, l, (size_t)left, &tight, error)) return false;
+    if (!plan_within(c, l, (size_t)left, &limit, &tight, error)) return false;
     if (tight.fits) *m = tight;
     return true;
 }
@@ -253,7 +258,7 @@ void device_memory_write(const DeviceMemory *m, const char *device, double limit
     write_part(out, "pictures, text, losses on their way", m->sent);
     write_part(out, "logits and other work space", m->scratch);
     write_part(out, "work space of products", m->products);
-    write_part(out, "CUDA and its libraries, about", m->context);
+    write_part(out, m->measured ? "CUDA and others, measured" : "CUDA and its libraries, about", m->context);
     write_part(out, "together", device_memory_total(m));
     write_part(out, "beside it, on the host: states", m->host);
     if (limit > 0)

@@ -16,12 +16,20 @@ typedef struct DeviceMemory { // bytes
     double products;    // work space of matrix products
     double host;        // pinned memory of the host, for states that are offloaded; in nothing else
     double tensors;     // all of these, as the run's own memory comes to hold them
-    double context;     // CUDA's own and its libraries', about
+    double context;     // CUDA's own and its libraries': DeviceLimit.context
+    bool measured;      // likewise
     bool fits;          // within the limit; true where there is none
 } DeviceMemory;
 double device_memory_total(const DeviceMemory *);
 
-// limit: bytes that all may take, context included; 0: no limit. False where the config is wrong.
-bool device_memory_plan(const TrainConfig *, const Layout *, double limit, DeviceMemory *, Error *);
+typedef struct DeviceLimit { // bytes of a GPU
+    double bytes;   // that a process may take, with what CUDA and its libraries take; 0: no limit
+    double context; // of them: the latter
+    bool measured;  // on a GPU at hand (device_use.h), with what other processes take; else as it commonly is
+} DeviceLimit;
+DeviceLimit device_limit(double bytes); // nothing is at hand
+
+// False where the config is wrong.
+bool device_memory_plan(const TrainConfig *, const Layout *, DeviceLimit, DeviceMemory *, Error *);
 // In lines, under a heading that names the device and what it has (limit 0: not known).
 void device_memory_write(const DeviceMemory *, const char *device, double limit, Buffer *out);

@@ -2,6 +2,7 @@
 #include "base/clock.h"
 #include "train/agree.h"
 #include "train/device_trace.h"
+#include "train/device_use.h"
 #include "train/memory.h"
 #include "train/run_step.h"
 #include <string.h>
@@ -108,6 +109,7 @@ bool train_run(const TrainOptions *options, TrainResult *result, Log *log, Error
     if (opened) parameters_meet(joint_parameters(r.joint)); // what some ranks gather ahead takes all of them
     if (ok) report_traffic(&r);
     if (ok) utilisation_report(&r.utilisation, r.log);
+    if (ok) device_use_report(r.backend, &r.planned, r.log);
     device_trace_end(device, r.log);
     ok = ok && run_trace_write(r.trace, options->trace, options->world, error);
     Error ignored;

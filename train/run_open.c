@@ -116,7 +116,7 @@ static bool fit_device(Run *r, Error *error) {
     bool ok = r->backend->memory || r->config.device == DEVICE_CPU ||
               memory_check(&r->config, &r->layout, memory_available(r->hosts.local), error);
     return agree(r->options->world, ok, error) &&
-           device_fit_start(&r->config, &r->layout, &room, r->options->world, r->log, error);
+           device_fit_start(&r->config, &r->layout, &room, r->options->world, r->log, &r->planned, error);
 }
 
 static bool open_config(Run *r, char found[1024], Error *error) {

@@ -3,6 +3,7 @@
 #include "base/progress.h"
 #include "train/agree.h"
 #include "train/checkpoint.h"
+#include "train/device_memory.h"
 #include "train/hosts.h"
 #include "train/layout.h"
 #include "train/metrics.h"
@@ -30,6 +31,7 @@ typedef struct Run {
     TrainConfig config;
     Hosts hosts;
     DeviceSeat seat; // this rank's GPU
+    DeviceMemory planned; // of that GPU; all zero: nothing was
     int node;        // NUMA node of which it keeps to processors; -1: to none
     Layout layout;
     Mesh mesh;

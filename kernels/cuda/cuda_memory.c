@@ -191,6 +191,12 @@ static bool memory(Backend *b, size_t *free, size_t *total) {
     return cudaMemGetInfo(free, total) == cudaSuccess;
 }
 
+static size_t memory_held(Backend *b) {
+    const CudaState *s = cuda_state(b);
+    return regions_held(s->memory->regions) + (s->products ? WORK_PRODUCTS : 0);
+}
+
 void cuda_memory_install(Backend *b) {
-    b->allocate = allocate, b->extend = extend, b->release = release, b->memory = memory;
+    b->allocate = allocate, b->extend = extend, b->release = release;
+    b->memory = memory, b->memory_held = memory_held;
 }

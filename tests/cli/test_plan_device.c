@@ -56,7 +56,7 @@ static void states_on_the_host_leave_room_and_change_no_bit(void **state) {
 static void what_is_wrong_is_refused(void **state) {
     (void)state;
     assert_refuses(2, "--gpu h1000 is not known; there are h100", project, "plan", "config.yaml", "--gpu", "h1000");
-    assert_refuses(2, "fp8 needs a GPU of compute capability 8.9 or newer; a100 is older", project, "plan",
+    assert_refuses(2, "fp8 needs a GPU of compute capability 8.9 or newer; a GPU (a100) is older", project, "plan",
                    "config.yaml", "precision=fp8", "--gpu", "a100");
     assert_refuses(2, "--memory", project, "plan", "config.yaml", "--memory", "0");
     assert_refuses(2, "auto does not go with parallel.pipeline", project, "plan", "config.yaml", "parallel.pipeline=2",

@@ -8,7 +8,9 @@
 #include "kernels/gpus.h"
 #include "train/bench_generate.h"
 #include "train/bench_train.h"
+#include "train/device_use.h"
 #include <getopt.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,6 +40,20 @@ static double stated_peak(const Backend *b, const Peak *measured) {
     return kind ? gpu_peak(kind, BF16) : 1e9 * (measured->bf16 > 0 ? measured->bf16 : measured->f32);
 }
 
+// Planned within 3 %, and what libraries load later within what is put aside for it.
+static bool plan_holds(const BenchTrainResult *r) {
+    double planned = r->planned.tensors + r->planned.others, held = r->held.tensors + r->held.others;
+    return fabs(r->held.tensors - r->planned.tensors) <= 0.03 * r->planned.tensors &&
+           fabs(held - planned) <= fmax(0.03 * planned, DEVICE_LATER_BYTES);
+}
+
+static void print_memory(const BenchTrainResult *r) {
+    printf("\"tensors_planned\": %.0f, \"tensors_held\": %.0f, \"others_planned\": %.0f, \"others_held\": %.0f, "
+           "\"plan_off\": %.4f, \"plan_holds\": %s, ",
+           r->planned.tensors, r->held.tensors, r->planned.others, r->held.others, bench_memory_off(r),
+           plan_holds(r) ? "true" : "false");
+}
+
 static void print_row(const Row *row, const BenchTrainResult *r, double peak) {
     static const char *const again[] = {
         [RECOMPUTE_NONE] = "none", [RECOMPUTE_SELECTIVE] = "selective", [RECOMPUTE_FULL] = "full"};
@@ -46,12 +62,15 @@ static void print_row(const Row *row, const BenchTrainResult *r, double peak) {
     if (row->goal > 0) snprintf(goal, sizeof goal, "%.2f", row->goal);
     printf("{\"row\": \"%s\", \"unit\": \"%s\", \"units\": %.0f, \"seconds\": %.6g, \"fastest\": %.6g, \"slowest\": "
            "%.6g, \"per_second\": %.6g, \"flop\": %.6g, \"mfu\": %.4f, \"goal_mfu\": %s, \"goal_met\": %s, "
-           "\"peak_bytes\": %.0f, \"parameters\": %.0f, \"recompute\": \"%s\", \"loss\": %.5g}\n",
+           "\"peak_bytes\": %.0f, ",
            row->preset, r->unit, r->units, r->median, r->best, r->worst, r->units / r->median, r->flop, mfu, goal,
            row->goal <= 0     ? "null"
            : mfu >= row->goal ? "true"
                               : "false",
-           r->peak_bytes, r->parameters, again[r->recompute], r->loss);
+           r->peak_bytes);
+    if (r->planned.tensors > 0) print_memory(r);
+    printf("\"parameters\": %.0f, \"recompute\": \"%s\", \"loss\": %.5g}\n", r->parameters, again[r->recompute],
+           r->loss);
     fflush(stdout);
 }
 
@@ -68,7 +87,10 @@ static bool run_row(const Arguments *a, const Row *row, double peak, Log *log) {
     if (a->only && strcmp(a->only, row->preset) != 0) return true;
     if (bench_train(&options, &result, log, &error)) {
         print_row(row, &result, peak);
-        return true;
+        if (plan_holds(&result)) return true;
+        fprintf(stderr, "%s: its memory was not planned within 3 %%: it holds %+.1f %%\n", row->preset,
+                100 * bench_memory_off(&result));
+        return false;
     }
     fprintf(stderr, "%s: %s\n", row->preset, error.message);
     return false;

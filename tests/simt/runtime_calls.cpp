@@ -16,7 +16,8 @@ static constexpr size_t MEMORY = static_cast<size_t>(512) << 20, GRANULARITY = 2
 static struct Device {
     cudaError_t last = cudaSuccess;
     std::map<const char *, size_t> pinned; // bytes
-    size_t backed = 0;
+    size_t backed = 0, occupied = 0;          // of all pools; by a context and other processes
+    std::map<void *, size_t> plain;           // bytes of cudaMalloc
     int major = 9, minor = 0; // compute capability
     int failures[RUNTIME_CALLS] = {};
     int64_t calls[RUNTIME_CALLS] = {};
@@ -30,6 +31,7 @@ static cudaError_t answer(cudaError_t status) {
 
 void runtime_fail(RuntimeCall call, int times) { device.failures[call] = times; }
 int64_t runtime_calls(RuntimeCall call) { return device.calls[call]; }
+void runtime_occupy(size_t bytes) { device.occupied = bytes; }
 void runtime_capability(int major, int minor) { device.major = major, device.minor = minor; }
 static bool fails(RuntimeCall call) {
     device.calls[call]++;
@@ -233,11 +235,15 @@ cudaError_t cudaEventQuery(cudaEvent_t e) {
 cudaError_t cudaMalloc(void **memory, size_t bytes) {
     if (capturing()) return spoil(cudaErrorStreamCaptureUnsupported);
     if (fails(RUNTIME_MALLOC)) return *memory = nullptr, answer(cudaErrorMemoryAllocation);
-    return *memory = simt_allocate(bytes), cudaSuccess;
+    *memory = simt_allocate(bytes);
+    device.backed += device.plain[*memory] = (bytes + GRANULARITY - 1) / GRANULARITY * GRANULARITY;
+    return cudaSuccess;
 }
 cudaError_t cudaFree(void *memory) {
     if (capturing()) return spoil(cudaErrorStreamCaptureUnsupported);
     queue_finish(nullptr);
+    if (memory) device.backed -= device.plain.at(memory);
+    device.plain.erase(memory);
     return simt_release(memory), cudaSuccess;
 }
 
@@ -257,7 +263,7 @@ cudaError_t cudaFreeHost(void *memory) {
 }
 
 cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
-    *total = MEMORY, *available = MEMORY - device.backed;
+    *total = MEMORY, *available = MEMORY - device.occupied - device.backed;
     return cudaSuccess;
 }
 

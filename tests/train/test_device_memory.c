@@ -123,7 +123,7 @@ static DeviceMemory plan_of(const TrainConfig *c, double limit) {
     Layout l = layout_of(c, 1);
     DeviceMemory m;
     Error error = {0};
-    assert_done(device_memory_plan(c, &l, limit, &m, &error), &error);
+    assert_done(device_memory_plan(c, &l, device_limit(limit), &m, &error), &error);
     return m;
 }
 
@@ -214,14 +214,14 @@ static void the_largest_microbatch_that_fits_is_found(void **state) {
     c.microbatches = 3;
     assert_false(plan_of(&c, limit).fits);
     c.microbatches = 1;
-    assert_done(device_fit_pieces(&c, 1, limit, &pieces, &error), &error);
+    assert_done(device_fit_pieces(&c, 1, device_limit(limit), &pieces, &error), &error);
     assert_int_equal(pieces, 4);
-    assert_false(device_fit_check(&c, &l, limit, &error));
+    assert_false(device_fit_check(&c, &l, device_limit(limit), NULL, &error));
     assert_message_has(&error, "does not fit into the GPU's memory");
     assert_message_has(&error, "of 60 samples: train.microbatches=4");
-    assert_false(device_fit_check(&c, &l, 8e8, &error));
+    assert_false(device_fit_check(&c, &l, device_limit(8e8), NULL, &error));
     assert_message_has(&error, "not even single samples do");
-    assert_done(device_fit_check(&c, &l, 80e9, &error), &error);
+    assert_done(device_fit_check(&c, &l, device_limit(80e9), NULL, &error), &error);
 }
 
 static void recomputation_is_the_least_that_fits(void **state) {
@@ -235,7 +235,7 @@ static void recomputation_is_the_least_that_fits(void **state) {
         c.model.recompute = all[i];
         double limit = total_of(&c, 0);
         c.model.recompute = RECOMPUTE_AUTO;
-        assert_done(device_fit_recompute(&c, &l, limit, &found, &error), &error);
+        assert_done(device_fit_recompute(&c, &l, device_limit(limit), &found, &error), &error);
         assert_int_equal(c.model.recompute, all[i]);
         assert_true(found.fits);
     }
@@ -262,7 +262,7 @@ static void shards_take_their_part(void **state) {
     for (int zero = 0; zero < 4; zero++) {
         c.parallel.zero = zero;
         Layout l = layout_of(&c, 4);
-        assert_done(device_memory_plan(&c, &l, 0, &m[zero], &error), &error);
+        assert_done(device_memory_plan(&c, &l, device_limit(0), &m[zero], &error), &error);
     }
     assert_true(m[1].moments < m[0].moments && m[2].gradients < m[1].gradients && m[3].values < m[2].values);
 }
