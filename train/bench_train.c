@@ -172,16 +172,17 @@ double bench_memory_off(const BenchTrainResult *r) {
 
 bool bench_train(const BenchTrainOptions *o, BenchTrainResult *out, Log *log, Error *error) {
     Bench b = {.options = o};
-    double loss = 0, *times = calloc((size_t)(o->iterations > 0 ? o->iterations : 1), sizeof *times);
+    double loss = 0, first_loss = 0, *times = calloc((size_t)(o->iterations > 0 ? o->iterations : 1), sizeof *times);
     check(times);
     bool ok = open_bench(&b, log, error), beside = ok && strcmp(b.backend->name, "cpu") != 0;
     int round = beside && o->iterations >= DEVICE_ROUND ? DEVICE_ROUND : 1, count = 0;
+    ok = ok && time_steps(&b, 1, &first_loss, error) >= 0;
     ok = ok && time_steps(&b, beside ? DEVICE_WARM : WARM, &loss, error) >= 0;
     double until = clock_seconds() + (o->seconds > 0 ? o->seconds : INFINITY);
     do {
         ok = ok && (times[count++] = time_steps(&b, round, &loss, error)) >= 0;
     } while (ok && (count + 1) * round <= o->iterations && clock_seconds() < until);
-    if (ok) summarise(&b, times, count, loss, out);
+    if (ok) summarise(&b, times, count, loss, out), out->first_loss = first_loss;
     close_bench(&b);
     free(times);
     return ok;

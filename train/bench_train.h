@@ -33,6 +33,7 @@ typedef struct BenchTrainResult {
     double parameters;
     Recompute recompute;
     double loss; // of the last step: finite, or the figure means nothing
+    double first_loss; // the same on every device but for roundings
 } BenchTrainResult;
 
 // By how much more is held than was planned, of that: 0.03 for 3 %.

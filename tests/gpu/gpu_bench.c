@@ -6,6 +6,7 @@
 #include "tests/gpu/attention_cases.h"
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 static void print_row(void *context, const BenchRow *r) {
     (void)context;
@@ -107,10 +108,34 @@ static void bench_loss(Backend *b, const BenchOps *o) {
     b->release(b, l.x, x), b->release(b, l.dx, x), b->release(b, l.w, w), b->release(b, l.dw, 2 * w);
 }
 
-// gpu_bench [SECONDS FOR EACH FIGURE]
+// ---- parts ----
+
+static void bench_bf16(Backend *b, const BenchOps *o) { bench_operators(b, o, BF16, NULL); }
+static void bench_f32(Backend *b, const BenchOps *o) { bench_operators(b, o, F32, NULL); }
+static void bench_all_products(Backend *b, const BenchOps *o) { bench_products(b, o, BF16); }
+
+typedef struct Part {
+    const char *name;
+    void (*run)(Backend *, const BenchOps *);
+} Part;
+static const Part parts[] = {{"adamw", bench_adamw}, {"loss", bench_loss}, {"attention", attention_bench},
+                             {"bf16", bench_bf16},   {"f32", bench_f32},   {"products", bench_all_products}};
+enum { PARTS = sizeof parts / sizeof *parts };
+
+static void print_peak(const Backend *b, const Peak *peak) {
+    printf("{\"architecture\": \"%s\", \"copy_gbytes\": %.1f, \"cached_gbytes\": %.1f, \"f32_gflops\": %.1f, "
+           "\"bf16_gflops\": %.1f}\n",
+           b->isa, peak->copy, peak->cached, peak->f32, peak->bf16);
+    fflush(stdout);
+}
+
+// gpu_bench [SECONDS FOR EACH FIGURE [PART]]; gpu_bench --list: the parts
 int main(int argc, char **argv) {
     Error error = {0};
-    Log *log = log_new(LOG_INFO, stderr);
+    const char *only = argc > 2 ? argv[2] : NULL;
+    for (int i = 0; i < PARTS && argc > 1 && !strcmp(argv[1], "--list"); i++) puts(parts[i].name);
+    if (argc > 1 && !strcmp(argv[1], "--list")) return 0;
+    Log *log = log_new(LOG_WARNING, stderr);
     Backend *b = cuda_backend_new(&(CudaOptions){0}, log, &error);
     if (!b) {
         fprintf(stderr, "skipped: %s\n", error.message);
@@ -119,15 +144,9 @@ int main(int argc, char **argv) {
     }
     BenchOps o = {.seconds = argc > 1 ? atof(argv[1]) : 0.05, .row = print_row, .size = EXAMPLE_HUGE};
     o.peak = bench_peak(b, 0.3);
-    printf("{\"architecture\": \"%s\", \"copy_gbytes\": %.1f, \"cached_gbytes\": %.1f, \"f32_gflops\": %.1f, "
-           "\"bf16_gflops\": %.1f}\n",
-           b->isa, o.peak.copy, o.peak.cached, o.peak.f32, o.peak.bf16);
-    bench_adamw(b, &o);
-    bench_loss(b, &o);
-    attention_bench(b, &o);
-    bench_operators(b, &o, BF16, log);
-    bench_operators(b, &o, F32, log);
-    bench_products(b, &o, BF16);
+    if (!only || !strcmp(only, parts[0].name)) print_peak(b, &o.peak);
+    for (int i = 0; i < PARTS; i++)
+        if (!only || !strcmp(only, parts[i].name)) parts[i].run(b, &o);
     backend_free(b);
     log_free(log);
     return 0;

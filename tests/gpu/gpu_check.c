@@ -1,7 +1,8 @@
 /* Every operator of the list on a GPU against the CPU backend: outputs and gradients on random odd shapes in f32 and
- * bf16, the same bits in three runs, no allocation in a second step; and what no operator calls. Writes one JSON object
- * to stdout. Exit status 0: all holds, 1: something does not, 77: there is no GPU. Needs neither cmocka nor anything
- * else but the kernels, so that it runs on a bare machine. */
+ * bf16, the same bits in three runs, no allocation in a second step; and what no operator calls. A JSON line to stdout
+ * for each, as soon as it is known. A part that ends the process (a fault of the device, an abort, a minute without an
+ * end) is told like any other that does not hold, and another process goes on behind it. Exit status 0: all holds, 1:
+ * something does not, 77: there is no GPU. Needs nothing but the kernels, so that it runs on a bare machine. */
 #include "base/clock.h"
 #include "base/error.h"
 #include "kernels/cpu/cpu.h"
@@ -12,14 +13,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
-enum { RUNS = 3, MOST_SEEDS = 16 };
+enum { RUNS = 3, MOST_SEEDS = 16, NO_GPU = 77, PATIENCE = 120 /* seconds for a part */ };
 
 typedef struct Check {
     Backend *cpu, *gpu;
     Tape *cpu_tape, *gpu_tape;
     Arena *memory;
-    const char *only;
     int seeds;
     int failed, cases;
 } Check;
@@ -109,32 +112,22 @@ static void check_case(Check *k, Choice c, Result *r) {
     r->cases++;
 }
 
-static void print_result(const Result *r, const Operator *op, Dtype t, bool first) {
-    printf("%s\n  {\"operator\": \"%s\", \"precision\": \"%s\", \"cases\": %d, \"output\": %.3g, \"gradient\": %.3g, "
-           "\"error\": %.4g, \"cpu_error\": %.4g, \"unequal_runs\": %d, \"allocations\": %d, \"wrong\": \"%s\"}",
-           first ? "" : ",", op->name, t == F32 ? "f32" : "bf16", r->cases, isfinite(r->output) ? r->output : 1e30,
+static void print_result(const Result *r, const Operator *op, Dtype t) {
+    printf("{\"operator\": \"%s\", \"precision\": \"%s\", \"cases\": %d, \"output\": %.3g, \"gradient\": %.3g, "
+           "\"error\": %.4g, \"cpu_error\": %.4g, \"unequal_runs\": %d, \"allocations\": %d, \"wrong\": \"%s\"}\n",
+           op->name, t == F32 ? "f32" : "bf16", r->cases, isfinite(r->output) ? r->output : 1e30,
            isfinite(r->gradient) ? r->gradient : 1e30, isfinite(r->error) ? r->error : 1e30,
            isfinite(r->cpu_error) ? r->cpu_error : 1e30, r->unequal_runs, r->allocations, r->wrong);
-    fflush(stdout);
 }
 
-static void check_operators(Check *k) {
-    bool first = true;
-    printf("\"operators\": [");
-    for (int i = 0; operator_list[i]; i++) {
-        const Operator *op = operator_list[i];
-        if (k->only && !strstr(op->name, k->only)) continue;
-        int variants = run_variants(k->cpu_tape, op);
-        for (Dtype t = F32; t <= BF16; t++, first = false) {
-            Result r = {0};
-            for (int v = 0; v < variants; v++)
-                for (int seed = 0; seed < k->seeds; seed++) check_case(k, (Choice){op, t, v, (uint64_t)seed}, &r);
-            k->cases += r.cases;
-            k->failed += r.wrong[0] != 0;
-            print_result(&r, op, t, first);
-        }
-    }
-    printf("\n],\n");
+static void check_operator(Check *k, const Operator *op, Dtype t) {
+    Result r = {0};
+    int variants = run_variants(k->cpu_tape, op);
+    for (int v = 0; v < variants; v++)
+        for (int seed = 0; seed < k->seeds; seed++) check_case(k, (Choice){op, t, v, (uint64_t)seed}, &r);
+    k->cases += r.cases;
+    k->failed += r.wrong[0] != 0;
+    print_result(&r, op, t);
 }
 
 // ---- what no operator calls ----
@@ -151,7 +144,8 @@ static void draw(Rng *rng, float *x, int64_t n) {
 }
 
 // More than the pinned memory that copies go through, of odd size, there and back.
-static bool copies_come_back(Backend *b) {
+static bool copies_come_back(const Check *k) {
+    Backend *b = k->gpu;
     enum { COUNT = (45 << 20) + 7 };
     unsigned char *out = malloc(COUNT), *in = calloc(1, COUNT);
     check(out && in);
@@ -170,7 +164,8 @@ static bool copies_come_back(Backend *b) {
     return same;
 }
 
-static bool memory_grows_in_place(Backend *b) {
+static bool memory_grows_in_place(const Check *k) {
+    Backend *b = k->gpu;
     enum { FIRST = 4 << 20, MORE = 64 << 20 };
     char byte = 7, back = 0, *memory = b->allocate(b, FIRST);
     bool ok = memory && b->extend(b, memory, FIRST, MORE);
@@ -276,58 +271,210 @@ static bool fp8_agrees(const Check *k) {
     return ok;
 }
 
-static void check_rest(Check *k) {
-    struct {
-        const char *name;
-        bool holds;
-    } claims[] = {
-        {"copies_come_back", copies_come_back(k->gpu)},
-        {"memory_grows_in_place", memory_grows_in_place(k->gpu)},
-        {"too_much_memory_is_refused", !k->gpu->allocate(k->gpu, (size_t)1 << 50)},
-        {"adamw_agrees", adamw_agrees(k)},
-        {"sums_for_the_host_agree", sums_for_the_host_agree(k)},
-        {"fp8_agrees", fp8_agrees(k)},
-    };
-    enum { CLAIMS = sizeof claims / sizeof *claims };
-    printf("\"claims\": {");
-    for (int i = 0; i < CLAIMS; i++) {
-        printf("%s\"%s\": %s", i ? ", " : "", claims[i].name, claims[i].holds ? "true" : "false");
-        k->failed += !claims[i].holds;
-        k->cases++;
-    }
-    printf("},\n");
+static bool too_much_memory_is_refused(const Check *k) { return !k->gpu->allocate(k->gpu, (size_t)1 << 50); }
+
+// ---- sequences: the same calls at once, command by command, and as a graph ----
+
+enum { CHAIN_ROWS = 256, CHAIN_WIDTH = 512, CHAIN_RUNS = 4 };
+typedef struct Chain {
+    void *x, *w, *y, *z;
+    float *mean, *rstd, *scale, *shift, *sum;
+} Chain;
+
+// z = gelu(norm(x) W^T), and its sum by a factor that comes as a message.
+static BackendRead *run_chain(Backend *b, const Chain *c, double factor) {
+    Matmul p = {.m = CHAIN_ROWS, .n = CHAIN_WIDTH, .k = CHAIN_WIDTH, .batch = 1, .in = BF16, .out = BF16};
+    p.a = c->y, p.a_row = CHAIN_WIDTH, p.a_column = 1, p.b = c->w, p.b_row = 1, p.b_column = CHAIN_WIDTH;
+    p.c = c->z, p.c_row = CHAIN_WIDTH;
+    b->layernorm_forward(b, c->y, c->mean, c->rstd, c->x, c->scale, c->shift, CHAIN_ROWS, CHAIN_WIDTH, 1e-5, BF16);
+    b->matmul(b, &p);
+    b->gelu_forward(b, c->z, c->z, (int64_t)CHAIN_ROWS * CHAIN_WIDTH, 1, BF16);
+    b->sum_into(b, c->sum, c->z, (int64_t)CHAIN_ROWS * CHAIN_WIDTH, factor, BF16);
+    return backend_read_start(b, c->sum, sizeof(float));
 }
 
-// gpu_check [SEEDS [PART OF AN OPERATOR'S NAME]]
-int main(int argc, char **argv) {
+static bool sequences_have_the_bits_of_calls(const Check *k) {
+    enum { NUMBERS = CHAIN_ROWS * CHAIN_WIDTH, BYTES = 2 * NUMBERS, VECTOR = CHAIN_WIDTH * sizeof(float) };
+    static uint16_t x[NUMBERS], w[CHAIN_WIDTH * CHAIN_WIDTH], z[2][NUMBERS];
+    static float ones[CHAIN_WIDTH];
+    Backend *b = k->gpu;
+    Rng rng = rng_for(6, PURPOSE_TEST, 0);
+    for (int i = 0; i < NUMBERS; i++) x[i] = f32_to_bf16((float)rng_normal(&rng));
+    for (int i = 0; i < CHAIN_WIDTH * CHAIN_WIDTH; i++) w[i] = f32_to_bf16(0.05F * (float)rng_normal(&rng));
+    for (int i = 0; i < CHAIN_WIDTH; i++) ones[i] = 1;
+    Chain c = {device_copy(b, x, BYTES),     device_copy(b, w, sizeof w),  b->allocate(b, BYTES),
+               b->allocate(b, BYTES),        b->allocate(b, VECTOR),       b->allocate(b, VECTOR),
+               device_copy(b, ones, VECTOR), device_copy(b, ones, VECTOR), b->allocate(b, sizeof(float))};
+    float sum[2] = {0};
+    bool ok = true;
+    for (int run = 0; run < CHAIN_RUNS; run++) {
+        int to = run > 0;
+        b->zero(b, c.z, BYTES);
+        if (to) backend_sequence_begin(b, "a chain");
+        BackendRead *read = run_chain(b, &c, 1 + run);
+        if (to) backend_sequence_end(b);
+        backend_read_finish(b, read, &sum[to]);
+        b->download(b, z[to], c.z, BYTES);
+        double want = (double)sum[0] * (1 + run);
+        ok = ok && !memcmp(z[0], z[to], BYTES) && fabs((double)sum[to] - want) <= 1e-6 * fabs(want);
+    }
+    void *all[] = {c.x, c.w, c.y, c.z, c.mean, c.rstd, c.scale, c.shift, c.sum};
+    size_t bytes[] = {BYTES, sizeof w, BYTES, BYTES, VECTOR, VECTOR, VECTOR, VECTOR, sizeof(float)};
+    for (int i = 0; i < 9; i++) b->release(b, all[i], bytes[i]);
+    return ok;
+}
+
+// ---- parts, and processes that do them ----
+
+typedef struct Claim {
+    const char *name;
+    bool (*holds)(const Check *);
+} Claim;
+static const Claim claims[] = {
+    {"copies_come_back", copies_come_back},
+    {"memory_grows_in_place", memory_grows_in_place},
+    {"too_much_memory_is_refused", too_much_memory_is_refused},
+    {"adamw_agrees", adamw_agrees},
+    {"sums_for_the_host_agree", sums_for_the_host_agree},
+    {"fp8_agrees", fp8_agrees},
+    {"sequences_have_the_bits_of_calls", sequences_have_the_bits_of_calls},
+};
+enum { CLAIMS = sizeof claims / sizeof *claims };
+
+// What there is to do, one after the other: claims, cases of attention, operators in both precisions.
+typedef struct Parts {
+    const char *only; // part of a name; NULL: all
+    int count;
+} Parts;
+
+static Parts all_parts(const char *only) {
+    int operators = 0;
+    while (operator_list[operators]) operators++;
+    return (Parts){only, CLAIMS + attention_cases() + 2 * operators};
+}
+
+static const Operator *operator_of(int part, Dtype *t) {
+    int at = part - CLAIMS - attention_cases();
+    *t = at % 2 ? BF16 : F32;
+    return operator_list[at / 2];
+}
+
+// "attention/gpt2", "layernorm bf16"
+static void name_part(int part, char *name, size_t size) {
+    Dtype t;
+    if (part < CLAIMS)
+        snprintf(name, size, "claim/%s", claims[part].name);
+    else if (part < CLAIMS + attention_cases())
+        snprintf(name, size, "attention/%s", attention_case_name(part - CLAIMS));
+    else {
+        const Operator *op = operator_of(part, &t);
+        snprintf(name, size, "%s %s", op->name, t == F32 ? "f32" : "bf16");
+    }
+}
+
+// "" names the operators alone.
+static bool wanted(const Parts *p, int part) {
+    char name[128];
+    name_part(part, name, sizeof name);
+    bool whole = part < CLAIMS + attention_cases();
+    return !p->only || (strstr(name, p->only) && (*p->only || !whole));
+}
+
+static void do_part(Check *k, int part) {
+    Dtype t;
+    if (part >= CLAIMS + attention_cases()) {
+        const Operator *op = operator_of(part, &t);
+        check_operator(k, op, t);
+        return;
+    }
+    char name[128];
+    bool holds = part < CLAIMS ? claims[part].holds(k) : attention_case_holds(k->cpu, k->gpu, part - CLAIMS);
+    name_part(part, name, sizeof name);
+    printf("{\"claim\": \"%s\", \"holds\": %s}\n", name, holds ? "true" : "false");
+    k->failed += !holds;
+    k->cases++;
+}
+
+typedef struct Progress { // shared with the process that does the parts
+    int part;             // the one it is at
+    int failed, cases;
+    bool told; // of the device
+} Progress;
+
+// From part `first` on. Returns an exit status.
+static int do_parts(const Parts *p, int first, int seeds, Progress *progress) {
     Error error = {0};
     Log *log = log_new(LOG_INFO, stderr);
-    Check k = {.seeds = argc > 1 ? atoi(argv[1]) : 4, .only = argc > 2 ? argv[2] : NULL};
-    k.gpu = cuda_backend_new(&(CudaOptions){0}, log, &error);
+    Check k = {.seeds = seeds, .gpu = cuda_backend_new(&(CudaOptions){0}, log, &error)};
     if (!k.gpu) {
         fprintf(stderr, "skipped: %s\n", error.message);
         log_free(log);
-        return 77;
+        return NO_GPU;
     }
-    if (k.seeds < 1 || k.seeds > MOST_SEEDS) k.seeds = MOST_SEEDS;
-    double start = clock_seconds();
     k.cpu = cpu_backend_new(0, NULL, log);
     k.memory = arena_new(1 << 20);
     k.cpu_tape = tape_new(k.cpu, true), k.gpu_tape = tape_new(k.gpu, true);
-    printf("{\"architecture\": \"%s\", ", k.gpu->isa);
-    check_operators(&k);
-    if (!k.only || !strcmp(k.only, "attention")) {
-        printf("\"attention\": ");
-        k.failed += attention_check(k.cpu, k.gpu);
-        printf(",\n");
+    if (!progress->told) printf("{\"architecture\": \"%s\"}\n", k.gpu->isa);
+    progress->told = true;
+    for (progress->part = first; progress->part < p->count; progress->part++) {
+        if (!wanted(p, progress->part)) continue;
+        alarm(PATIENCE);
+        do_part(&k, progress->part);
+        alarm(0);
+        fflush(stdout);
+        progress->failed += k.failed, progress->cases += k.cases;
+        k.failed = k.cases = 0;
     }
-    if (!k.only) check_rest(&k);
-    printf("\"cases\": %d, \"failed\": %d, \"seconds\": %.1f}\n", k.cases, k.failed, clock_seconds() - start);
+    fflush(stdout);
     tape_free(k.cpu_tape);
     tape_free(k.gpu_tape);
     arena_free(k.memory);
     backend_free(k.cpu);
     backend_free(k.gpu);
     log_free(log);
-    return k.failed != 0;
+    return 0;
+}
+
+// What ended a process is told in its part's place. False: nothing can be done about it.
+static bool tell_of_death(const Progress *p, const Parts *parts, int status) {
+    char name[128];
+    if (p->part < 0 || p->part >= parts->count) return false;
+    name_part(p->part, name, sizeof name);
+    if (WIFSIGNALED(status))
+        printf("{\"claim\": \"%s\", \"holds\": false, \"wrong\": \"%s\"}\n", name, strsignal(WTERMSIG(status)));
+    else
+        printf("{\"claim\": \"%s\", \"holds\": false, \"wrong\": \"exit status %d\"}\n", name, WEXITSTATUS(status));
+    fflush(stdout);
+    return true;
+}
+
+// In processes of their own, since a device that failed is lost to the one that used it.
+static int run_parts(const Parts *parts, int seeds, Progress *p) {
+    for (int first = 0;; first = p->part + 1) {
+        int status = 0;
+        p->part = -1;
+        pid_t child = fork();
+        check(child >= 0);
+        if (!child) exit(do_parts(parts, first, seeds, p));
+        check(waitpid(child, &status, 0) == child);
+        if (WIFEXITED(status) && (!WEXITSTATUS(status) || WEXITSTATUS(status) == NO_GPU)) return WEXITSTATUS(status);
+        p->failed++;
+        if (!tell_of_death(p, parts, status)) return 1;
+    }
+}
+
+// gpu_check [SEEDS [PART OF A NAME]]; with --here all in this process, as other tools like it
+int main(int argc, char **argv) {
+    bool here = argc > 1 && !strcmp(argv[1], "--here");
+    argc -= here, argv += here;
+    int seeds = argc > 1 ? atoi(argv[1]) : 4;
+    Parts parts = all_parts(argc > 2 ? argv[2] : NULL);
+    Progress *p = mmap(NULL, sizeof *p, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    check(p != MAP_FAILED);
+    double start = clock_seconds();
+    if (seeds < 1 || seeds > MOST_SEEDS) seeds = MOST_SEEDS;
+    int status = here ? do_parts(&parts, 0, seeds, p) : run_parts(&parts, seeds, p);
+    if (status == NO_GPU) return status;
+    printf("{\"cases\": %d, \"failed\": %d, \"seconds\": %.1f}\n", p->cases, p->failed, clock_seconds() - start);
+    return p->failed != 0;
 }

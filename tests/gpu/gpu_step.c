@@ -2,7 +2,9 @@
  * bench generate` for a machine that has nothing but compilers and CUDA, with the figures that a single H100 or H200 is
  * to reach beside them. Any other device runs the same rows, shrunken with --tiny. Exit status 77: no GPU.
  *
- *   gpu_step [--device cpu|cuda] [--tiny] [--only NAME] [--memory GIB] [--seconds S] */
+ *   gpu_step [--device cpu|cuda] [--tiny] [--only NAME] [--memory GIB] [--seconds S]
+ *   gpu_step --list      the rows' names, the most telling first: for one process each
+ *   gpu_step --peak      the line of the device alone */
 #include "base/clock.h"
 #include "kernels/bench_ops.h"
 #include "kernels/gpus.h"
@@ -17,8 +19,8 @@
 
 typedef struct Arguments {
     Device device;
-    bool tiny;
-    const char *only;       // a preset's name; NULL: all
+    bool tiny, list, peak_only;
+    const char *only;       // a row's name; NULL: all
     double memory, seconds; // bytes; of each row
     Peak peak;
 } Arguments;
@@ -69,8 +71,8 @@ static void print_row(const Row *row, const BenchTrainResult *r, double peak) {
                               : "false",
            r->peak_bytes);
     if (r->planned.tensors > 0) print_memory(r);
-    printf("\"parameters\": %.0f, \"recompute\": \"%s\", \"loss\": %.5g}\n", r->parameters, again[r->recompute],
-           r->loss);
+    printf("\"parameters\": %.0f, \"recompute\": \"%s\", \"first_loss\": %.5g, \"loss\": %.5g}\n", r->parameters,
+           again[r->recompute], r->first_loss, r->loss);
     fflush(stdout);
 }
 
@@ -141,7 +143,8 @@ static bool parse(Arguments *a, int argc, char **argv) {
     static const struct option options[] = {
         {"device", required_argument, 0, 'd'},  {"tiny", no_argument, 0, 't'},
         {"only", required_argument, 0, 'o'},    {"memory", required_argument, 0, 'm'},
-        {"seconds", required_argument, 0, 's'}, {0}};
+        {"seconds", required_argument, 0, 's'}, {"list", no_argument, 0, 'l'},
+        {"peak", no_argument, 0, 'p'},          {0}};
     *a = (Arguments){.device = DEVICE_CUDA, .seconds = 3};
     for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         if (c == 'd')
@@ -154,13 +157,17 @@ static bool parse(Arguments *a, int argc, char **argv) {
             a->memory = atof(optarg) * 0x1p30;
         else if (c == 's')
             a->seconds = atof(optarg);
+        else if (c == 'l')
+            a->list = true;
+        else if (c == 'p')
+            a->peak_only = true;
         else
             return false;
     }
     return optind == argc;
 }
 
-// The device's own figures, in a line of their own; 0 where there is no such device.
+// The device's own figures, in a line of their own unless a single row is wanted; 0 where there is no such device.
 static double measure_peak(Arguments *a, Log *log) {
     Error error = {0};
     Backend *b = device_backend_new(&(DeviceOptions){.device = a->device, .threads = a->tiny ? 1 : 0}, log, &error);
@@ -168,23 +175,38 @@ static double measure_peak(Arguments *a, Log *log) {
         fprintf(stderr, "skipped: %s\n", error.message);
         return 0;
     }
-    a->peak = a->tiny ? (Peak){.copy = 1, .bf16 = 1000} : bench_peak(b, 0.2); // what is tiny is not measured
+    bool stated = a->only && b->device && gpu_kind(b->device);
+    a->peak = a->tiny || stated ? (Peak){.copy = 1, .bf16 = 1000} : bench_peak(b, 0.2); // what is tiny is not measured
     double peak = stated_peak(b, &a->peak);
+    if (a->only) {
+        backend_free(b);
+        return peak;
+    }
     printf("{\"architecture\": \"%s\", \"copy_gbytes\": %.1f, \"bf16_gflops\": %.1f, \"stated_flops\": %.6g}\n", b->isa,
            a->peak.copy, a->peak.bf16, peak);
+    fflush(stdout);
     backend_free(b);
     return peak;
+}
+
+static int list_rows(void) {
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) puts(rows[i].preset);
+    for (size_t i = 0; i < sizeof speeches / sizeof *speeches; i++) puts(speeches[i].row);
+    return 0;
 }
 
 int main(int argc, char **argv) {
     Arguments a;
     if (!parse(&a, argc, argv)) {
-        fprintf(stderr, "usage: gpu_step [--device cpu|cuda] [--tiny] [--only NAME] [--memory GIB] [--seconds S]\n");
+        fprintf(stderr, "usage: gpu_step [--device cpu|cuda] [--tiny] [--only NAME] [--memory GIB] [--seconds S] | "
+                        "--list | --peak\n");
         return 2;
     }
+    if (a.list) return list_rows();
     Log *log = log_new(LOG_WARNING, stderr);
     double peak = measure_peak(&a, log);
     bool ok = peak > 0;
+    if (a.peak_only) a.only = "";
     for (size_t i = 0; peak > 0 && i < sizeof rows / sizeof *rows; i++) ok &= run_row(&a, &rows[i], peak, log);
     for (size_t i = 0; peak > 0 && i < sizeof speeches / sizeof *speeches; i++) ok &= run_speech(&a, &speeches[i], log);
     log_free(log);

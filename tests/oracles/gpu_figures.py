@@ -25,10 +25,10 @@ def met(x):
 
 def main():
     run = json.load(open(sys.argv[1]))
-    peers = {p["row"]: p for p in (run["peers"] or {}).get("rows", [])}
+    peers = {p["row"]: p for p in run["peers"] if "row" in p}
+    torch = next((p["torch"] for p in run["peers"] if "torch" in p), "was not there")
     print(f"{run['gpu']}, {run['date']}, driver {run['driver']}; bf16; `tests/gpu.sh bench` took {run['seconds']} s. MFU is of "
-          "the stated dense peak, attention counted causal. PyTorch "
-          f"{(run['peers'] or {}).get('torch', 'was not there')}.\n")
+          f"the stated dense peak, attention counted causal. PyTorch {torch}.\n")
     print("| | units/s | MFU | goal | met | PyTorch eager | compiled | times as fast | floor | met |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for r in run["rows"]:

@@ -1,17 +1,33 @@
 """PyTorch's kernels on the GPU beside ours: speed on the shapes of `gpu_bench`, and its own bf16 error.
 
-Reads what gpu_check and gpu_bench wrote and prints one JSON object: for each operator PyTorch's seconds, ours, and their
-ratio; and, for bf16, our error (from gpu_check: rms of the difference from f64 by the rms of the result, the worst of
-its cases) by PyTorch's on data of the same kind. Exit status 1: an error is more than twice PyTorch's.
+Reads what gpu_check and gpu_bench wrote and prints a JSON line for each operator as soon as it is known: PyTorch's
+seconds, ours, and their ratio; and, for bf16, our error (from gpu_check: rms of the difference from f64 by the rms of the
+result, the worst of its cases) by PyTorch's on data of the same kind. Exit status 1: an error is more than twice PyTorch's.
+
+    gpu_peers.py --check LINES --bench LINES [--seconds S]
 """
 import argparse
 import json
 import sys
+import time
 
 import torch
 import torch.nn.functional as F
 
-DEVICE, B16 = "cuda", torch.bfloat16
+START, DEVICE, B16 = time.monotonic(), "cuda", torch.bfloat16
+
+
+def lines_of(path):
+    for line in open(path):
+        try:
+            yield json.loads(line)
+        except ValueError:  # of a process that was ended
+            pass
+
+
+def say(row):
+    print(json.dumps(row), flush=True)
+    return row
 
 
 def normal(*shape, dtype=B16, grad=True):
@@ -124,37 +140,45 @@ def error_cases():
     yield "attention", lambda q, k, v: F.scaled_dot_product_attention(q, k, v), [normal(2, 2, 37, 32) for _ in range(3)]
 
 
+def speed_rows(ours, until):
+    def row(name, direction, seconds):
+        mine = ours.get((name, direction))
+        return say({"name": name, "pass": direction, "seconds": seconds, "ours": mine,
+                    "times_as_fast": seconds / mine if mine else None})
+
+    rows, given = [], cases()
+    while time.monotonic() < until:
+        try:
+            name, function, inputs = next(given)
+            rows += [row(name, *pair) for pair in zip(("forward", "backward"), measure(function, inputs))]
+        except StopIteration:
+            break
+        except Exception as error:  # one that cannot run is stated, the others still do
+            say({"name": name, "error": str(error)[:200]})
+    parameters = [torch.randn(64 << 20, device=DEVICE, requires_grad=True)]
+    parameters[0].grad = torch.randn_like(parameters[0])
+    row("adamw", "step", seconds_of(torch.optim.AdamW(parameters, fused=True).step))
+    return rows
+
+
 def main():
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--check", required=True)
     arguments.add_argument("--bench", required=True)
+    arguments.add_argument("--seconds", type=float, default=1e9)
     arguments = arguments.parse_args()
     torch.manual_seed(1)
-    ours = {}
-    for line in open(arguments.bench):
-        row = json.loads(line)
-        if row.get("precision") == "bf16":
-            ours[row["name"], row["pass"]] = row["seconds"]
-    speed = []
-    for name, function, inputs in cases():
-        for direction, seconds in zip(("forward", "backward"), measure(function, inputs)):
-            mine = ours.get((name, direction))
-            speed.append({"name": name, "pass": direction, "seconds": seconds, "ours": mine,
-                          "times_as_fast": seconds / mine if mine else None})
-    parameters = [torch.randn(64 << 20, device=DEVICE, requires_grad=True)]
-    parameters[0].grad = torch.randn_like(parameters[0])
-    adamw = torch.optim.AdamW(parameters, fused=True)
-    seconds, mine = seconds_of(adamw.step), ours.get(("adamw", "step"))
-    speed.append({"name": "adamw", "pass": "step", "seconds": seconds, "ours": mine,
-                  "times_as_fast": seconds / mine if mine else None})
-    checked = {o["operator"]: o for o in json.load(open(arguments.check)).get("operators", []) if o["precision"] == "bf16"}
-    errors, holds = [], True
+    say({"torch": torch.__version__, "cudnn": torch.backends.cudnn.version()})
+    checked = {o["operator"]: o for o in lines_of(arguments.check) if o.get("precision") == "bf16"}
+    holds = True
     for name, function, inputs in error_cases():
         theirs, mine = error_of(function, inputs), checked.get(name, {}).get("error")
         fine = mine is None or mine <= 2 * theirs
         holds = holds and fine
-        errors.append({"operator": name, "torch": theirs, "ours": mine, "within_twice": fine})
-    print(json.dumps({"torch": torch.__version__, "speed": speed, "floors": list(floors_of(speed)), "errors": errors}))
+        say({"operator": name, "torch": theirs, "ours": mine, "within_twice": fine})
+    ours = {(row["name"], row["pass"]): row["seconds"] for row in lines_of(arguments.bench) if row.get("precision") == "bf16"}
+    for row in floors_of(speed_rows(ours, START + arguments.seconds)):
+        say(row)
     return 0 if holds else 1
 
 

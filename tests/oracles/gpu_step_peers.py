@@ -3,8 +3,8 @@ fused AdamW, clipping, its fastest attention; eager and compiled in one run.
 
     gpu_step_peers.py [--ours ROWS.jsonl] [--seconds S] [--only NAME] [--warm] [--device cpu --tiny]
 
-Prints one JSON object: for each row what was measured, ours, and whether the floor (times as fast as PyTorch) is met.
---warm only compiles, for the cache on disk. Rows that do not fit into the seconds left are null.
+Prints a JSON line for each row as soon as it is known: what was measured, ours, and whether the floor (times as fast as
+PyTorch) is met. --warm only compiles, for the cache on disk. Rows that do not fit into the seconds left are null.
 """
 import argparse
 import contextlib
@@ -294,6 +294,8 @@ class Runner:
         caches = [torch.zeros(2, batch, sizes[3], room, sizes[2] // sizes[3], device=self.device, dtype=kind)
                   for _ in text.blocks]
         places = torch.arange(room, device=self.device)
+        for cache in caches if self.cuda else ():  # else no CUDA graph writes into them
+            torch._dynamo.mark_static_address(cache)
 
         def run(ids, at):  # at: (T) positions of ids (B, T)
             x = text.words(ids) + text.positions(at)
@@ -353,9 +355,13 @@ def main():
     torch.set_float32_matmul_precision("high")
     ours = {}
     for line in open(arguments.ours) if arguments.ours else ():
-        row = json.loads(line)
+        try:
+            row = json.loads(line)
+        except ValueError:  # of a process that was ended
+            continue
         ours[row.get("row")] = row
-    runner, rows = Runner(arguments), []
+    runner = Runner(arguments)
+    print(json.dumps({"torch": torch.__version__, "cudnn": torch.backends.cudnn.version()}), flush=True)
 
     def attempt(name, work, floor):
         if arguments.only and name != arguments.only:
@@ -366,7 +372,7 @@ def main():
                 measured = work()
         except Exception as error:  # a row that cannot run is stated, the others still do
             measured = {"error": str(error)[:200]}
-        rows.append(judged(name, measured, ours, floor))
+        print(json.dumps(judged(name, measured, ours, floor)), flush=True)
         torch.compiler.reset()
         if runner.cuda:
             torch.cuda.empty_cache()
@@ -385,7 +391,7 @@ def main():
             sizes = (96, 24, 32, 2, 2)
         if name.endswith("_64"):
             attempt(name, lambda: runner.speak(sizes, batch), SPEECH_FLOOR)
-    print(json.dumps({"torch": torch.__version__, "seconds": time.monotonic() - START, "rows": rows}))
+    print(json.dumps({"seconds": time.monotonic() - START}))
 
 
 main()
