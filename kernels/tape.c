@@ -120,7 +120,8 @@ Tensor *tape_constant(Tape *t, Dtype dtype, int rank, const int64_t *shape, cons
 }
 
 Tensor *tape_arrival(Tape *t, Dtype dtype, int rank, const int64_t *shape, const void *host, bool wanted) {
-    Tensor *x = tape_constant(t, dtype, rank, shape, host);
+    Tensor *x = make(t, dtype, rank, shape);
+    if (host) t->backend->upload(t->backend, x->data, host, tensor_bytes(x));
     x->name = "arrival";
     x->needs_grad = wanted && t->record;
     return x;

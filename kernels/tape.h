@@ -64,11 +64,14 @@ size_t tape_memory_held(const TapeMemory *); // bytes that tapes hold now
 int64_t tape_memory_system_allocations(const TapeMemory *);
 Tape *tape_new_in(TapeMemory *, bool record); // borrowed
 
-// A tensor that another tape made, filled from host memory; where `wanted`, its gradient is formed here.
+// A tensor that another tape made, filled from host memory (NULL: the caller fills it, by calls of the backend); where
+// `wanted`, its gradient is formed here.
 Tensor *tape_arrival(Tape *, Dtype, int rank, const int64_t *shape, const void *host, bool wanted);
 // Gives `out` a gradient of its shape and dtype from host memory (NULL: 1, of one f32 number) before a backward pass.
 // Whatever is added to it in that pass comes behind. Nothing happens where it wants none.
 void tape_seed(Tape *, Tensor *out, const void *gradient);
+// The same with a gradient that the caller puts there, by calls of the backend: where; NULL where it wants none.
+void *tape_seed_place(Tape *, Tensor *out);
 // Runs backwards from all that was seeded. After INPUT_GRADIENTS only what WEIGHT_GRADIENTS will read is still held, and
 // gradients of arrivals, small outputs and what came from tape_tensor; after both, these.
 void tape_backward_seeded(Tape *, Halves);

@@ -271,14 +271,20 @@ void tape_backward_node(Tape *t, Node *n, Halves halves) {
 
 // ---- passes ----
 
+void *tape_seed_place(Tape *t, Tensor *out) {
+    if (t->error || !out->needs_grad) return NULL;
+    check(!out->grad_written && "an output is seeded once, before the backward pass");
+    take_gradient(t, out);
+    out->grad_written = true;
+    return out->grad;
+}
+
 void tape_seed(Tape *t, Tensor *out, const void *gradient) {
     const float one = 1;
-    if (t->error || !out->needs_grad) return;
-    check(!out->grad_written && "an output is seeded once, before the backward pass");
+    void *place = tape_seed_place(t, out);
+    if (!place) return;
     check(gradient || (tensor_count(out) == 1 && out->dtype == F32));
-    take_gradient(t, out);
-    t->backend->upload(t->backend, out->grad, gradient ? gradient : &one, tensor_bytes(out));
-    out->grad_written = true;
+    t->backend->upload(t->backend, place, gradient ? gradient : &one, tensor_bytes(out));
 }
 
 typedef struct Layer { // whose nodes run; "" for none

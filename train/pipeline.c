@@ -2,9 +2,11 @@
  * waits for nothing else. What cannot be run any more, after an error on this stage, is replaced by zeros: the other
  * stages wait for its messages all the same. */
 #include "train/pipeline.h"
+#include "kernels/comm/comm_device.h"
 #include "kernels/nn/buckets.h"
 #include "train/pipeline_lane.h"
 #include "train/pipeline_message.h"
+#include "train/pipeline_ways.h"
 #include "train/schedule_trace.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -31,12 +33,20 @@ typedef struct Chunk {
     Flight **flights;                              // (microbatches); NULL: not under way
 } Chunk;
 
+typedef struct Way {
+    int from, to; // stages
+    Comm *pair;
+    Channel *channel;
+} Way;
+
 struct Pipeline {
     PipelineSetup setup;
     PipelineShape shape;
     int stage, lane_count;
     TapeMemory *memory;
     LaneBuffers *buffers;
+    Way *ways; // (way_count): those of this stage by which messages go from device to device
+    int way_count;
     Lane **lanes;  // (2 parts): all there are
     Chunk *chunks; // (shape.chunks)
     Flight *flights;
@@ -46,6 +56,14 @@ struct Pipeline {
     char not_finite[512];
 };
 
+// What the host wants to know, and does not wait for.
+typedef struct PendingRead {
+    struct PendingRead *next;
+    BackendRead *read;
+    double *mean; // where one number goes; else
+    float *place; // many
+} PendingRead;
+
 // A pass over the rows.
 typedef struct Pass {
     Pipeline *pipeline;
@@ -54,13 +72,20 @@ typedef struct Pass {
     PipelineResult *results;
     const int64_t *first_pair;
     float *images, *texts;
+    PendingRead *reads;
     Error *error; // the first on this stage
 } Pass;
 
 // ---- building up and taking down ----
 
-static Lane *lane_to(Pipeline *p, int stage, int tag) {
-    Lane *l = lane_new(p->buffers, p->setup.group, stage, tag, p->shape.microbatches);
+static Backend *backend_of(const Pipeline *p) { return parameters_backend(joint_parameters(p->setup.joint)); }
+
+static Lane *lane_between(Pipeline *p, int from, int to, int tag) {
+    Channel *channel = NULL;
+    for (int i = 0; i < p->way_count; i++)
+        if (p->ways[i].from == from && p->ways[i].to == to) channel = p->ways[i].channel;
+    int peer = from == p->stage ? to : from;
+    Lane *l = lane_new(p->buffers, p->setup.group, channel, peer, tag, p->shape.microbatches);
     return p->lanes[p->lane_count++] = l;
 }
 
@@ -71,8 +96,8 @@ static void join(Pipeline *p, int part) {
     Chunk *before = stage[0] == p->stage ? &p->chunks[chunk[0]] : NULL;
     Chunk *behind = stage[1] == p->stage ? &p->chunks[chunk[1]] : NULL;
     if (!before && !behind) return;
-    int peer = before ? stage[1] : stage[0];
-    Lane *streams = lane_to(p, peer, 2 * chunk[1]), *gradients = lane_to(p, peer, 2 * chunk[0] + 1);
+    Lane *streams = lane_between(p, stage[0], stage[1], 2 * chunk[1]);
+    Lane *gradients = lane_between(p, stage[1], stage[0], 2 * chunk[0] + 1);
     if (before) {
         before->out = streams;
         before->gradients_in = gradients;
@@ -95,7 +120,43 @@ static void open_chunk(Pipeline *p, int number) {
     check(c->arriving && c->flights && first < end);
 }
 
-Pipeline *pipeline_new(const PipelineSetup *setup) {
+// Links the devices of neighbour stages, one way for each direction. Collective; where one stage fails all do.
+static bool open_ways(Pipeline *p, Error *error) {
+    if (comm_device_route(p->setup.group) != ROUTE_LINKED) return true;
+    Arena *memory = arena_new(1 << 16);
+    PipelineWay *all;
+    char name[48];
+    int count = pipeline_ways(p->setup.table, memory, &all);
+    int32_t ok = 1;
+    p->ways = calloc((size_t)count, sizeof *p->ways);
+    check(p->ways || !count);
+    for (int i = 0; i < count; i++) {
+        const PipelineWay *w = &all[i];
+        bool sends = w->from == p->stage, own = sends || w->to == p->stage;
+        snprintf(name, sizeof name, "stages %d to %d", w->from, w->to);
+        Comm *pair = comm_split(p->setup.group, own ? 0 : -1, !sends, name);
+        if (!own) continue;
+        p->ways[p->way_count] = (Way){.from = w->from, .to = w->to, .pair = pair};
+        ok = ok && comm_device_open_messages(pair, backend_of(p), error);
+        if (ok) p->ways[p->way_count].channel = channel_new(backend_of(p), pair, w->room, message_header_bytes());
+        p->way_count++;
+    }
+    arena_free(memory);
+    comm_all_reduce(p->setup.group, &ok, 1, COMM_I32, COMM_MIN, COMM_FAST, "ways between stages");
+    if (!ok && !error->kind) error_set(error, ERROR_FAILED, "other stages could not be linked: see what they say");
+    return ok;
+}
+
+static void close_ways(Pipeline *p) {
+    for (int i = 0; i < p->way_count; i++) {
+        channel_free(p->ways[i].channel);
+        comm_device_close(p->ways[i].pair);
+        comm_free(p->ways[i].pair);
+    }
+    free(p->ways);
+}
+
+Pipeline *pipeline_new(const PipelineSetup *setup, Error *error) {
     Pipeline *p = calloc(1, sizeof *p);
     const PipelineShape *shape = &setup->table->shape;
     int parts = shape->stages * shape->chunks;
@@ -105,11 +166,16 @@ Pipeline *pipeline_new(const PipelineSetup *setup) {
                     .shape = *shape,
                     .stage = comm_rank(setup->group),
                     .memory = tape_memory_new(parameters_backend(joint_parameters(setup->joint))),
-                    .buffers = lane_buffers_new(),
+                    .buffers =
+                        lane_buffers_new(parameters_backend(joint_parameters(setup->joint)), message_header_bytes()),
                     .lanes = calloc((size_t)(2 * parts), sizeof(Lane *)),
                     .chunks = calloc((size_t)shape->chunks, sizeof *p->chunks)};
     check(p->lanes && p->chunks);
     for (int i = 0; i < shape->chunks; i++) open_chunk(p, i);
+    if (!open_ways(p, error)) {
+        pipeline_free(p);
+        return NULL;
+    }
     for (int part = 1; part < parts; part++) join(p, part);
     return p;
 }
@@ -129,6 +195,7 @@ void pipeline_free(Pipeline *p) {
     free(p->chunks);
     free(p->lanes);
     lane_buffers_free(p->buffers);
+    close_ways(p);
     tape_memory_free(p->memory);
     free(p);
 }
@@ -199,21 +266,21 @@ static MessageHeader header_of(const Pass *r, int microbatch, int boundary, bool
                            .not_finite = p->not_finite[0] || p->found_elsewhere};
 }
 
-static void *receive(Pass *r, Lane *lane) {
+static LaneMessage *receive(Pass *r, Lane *lane) {
     if (!lane) return NULL;
     double begin = trace_now();
     bool waits = lane_waits(lane);
-    void *message = lane_receive(lane);
+    LaneMessage *message = lane_receive(lane);
     if (waits) trace_slice(r->pipeline->setup.trace, TRACK, "wait", begin, trace_now());
     return message;
 }
 
-static const MessageHeader *check_message(Pass *r, const void *message, const MessageLayout *layout,
+static const MessageHeader *check_message(Pass *r, const LaneMessage *message, const MessageLayout *layout,
                                           const MessageHeader *expected) {
     Pipeline *p = r->pipeline;
-    const MessageHeader *h = message;
+    const MessageHeader *h = message->header;
     Error error = {0};
-    if (!message_check(message, layout, expected, &error) && !r->error->kind) {
+    if (!message_check(h, layout, expected, &error) && !r->error->kind) {
         error_prefix(&error, "stage %d", p->stage);
         *r->error = error;
     }
@@ -222,15 +289,18 @@ static const MessageHeader *check_message(Pass *r, const void *message, const Me
 }
 
 // Streams that came, as tensors of the tape.
-static void arrive(Pass *r, const Chunk *c, Flight *f, int microbatch, void *message) {
+static void arrive(Pass *r, const Chunk *c, Flight *f, int microbatch, const LaneMessage *message) {
     const MessageLayout *l = &c->arriving[microbatch];
     const MessageHeader expected = header_of(r, microbatch, c->part, false);
     const MessageHeader *h = check_message(r, message, l, &expected);
     f->to_leave = message_layout_of(l, h->wanted);
-    for (int s = 0; s < JOINT_STREAMS && !failed(r, f); s++)
-        if (l->streams >> s & 1)
-            f->in.of[s] = tape_arrival(f->tape, l->shapes[s].dtype, l->shapes[s].rank, l->shapes[s].shape,
-                                       message_at(message, l, s), h->wanted >> s & 1);
+    for (int s = 0; s < JOINT_STREAMS && !failed(r, f); s++) {
+        if (!(l->streams >> s & 1)) continue;
+        const StreamShape *shape = &l->shapes[s];
+        Tensor *x = tape_arrival(f->tape, shape->dtype, shape->rank, shape->shape, NULL, h->wanted >> s & 1);
+        lane_get(c->in, message, l->at[s], x->data, tensor_bytes(x));
+        f->in.of[s] = x;
+    }
 }
 
 static bool check_leaving(Pass *r, const Chunk *c, const Flight *f, int microbatch, const MessageLayout *l) {
@@ -242,39 +312,46 @@ static bool check_leaving(Pass *r, const Chunk *c, const Flight *f, int microbat
 static void leave_streams(Pass *r, Chunk *c, Flight *f, int microbatch) {
     MessageLayout l = layout_at(r, microbatch, c->end);
     MessageHeader what = header_of(r, microbatch, c->part + 1, false);
-    void *message = lane_message(c->out, l.bytes);
+    LaneMessage *message = lane_message(c->out, l.bytes);
     bool ok = !failed(r, f) && check_leaving(r, c, f, microbatch, &l);
-    MessageHeader *h = message_begin(message, &l, &what);
+    MessageHeader *h = message_begin(message->header, &l, &what);
     h->streams = l.streams;
-    if (!ok) memset((char *)message + message_layout_of(&l, 0).bytes, 0, l.bytes - message_layout_of(&l, 0).bytes);
+    if (!ok) lane_clear(c->out, message, message_header_bytes(), l.bytes - message_header_bytes());
     for (int s = 0; ok && s < JOINT_STREAMS; s++) {
         if (!(l.streams >> s & 1)) continue;
-        tape_read(f->tape, f->out.of[s], message_at(message, &l, s));
-        if (r->mode == PIPELINE_TRAIN && f->out.of[s]->needs_grad) h->wanted |= 1U << s;
+        const Tensor *x = f->out.of[s];
+        lane_put(c->out, message, l.at[s], x->data, tensor_bytes(x));
+        if (r->mode == PIPELINE_TRAIN && x->needs_grad) h->wanted |= 1U << s;
     }
     f->to_take = message_layout_of(&l, h->wanted);
-    lane_send(c->out, message, l.bytes);
+    lane_send(c->out, message);
     if (r->mode == PIPELINE_TRAIN) lane_expect(c->gradients_in, f->to_take.bytes);
 }
 
-static void take_gradients(Pass *r, const Chunk *c, Flight *f, int microbatch, void *message) {
+static void take_gradients(Pass *r, const Chunk *c, Flight *f, int microbatch, const LaneMessage *message) {
     const MessageHeader expected = header_of(r, microbatch, c->part + 1, true);
     const MessageHeader *h = check_message(r, message, &f->to_take, &expected);
-    for (int s = 0; s < JOINT_STREAMS && !failed(r, f); s++)
-        if (h->streams >> s & 1) tape_seed(f->tape, f->out.of[s], message_at(message, &f->to_take, s));
+    for (int s = 0; s < JOINT_STREAMS && !failed(r, f); s++) {
+        if (!(h->streams >> s & 1)) continue;
+        Tensor *x = f->out.of[s];
+        void *place = tape_seed_place(f->tape, x);
+        if (place) lane_get(c->gradients_in, message, f->to_take.at[s], place, tensor_bytes(x));
+    }
 }
 
 static void leave_gradients(Pass *r, Chunk *c, Flight *f, int microbatch) {
     const MessageLayout *l = &f->to_leave;
     MessageHeader what = header_of(r, microbatch, c->part, true);
-    void *message = lane_message(c->gradients_out, l->bytes);
-    MessageHeader *h = message_begin(message, l, &what);
+    LaneMessage *message = lane_message(c->gradients_out, l->bytes);
+    MessageHeader *h = message_begin(message->header, l, &what);
     for (int s = 0; s < JOINT_STREAMS && !failed(r, f); s++) {
-        if (!(l->streams >> s & 1) || !tape_has_gradient(f->in.of[s])) continue;
-        tape_read_gradient(f->tape, f->in.of[s], message_at(message, l, s));
+        Tensor *x = f->in.of[s];
+        if (!(l->streams >> s & 1) || !tape_has_gradient(x)) continue;
+        lane_put(c->gradients_out, message, l->at[s], x->grad, tensor_bytes(x));
+        tape_read_gradient(f->tape, x, NULL);
         h->streams |= 1U << s;
     }
-    lane_send(c->gradients_out, message, l->bytes);
+    lane_send(c->gradients_out, message);
 }
 
 // ---- rows ----
@@ -292,6 +369,24 @@ static void draw(const Pass *r, const Slot *row, double begin) {
     trace_slice(trace, TRACK, name, begin, trace_now());
 }
 
+static void want(Pass *r, const Tensor *x, double *mean, float *place) {
+    PendingRead *p = malloc(sizeof *p);
+    check(p);
+    *p = (PendingRead){r->reads, backend_read_start(backend_of(r->pipeline), x->data, tensor_bytes(x)), mean, place};
+    r->reads = p;
+}
+
+static void finish_reads(Pass *r) {
+    for (PendingRead *p = r->reads, *next; p; p = next) {
+        float value = 0;
+        next = p->next;
+        backend_read_finish(backend_of(r->pipeline), p->read, p->mean ? &value : p->place);
+        if (p->mean) *p->mean = value;
+        free(p);
+    }
+    r->reads = NULL;
+}
+
 // Losses that were formed here; or features, where these are wanted.
 static void note(Pass *r, const Chunk *c, Flight *f, int microbatch, const JointLoss *loss) {
     const Pipeline *p = r->pipeline;
@@ -302,25 +397,22 @@ static void note(Pass *r, const Chunk *c, Flight *f, int microbatch, const Joint
         bool last = c->part == p->shape.stages * p->shape.chunks - 1;
         if (!last || !images || !texts) return;
         int64_t at = r->first_pair[microbatch] * joint_config(p->setup.joint)->embedding;
-        tape_read(f->tape, images, r->images + at);
-        tape_read(f->tape, texts, r->texts + at);
+        want(r, images, NULL, r->images + at);
+        want(r, texts, NULL, r->texts + at);
         return;
     }
     for (int o = 0; o < OBJECTIVES; o++) {
-        float value = 0;
         if (!loss->mean[o]) continue;
-        if (p->leave) {
+        if (p->leave)
             p->leave(p->leave_context, microbatch, (Objective)o, loss->mean[o]);
-            continue;
-        }
-        tape_read(f->tape, loss->mean[o], &value);
-        r->results[microbatch].mean[o] = value;
+        else
+            want(r, loss->mean[o], &r->results[microbatch].mean[o], NULL);
     }
 }
 
 static void run_forward(Pass *r, const Slot *row, Chunk *c) {
     const Pipeline *p = r->pipeline;
-    void *message = receive(r, c->in);
+    LaneMessage *message = receive(r, c->in);
     double begin = trace_now();
     Flight *f = depart(r, c, row->microbatch);
     JointPass pass = pass_of(r, row->microbatch);
@@ -330,14 +422,24 @@ static void run_forward(Pass *r, const Slot *row, Chunk *c) {
         lane_give_back(c->in, message);
     }
     f->out = f->in;
+    backend_sequence_begin(backend_of(p), "forward row");
     if (!failed(r, f))
         joint_run(f->tape, p->setup.joint, &r->microbatches[row->microbatch].batch, &pass, c->first, c->end, &f->out,
                   &loss);
     look_for_not_finite(r->pipeline, f);
     note(r, c, f, row->microbatch, &loss);
+    backend_sequence_end(backend_of(p));
     if (c->out) leave_streams(r, c, f, row->microbatch);
     if (r->mode != PIPELINE_TRAIN) land(c, row->microbatch);
     draw(r, row, begin);
+}
+
+// A row that is written down and started as a whole ends with all that it started, other lanes' work included: where
+// gradients are summed over ranks they are to go on beside the next rows.
+static bool is_sequence(const Pass *r, const Slot *row) {
+    const Pipeline *p = r->pipeline;
+    bool reduces = comm_size(parameters_parallel(joint_parameters(p->setup.joint))->data) > 1;
+    return !reduces || row->microbatch + 1 < p->shape.microbatches;
 }
 
 // Gradients of activations go on to the part before as soon as they are there; those of weights are summed.
@@ -346,12 +448,15 @@ static void run_gradients(Pass *r, const Slot *row, Chunk *c) {
     Gradients *gradients = r->pipeline->setup.gradients;
     Flight *f = c->flights[row->microbatch];
     bool input = row->work != WORK_WEIGHT_GRADIENT, weight = row->work != WORK_INPUT_GRADIENT;
-    void *message = input ? receive(r, c->gradients_in) : NULL;
+    LaneMessage *message = input ? receive(r, c->gradients_in) : NULL;
+    Backend *backend = backend_of(r->pipeline);
+    bool sequence = is_sequence(r, row);
     double begin = trace_now();
     if (message) {
         take_gradients(r, c, f, row->microbatch, message);
         lane_give_back(c->gradients_in, message);
     }
+    if (sequence) backend_sequence_begin(backend, "gradients row");
     if (weight) gradients_begin_part(gradients, row->chunk, row->microbatch);
     if (!failed(r, f)) {
         if (input && f->total) tape_seed(f->tape, f->total, NULL);
@@ -359,6 +464,7 @@ static void run_gradients(Pass *r, const Slot *row, Chunk *c) {
         failed(r, f);
     }
     look_for_not_finite(r->pipeline, f);
+    if (sequence) backend_sequence_end(backend);
     if (input && c->gradients_out) leave_gradients(r, c, f, row->microbatch);
     if (weight) {
         gradients_end_part(gradients);
@@ -378,7 +484,7 @@ static void expect(Pass *r, Chunk *c) {
 
 bool pipeline_run(Pipeline *p, PipelineMode mode, const PipelineMicrobatch *microbatches, PipelineResult *results,
                   const int64_t *first_pair, float *images, float *texts, Error *error) {
-    Pass r = {p, mode, microbatches, results, first_pair, images, texts, error};
+    Pass r = {p, mode, microbatches, results, first_pair, images, texts, NULL, error};
     const PipelineTable *table = p->setup.table;
     check(mode != PIPELINE_TRAIN || p->setup.gradients);
     *error = (Error){0};
@@ -392,7 +498,10 @@ bool pipeline_run(Pipeline *p, PipelineMode mode, const PipelineMicrobatch *micr
         else if (mode == PIPELINE_TRAIN)
             run_gradients(&r, row, c);
     }
+    finish_reads(&r);
     lane_settle(p->buffers);
+    for (int i = 0; i < p->way_count; i++)
+        if (p->ways[i].channel) channel_settle(p->ways[i].channel);
     return !error->kind;
 }
 
@@ -420,9 +529,11 @@ const char *pipeline_not_finite(const Pipeline *p) { return p->not_finite[0] ? p
 
 PipelineMemory pipeline_memory(const Pipeline *p) {
     int held = 0;
+    double messages = lane_buffers_bytes(p->buffers);
+    for (int i = 0; i < p->way_count; i++) messages += channel_bytes(p->ways[i].channel);
     for (const Flight *f = p->flights; f; f = f->next) held++;
     return (PipelineMemory){.tapes = (double)tape_memory_peak(p->memory),
-                            .messages = lane_buffers_bytes(p->buffers),
+                            .messages = messages,
                             .held = held,
                             .allocations = tape_memory_system_allocations(p->memory)};
 }

@@ -18,8 +18,9 @@ typedef struct PipelineSetup {  // all borrowed for the pipeline's life
     Trace *trace;               // may be NULL: every row is drawn on track "stage", as "forward 3.0": microbatch, chunk
 } PipelineSetup;
 
-Pipeline *pipeline_new(const PipelineSetup *); // collective over the group
-void pipeline_free(Pipeline *);                // before the gradients and the group; NULL is allowed
+// Collective over the group. NULL where devices of neighbour stages could not be linked.
+Pipeline *pipeline_new(const PipelineSetup *, Error *);
+void pipeline_free(Pipeline *); // collective; before the gradients and the group; NULL is allowed
 
 typedef struct PipelineMicrobatch {
     Batch batch;

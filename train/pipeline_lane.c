@@ -1,18 +1,30 @@
 /* See pipeline_lane.h. */
 #include "train/pipeline_lane.h"
 #include <stdlib.h>
+#include <string.h>
 
 enum { AHEAD = 2 }; // receives that are posted: the next message, and the one that comes while that is read
 
+typedef struct Read { // of a device's memory, under way
+    BackendRead *read;
+    size_t at;
+} Read;
+
 typedef struct LaneBuffer {
+    LaneMessage message;     // the first member
     struct LaneBuffer *next; // of all
-    void *data;
-    size_t capacity;
+    bool apart;              // `body` is the device's, and `header` apart from it
+    size_t capacity, bytes;  // bytes: of the message in it
     bool taken;
-    CommRequest *request; // it is on its way
+    Read *reads; // that fill it, (read_room)
+    int read_count, read_room;
+    ChannelMessage *carried; // of a channel, whose memory it has
+    CommRequest *request;    // it is on its way
 } LaneBuffer;
 
 struct LaneBuffers {
+    Backend *backend;
+    size_t header_bytes;
     LaneBuffer *all;
     double bytes; // of all
 };
@@ -20,6 +32,7 @@ struct LaneBuffers {
 struct Lane {
     LaneBuffers *buffers;
     Comm *group;
+    Channel *channel;
     int peer, tag, most;
     bool local;
     size_t *bytes;             // (most) of messages expected, by their number
@@ -29,9 +42,11 @@ struct Lane {
 
 // ---- buffers ----
 
-LaneBuffers *lane_buffers_new(void) {
+LaneBuffers *lane_buffers_new(Backend *backend, size_t header_bytes) {
     LaneBuffers *b = calloc(1, sizeof *b);
     check(b);
+    b->backend = backend;
+    b->header_bytes = header_bytes;
     return b;
 }
 
@@ -42,12 +57,19 @@ void lane_settle(LaneBuffers *b) {
     }
 }
 
+static void release(const LaneBuffers *b, LaneBuffer *x) {
+    if (x->apart && x->message.body) b->backend->release(b->backend, x->message.body, x->capacity);
+    if (!x->carried) free(x->message.header);
+    x->message = (LaneMessage){0};
+}
+
 void lane_buffers_free(LaneBuffers *b) {
     if (!b) return;
     for (LaneBuffer *x = b->all, *next; x; x = next) {
         next = x->next;
-        check(!x->request);
-        free(x->data);
+        check(!x->request && !x->carried);
+        release(b, x);
+        free(x->reads);
         free(x);
     }
     free(b);
@@ -69,41 +91,55 @@ static LaneBuffer *better(LaneBuffer *a, LaneBuffer *b, size_t bytes) {
     return smaller == (a->capacity >= bytes) ? a : b;
 }
 
-static LaneBuffer *take(LaneBuffers *b, size_t bytes) {
+// One that no other message has; capacity 0 where it is new.
+static LaneBuffer *find(LaneBuffers *b, bool apart, size_t bytes) {
     LaneBuffer *best = NULL;
     for (LaneBuffer *x = b->all; x; x = x->next)
-        if (is_free(x)) best = better(x, best, bytes);
+        if (x->apart == apart && is_free(x)) best = better(x, best, bytes);
     if (!best) {
         best = calloc(1, sizeof *best);
         check(best);
         best->next = b->all;
+        best->apart = apart;
         b->all = best;
     }
-    if (best->capacity < bytes) {
-        free(best->data);
-        best->data = aligned_alloc(64, (bytes + 63) & ~(size_t)63);
-        check(best->data && "memory for messages");
-        b->bytes += (double)(bytes - best->capacity);
-        best->capacity = bytes;
-    }
+    best->bytes = bytes;
     best->taken = true;
     return best;
 }
 
-static LaneBuffer *buffer_of(const LaneBuffers *b, const void *data) {
-    LaneBuffer *x = b->all;
-    while (x && x->data != data) x = x->next;
-    check(x && x->taken);
+static LaneBuffer *take(LaneBuffers *b, bool apart, size_t bytes) {
+    LaneBuffer *x = find(b, apart, bytes);
+    if (x->capacity >= bytes) return x;
+    b->bytes += (double)(bytes - x->capacity);
+    release(b, x);
+    if (apart) {
+        x->message.header = malloc(b->header_bytes);
+        x->message.body = b->backend->allocate(b->backend, bytes);
+    } else {
+        x->message.header = x->message.body = aligned_alloc(64, (bytes + 63) & ~(size_t)63);
+    }
+    check(x->message.header && x->message.body && "memory for messages");
+    x->capacity = bytes;
+    return x;
+}
+
+// One that stands for a message of a channel.
+static LaneBuffer *carry(ChannelMessage *m) {
+    LaneBuffer *x = calloc(1, sizeof *x);
+    check(x);
+    *x = (LaneBuffer){.message = {m->header, m->body}, .apart = true, .taken = true, .carried = m};
     return x;
 }
 
 // ---- lanes ----
 
-Lane *lane_new(LaneBuffers *buffers, Comm *group, int peer, int tag, int most) {
+Lane *lane_new(LaneBuffers *buffers, Comm *group, Channel *channel, int peer, int tag, int most) {
     Lane *l = calloc(1, sizeof *l);
     check(l);
     *l = (Lane){.buffers = buffers,
                 .group = group,
+                .channel = channel,
                 .peer = peer,
                 .tag = tag,
                 .most = most,
@@ -125,40 +161,106 @@ void lane_free(Lane *l) {
 static void post(Lane *l) {
     for (; l->ready < l->expected && l->ready < l->read + AHEAD; l->ready++) {
         size_t bytes = l->bytes[l->ready];
-        LaneBuffer *x = l->posted[l->ready] = take(l->buffers, bytes);
-        x->request = comm_start_receive(l->group, x->data, (int64_t)bytes, l->peer, l->tag, "microbatches");
+        LaneBuffer *x = l->posted[l->ready] = take(l->buffers, false, bytes);
+        x->request = comm_start_receive(l->group, x->message.header, (int64_t)bytes, l->peer, l->tag, "microbatches");
     }
 }
 
-void *lane_message(Lane *l, size_t bytes) { return take(l->buffers, bytes)->data; }
+LaneMessage *lane_message(Lane *l, size_t bytes) {
+    if (l->channel) return &carry(channel_message(l->channel, bytes))->message;
+    return &take(l->buffers, l->local && l->buffers->backend->apart, bytes)->message;
+}
 
-void lane_send(Lane *l, void *message, size_t bytes) {
-    LaneBuffer *x = buffer_of(l->buffers, message);
-    if (l->local) {
+// What lies on a device and goes by the host is read beside what else is read, and waited for when it goes.
+static void start_read(LaneBuffer *x, Backend *b, size_t at, const void *from, size_t bytes) {
+    if (x->read_count == x->read_room) {
+        x->read_room += 8;
+        x->reads = realloc(x->reads, (size_t)x->read_room * sizeof *x->reads);
+        check(x->reads);
+    }
+    x->reads[x->read_count++] = (Read){backend_read_start(b, from, bytes), at};
+}
+
+void lane_put(Lane *l, LaneMessage *m, size_t at, const void *from, size_t bytes) {
+    LaneBuffer *x = (LaneBuffer *)m;
+    Backend *b = l->buffers->backend;
+    if (x->apart)
+        b->copy(b, (char *)m->body + at, from, bytes);
+    else if (b->apart)
+        start_read(x, b, at, from, bytes);
+    else
+        b->download(b, (char *)m->body + at, from, bytes);
+}
+
+void lane_clear(Lane *l, LaneMessage *m, size_t at, size_t bytes) {
+    Backend *b = l->buffers->backend;
+    if (!((LaneBuffer *)m)->apart)
+        memset((char *)m->body + at, 0, bytes);
+    else if (bytes)
+        b->zero(b, (char *)m->body + at, bytes);
+}
+
+void lane_get(Lane *l, const LaneMessage *m, size_t at, void *to, size_t bytes) {
+    Backend *b = l->buffers->backend;
+    if (((const LaneBuffer *)m)->apart)
+        b->copy(b, to, (const char *)m->body + at, bytes);
+    else
+        b->upload(b, to, (const char *)m->body + at, bytes);
+}
+
+void lane_send(Lane *l, LaneMessage *m) {
+    LaneBuffer *x = (LaneBuffer *)m;
+    for (int i = 0; i < x->read_count; i++)
+        backend_read_finish(l->buffers->backend, x->reads[i].read, (char *)m->body + x->reads[i].at);
+    x->read_count = 0;
+    if (x->carried) {
+        channel_send(l->channel, x->carried, l->tag);
+        free(x);
+    } else if (l->local) {
         check(l->ready < l->most);
         l->posted[l->ready++] = x;
-        return;
+    } else {
+        x->request = comm_start_send(l->group, m->header, (int64_t)x->bytes, l->peer, l->tag, "microbatches");
+        x->taken = false; // as soon as it has gone
     }
-    x->request = comm_start_send(l->group, message, (int64_t)bytes, l->peer, l->tag, "microbatches");
-    x->taken = false; // as soon as it has gone
 }
 
 void lane_expect(Lane *l, size_t bytes) {
     check(l->expected < l->most);
     l->bytes[l->expected++] = bytes;
-    if (!l->local) post(l);
+    if (l->channel)
+        channel_expect(l->channel);
+    else if (!l->local)
+        post(l);
 }
 
-bool lane_waits(const Lane *l) { return !l->local && !comm_done(l->posted[l->read]->request); }
+bool lane_waits(const Lane *l) {
+    if (l->channel) return channel_waits(l->channel, l->tag);
+    return !l->local && !comm_done(l->posted[l->read]->request);
+}
 
-void *lane_receive(Lane *l) {
+static LaneBuffer *next_buffer(Lane *l) {
+    if (l->channel) return carry(channel_receive(l->channel, l->tag));
     check(l->read < l->ready);
-    LaneBuffer *x = l->posted[l->read++];
+    LaneBuffer *x = l->posted[l->read];
     comm_wait(x->request);
     x->request = NULL;
-    if (!l->local) post(l);
-    if (l->read == l->most) l->expected = l->ready = l->read = 0; // of this run
-    return x->data;
+    return x;
 }
 
-void lane_give_back(Lane *l, void *data) { buffer_of(l->buffers, data)->taken = false; }
+LaneMessage *lane_receive(Lane *l) {
+    LaneBuffer *x = next_buffer(l);
+    l->read++;
+    if (!l->local && !l->channel) post(l);
+    if (l->read == l->most) l->expected = l->ready = l->read = 0; // of this run
+    return &x->message;
+}
+
+void lane_give_back(Lane *l, LaneMessage *m) {
+    LaneBuffer *x = (LaneBuffer *)m;
+    check(x->taken);
+    x->taken = false;
+    if (!x->carried) return;
+    channel_give_back(l->channel, x->carried);
+    free(x);
+}

@@ -20,6 +20,8 @@ static void append(MessageLayout *l, int stream, const StreamShape *shape) {
     l->bytes += align(shape_bytes(shape));
 }
 
+size_t message_header_bytes(void) { return align(sizeof(MessageHeader)); }
+
 MessageLayout message_layout(const Joint *joint, const Batch *batch, const JointPass *pass, int unit) {
     MessageLayout l = {0};
     l.streams = joint_stream_shapes(joint, batch, pass, unit, l.shapes);
@@ -27,14 +29,14 @@ MessageLayout message_layout(const Joint *joint, const Batch *batch, const Joint
 }
 
 MessageLayout message_layout_of(const MessageLayout *all, unsigned streams) {
-    MessageLayout l = {.bytes = align(sizeof(MessageHeader))};
+    MessageLayout l = {.bytes = message_header_bytes()};
     for (int s = 0; s < JOINT_STREAMS; s++)
         if (streams & all->streams & 1U << s) append(&l, s, &all->shapes[s]);
     return l;
 }
 
-MessageHeader *message_begin(void *message, const MessageLayout *layout, const MessageHeader *what) {
-    MessageHeader *h = message;
+MessageHeader *message_begin(void *header, const MessageLayout *layout, const MessageHeader *what) {
+    MessageHeader *h = header;
     *h = *what;
     h->magic = MAGIC;
     h->streams = 0;
@@ -88,8 +90,8 @@ static bool check_header(const MessageHeader *h, const MessageHeader *expected, 
     return true;
 }
 
-bool message_check(const void *message, const MessageLayout *layout, const MessageHeader *expected, Error *error) {
-    const MessageHeader *h = message;
+bool message_check(const void *header, const MessageLayout *layout, const MessageHeader *expected, Error *error) {
+    const MessageHeader *h = header;
     bool ok = check_header(h, expected, error);
     for (int s = 0; ok && s < JOINT_STREAMS; s++) ok = check_stream(h, layout, s, error);
     return ok ||

@@ -1,7 +1,7 @@
 /* What crosses a boundary between two parts of a pipeline: one message a microbatch and direction. A header says what
- * it is; the elements of its streams, or of their gradients, follow in one piece of host memory. Both sides know from
- * their batch how large it is (joint_stream_shapes), so that it is received before anybody looks into it; then the
- * header is held against what was expected. */
+ * it is; the elements of its streams, or of their gradients, follow in one piece of memory. Both sides know from their
+ * batch how large it is (joint_stream_shapes), so that it is received before anybody looks into it; then the header is
+ * held against what was expected. */
 #pragma once
 #include "fusion/joint_units.h"
 
@@ -28,13 +28,11 @@ typedef struct MessageHeader {
     StreamShape shapes[JOINT_STREAMS];
 } MessageHeader;
 
-static inline void *message_at(void *message, const MessageLayout *layout, int stream) {
-    return (char *)message + layout->at[stream];
-}
+size_t message_header_bytes(void); // in front of the first stream
 // Begins a message: its header, with the shapes of `layout` and no streams yet.
-MessageHeader *message_begin(void *message, const MessageLayout *layout, const MessageHeader *what);
+MessageHeader *message_begin(void *header, const MessageLayout *layout, const MessageHeader *what);
 // Whether a message is the one that is expected, with all streams of the layout (of gradients: with some of them).
 // The error names microbatch, boundary and stream, with both shapes.
-bool message_check(const void *message, const MessageLayout *layout, const MessageHeader *expected, Error *);
+bool message_check(const void *header, const MessageLayout *layout, const MessageHeader *expected, Error *);
 // Whether what is to go is what the other side expects: for each stream a tensor of its shape, and no others.
 bool message_check_leaving(const MessageLayout *, const JointStreams *, Error *);

@@ -232,7 +232,7 @@ static bool open_model(Run *r, Error *error) {
 }
 
 // Collective: what works on the parameters.
-static void open_step(Run *r) {
+static bool open_step(Run *r, Error *error) {
     Parameters *parameters = joint_parameters(r->joint);
     int ranks = r->layout.ranks, sharing = r->seat.gpus && r->hosts.local > r->seat.gpus ? r->hosts.local : 0;
     utilisation_open(&r->utilisation, r->joint, r->backend, r->config.precision ? BF16 : F32,
@@ -245,13 +245,15 @@ static void open_step(Run *r) {
     if (r->backend->read_start) // the device judges
         r->gate = step_gate_new(r->backend, r->layout.pieces / r->layout.size[MESH_DATA], r->parallel.data,
                                 r->parallel.pipeline);
-    if (!r->parallel.pipeline) return;
+    if (!r->parallel.pipeline) return true;
     r->pipeline = pipeline_new(&(PipelineSetup){.table = &r->stages.table,
                                                 .units = r->stages.first,
                                                 .group = r->parallel.pipeline,
                                                 .joint = r->joint,
                                                 .gradients = r->gradients,
-                                                .trace = r->trace});
+                                                .trace = r->trace},
+                               error);
+    return r->pipeline != NULL;
 }
 
 static bool same_data(const Run *r, const TrainState *saved, Error *error) {
@@ -306,7 +308,7 @@ static bool open_in_turn(Run *r, Error *error) {
     char found[1024];
     if (!open_config(r, found, error) || !agree(world, open_layout(r, error), error)) return false;
     if (!agree(world, open_model(r, error), error)) return false;
-    open_step(r);
+    if (!agree(world, open_step(r, error), error)) return false;
     if (!agree(world, open_loaders(r, error), error)) return false;
     r->saver = open_saver(r);
     if (!agree(world, same_arithmetic(r, error), error)) return false;

@@ -65,7 +65,7 @@ static bool choose_route(const Comm *comm, DeviceGroup *g, Error *error) {
 }
 
 // Collective; where one rank fails all do.
-static bool open_link(Comm *comm, DeviceGroup *g, Error *error) {
+static bool open_link(Comm *comm, DeviceGroup *g, DeviceLinkKind kind, Error *error) {
     Backend *b = g->backend;
     struct {
         DeviceLinkId id;
@@ -74,7 +74,7 @@ static bool open_link(Comm *comm, DeviceGroup *g, Error *error) {
     memset(&first, 0, sizeof first);
     if (comm->rank == 0) first.made = b->links->new_id(b, &first.id, error);
     comm_broadcast(comm, &first, sizeof first, 0, "where links meet");
-    if (first.made) g->link = b->links->open(b, &first.id, comm->rank, comm->size, comm->name, error);
+    if (first.made) g->link = b->links->open(b, kind, &first.id, comm->rank, comm->size, comm->name, error);
     int32_t all = g->link != NULL;
     comm_all_reduce(comm, &all, 1, COMM_I32, COMM_MIN, COMM_FAST, "links");
     if (!all && !error->kind)
@@ -84,19 +84,28 @@ static bool open_link(Comm *comm, DeviceGroup *g, Error *error) {
 
 static void flush_backend(void *backend) { ((Backend *)backend)->flush(backend); }
 
-bool comm_device_open(Comm *comm, Backend *backend, Error *error) {
+static bool open_group(Comm *comm, Backend *backend, DeviceLinkKind kind, Error *error) {
     if (!backend->apart || comm_alone(comm) || comm_is_dry(comm)) return true;
     check(!comm->device);
     DeviceGroup *g = comm->device = calloc(1, sizeof *g);
     check(g);
     g->backend = backend;
-    if (choose_route(comm, g, error) && (*g->why || open_link(comm, g, error))) {
+    if (choose_route(comm, g, error) && (*g->why || open_link(comm, g, kind, error))) {
         if (g->link) engine_add_link(comm->engine, g->link);
         if (g->link && backend->flush) engine_before_waits(comm->engine, flush_backend, backend);
         return true;
     }
     comm_device_close(comm);
     return false;
+}
+
+bool comm_device_open(Comm *comm, Backend *backend, Error *error) {
+    return open_group(comm, backend, LINK_COLLECTIVE, error);
+}
+
+bool comm_device_open_messages(Comm *pair, Backend *backend, Error *error) {
+    check(comm_size(pair) == 2);
+    return open_group(pair, backend, LINK_MESSAGES, error);
 }
 
 void comm_device_close(Comm *comm) {
@@ -390,6 +399,19 @@ CommRequest *comm_device_start_receive(Backend *b, Comm *comm, void *data, int64
     if (!b->apart) return comm_start_receive(comm, data, bytes, from, tag, what);
     DeviceCall call = bytes_call(CALL_RECEIVE, data, NULL, bytes, from, tag, what);
     return start(b, comm, &call);
+}
+
+int comm_device_point(Comm *pair) {
+    DeviceLink *link = pair->device->link;
+    return link->point(link);
+}
+
+CommRequest *comm_device_start_receive_behind(Backend *b, Comm *pair, void *data, int64_t bytes, int point,
+                                              const char *what) {
+    DeviceCall call = bytes_call(CALL_RECEIVE, data, NULL, bytes, 0, 0, what);
+    check(comm_device_route(pair) == ROUTE_LINKED && comm_rank(pair) == 1);
+    call.behind = point ? point : -1;
+    return start(b, pair, &call);
 }
 
 CommRequest *comm_device_start_exchange(Backend *b, Comm *comm, void *out, const void *in, int64_t bytes, int with,

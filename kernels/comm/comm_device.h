@@ -16,6 +16,10 @@ typedef enum DeviceRoute { ROUTE_HOST, ROUTE_STAGED, ROUTE_LINKED } DeviceRoute;
 // Collective over the group, which may be NULL or of one rank (nothing happens): from now on its calls may be given
 // memory of the backend, until comm_device_close, which comes before either is freed. False where a link fails.
 bool comm_device_open(Comm *, Backend *, Error *);
+// The same of two ranks, of which rank 0 will send to rank 1, and nothing else: what is sent is under way beside
+// everything that either backend is given (device_link.h). Who opens several such groups opens them in an order that
+// all have.
+bool comm_device_open_messages(Comm *pair, Backend *, Error *);
 void comm_device_close(Comm *); // NULL and groups that were not opened are allowed
 DeviceRoute comm_device_route(const Comm *);
 const char *comm_device_why(const Comm *); // it is staged; "" where it is not
@@ -37,6 +41,11 @@ CommRequest *comm_device_start_send(Backend *, Comm *, const void *data, int64_t
                                     const char *what);
 CommRequest *comm_device_start_receive(Backend *, Comm *, void *data, int64_t bytes, int from, int tag,
                                        const char *what);
+// Of comm_device_open_messages, where linked: a receive into memory that is free once the backend has done what it was
+// given up to `point`; 0: that is free already.
+int comm_device_point(Comm *pair);
+CommRequest *comm_device_start_receive_behind(Backend *, Comm *pair, void *data, int64_t bytes, int point,
+                                              const char *what);
 // Sends and receives the same number of bytes, which two calls could not do: those of a link run one behind the other.
 CommRequest *comm_device_start_exchange(Backend *, Comm *, void *out, const void *in, int64_t bytes, int with, int tag,
                                         const char *what);

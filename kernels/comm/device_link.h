@@ -24,6 +24,7 @@ typedef struct DeviceCall {
     CommReduction reduction;
     CommOrder order;
     int peer, tag;                       // root, sender, receiver, or the other side
+    int behind;                          // LINK_MESSAGES: 0: all that the backend was given; what `point` said; -1: nothing
     const int64_t *out_bytes, *in_bytes; // all-to-all: (ranks) each, read before the call returns
     const char *what;
 } DeviceCall;
@@ -48,13 +49,22 @@ struct DeviceLink {
     // Behind all that the backend was given before. The answer goes to `wait` once, in any order among those of a link.
     int (*start)(DeviceLink *, const DeviceCall *);
     void (*wait)(DeviceLink *, int started); // what the backend is given from now on comes behind it; not the host
+    // LINK_MESSAGES: this point in what the backend is given, for the `behind` of one call. Else NULL.
+    int (*point)(DeviceLink *);
     const char *(*fault)(DeviceLink *);      // what went wrong on the way, NULL: nothing; any thread
     void (*abort)(DeviceLink *);             // ends what is under way, whatever state it is in; any thread
     void (*close)(DeviceLink *);             // frees it, once all was waited for
 };
 
+typedef enum DeviceLinkKind {
+    LINK_COLLECTIVE, // of any ranks: its calls are part of what the backend is given (of its lists, where it has some)
+    LINK_MESSAGES    // from one of two ranks to the other: a message never holds up what the backend is given beside it,
+                     // nor do lists end with it. SEND at one end alone, RECEIVE at the other, in the same order
+} DeviceLinkKind;
+
 typedef struct DeviceLinks { // of a backend
     void (*identify)(Backend *, DeviceIdentity *);
     bool (*new_id)(Backend *, DeviceLinkId *, Error *); // on one rank, for all of a group
-    DeviceLink *(*open)(Backend *, const DeviceLinkId *, int rank, int size, const char *name, Error *); // collective
+    DeviceLink *(*open)(Backend *, DeviceLinkKind, const DeviceLinkId *, int rank, int size, const char *name,
+                        Error *); // collective
 } DeviceLinks;

@@ -41,11 +41,7 @@ typedef struct Operation {
 // ---- errors ----
 
 static void must(const Link *l, ncclResult_t status, const char *what) {
-    char text[256];
-    if (status == ncclSuccess || status == ncclInProgress) return;
-    if (cuda_list_capture_fails(l->state, cudaErrorUnknown)) return;
-    snprintf(text, sizeof text, "NCCL in group %s: %s", l->name, l->calls->text(status));
-    cuda_fail(l->state, what, text);
+    cuda_nccl_must(l->state, l->calls, status, l->name, what);
 }
 
 static const char *fault(DeviceLink *link) {
@@ -392,7 +388,7 @@ DeviceLink *cuda_link_open(Backend *b, const CudaNccl *n, const ncclUniqueId *id
                            const char *name, Error *error) {
     Link *l = calloc(1, sizeof *l);
     check(l);
-    *l = (Link){.link = {l, start, wait_for, fault, abort_link, close_link},
+    *l = (Link){.link = {l, start, wait_for, NULL, fault, abort_link, close_link},
                 .backend = b,
                 .state = cuda_state(b),
                 .calls = &n->calls,

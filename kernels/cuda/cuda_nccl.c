@@ -19,7 +19,7 @@ static bool find(void *library, const char *name, void *function, CudaNccl *n) {
 static bool find_calls(void *library, CudaNccl *n) {
     NcclCalls *c = &n->calls;
     return find(library, "ncclGetVersion", &c->version, n) && find(library, "ncclGetUniqueId", &c->new_id, n) &&
-           find(library, "ncclCommInitRank", &c->open, n) && find(library, "ncclCommDestroy", &c->destroy, n) &&
+           find(library, "ncclCommInitRank", &c->open, n) && find(library, "ncclCommInitRankConfig", &c->open_with, n) && find(library, "ncclCommDestroy", &c->destroy, n) &&
            find(library, "ncclCommAbort", &c->abort, n) && find(library, "ncclCommGetAsyncError", &c->fault, n) &&
            find(library, "ncclGetErrorString", &c->text, n) && find(library, "ncclGroupStart", &c->group_start, n) &&
            find(library, "ncclGroupEnd", &c->group_end, n) && find(library, "ncclAllReduce", &c->all_reduce, n) &&
@@ -93,12 +93,22 @@ static bool new_id(Backend *b, DeviceLinkId *out, Error *error) {
 }
 
 // Groups of a process may be under way in an order of their own on every rank: each has a lane, as far as they reach.
-static DeviceLink *open_link(Backend *b, const DeviceLinkId *id, int rank, int size, const char *name, Error *error) {
+static DeviceLink *open_link(Backend *b, DeviceLinkKind kind, const DeviceLinkId *id, int rank, int size,
+                             const char *name, Error *error) {
     CudaNccl *n = nccl_of(cuda_state(b));
     ncclUniqueId place;
     memcpy(&place, id->bytes, sizeof place);
+    if (kind == LINK_MESSAGES) return cuda_messages_open(b, n, &place, rank, name, error);
     int lane = CUDA_FIRST_LINK_LANE + n->links++ % (CUDA_LANES - CUDA_FIRST_LINK_LANE);
     return cuda_link_open(b, n, &place, rank, size, lane, name, error);
+}
+
+void cuda_nccl_must(CudaState *s, const NcclCalls *calls, ncclResult_t status, const char *group, const char *what) {
+    char text[256];
+    if (status == ncclSuccess || status == ncclInProgress) return;
+    if (cuda_list_capture_fails(s, cudaErrorUnknown)) return;
+    snprintf(text, sizeof text, "NCCL in group %s: %s", group, calls->text(status));
+    cuda_fail(s, what, text);
 }
 
 static const DeviceLinks links = {identify, new_id, open_link};

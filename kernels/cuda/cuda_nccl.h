@@ -9,6 +9,7 @@ typedef struct NcclCalls {
     ncclResult_t (*version)(int *);
     ncclResult_t (*new_id)(ncclUniqueId *);
     ncclResult_t (*open)(ncclComm_t *, int ranks, ncclUniqueId, int rank);
+    ncclResult_t (*open_with)(ncclComm_t *, int ranks, ncclUniqueId, int rank, ncclConfig_t *);
     ncclResult_t (*destroy)(ncclComm_t);
     ncclResult_t (*abort)(ncclComm_t);
     ncclResult_t (*fault)(ncclComm_t, ncclResult_t *);
@@ -37,3 +38,8 @@ struct DeviceLinkId;
 // A link of a group, on a lane of its own (cuda_link.c).
 struct DeviceLink *cuda_link_open(Backend *, const CudaNccl *, const ncclUniqueId *, int rank, int size, int lane,
                                   const char *name, Error *);
+// One between two ranks for messages, on a stream of its own (cuda_messages.c).
+struct DeviceLink *cuda_messages_open(Backend *, const CudaNccl *, const ncclUniqueId *, int rank, const char *name,
+                                      Error *);
+// ends the process where `status` is an error; of a call in a group of ranks
+void cuda_nccl_must(CudaState *, const NcclCalls *, ncclResult_t status, const char *group, const char *what);

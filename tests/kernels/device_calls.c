@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_RANKS = 8 };
+enum { MOST_RANKS = 8, BESIDE = 256 /* bytes that nothing else uses */ };
 
 typedef struct Case {
     DeviceCallKind kind;
@@ -85,26 +85,26 @@ typedef struct Trial { // of a case: (room) bytes each, host; and the device's
     Case c;
     int64_t room;
     char *in, *out, *first_in, *first_out;
-    void *device_in, *device_out;
+    void *device_in, *device_out, *beside; // one block; beside: (BESIDE)
     CommRequest *request;
 } Trial;
 
 static Trial trial_new(Backend *b, Comm *comm, Case c, uint64_t seed) {
-    Trial t = {.c = c, .room = bytes_of(&c) > 1024 ? bytes_of(&c) : 1024};
+    Trial t = {.c = c, .room = bytes_of(&c) > 1024 ? (bytes_of(&c) + 255) / 256 * 256 : 1024};
     char **all[] = {&t.in, &t.out, &t.first_in, &t.first_out};
     for (int i = 0; i < 4; i++) assert_non_null(*all[i] = malloc((size_t)t.room));
     fill(&c, t.in, t.room, seed, comm_rank(comm));
     fill(&c, t.out, t.room, seed + 1, comm_rank(comm));
     memcpy(t.first_in, t.in, (size_t)t.room);
     memcpy(t.first_out, t.out, (size_t)t.room);
-    t.device_in = b->allocate(b, (size_t)t.room);
-    t.device_out = b->allocate(b, (size_t)t.room);
+    t.device_in = b->allocate(b, 2 * (size_t)t.room + BESIDE);
+    t.device_out = (char *)t.device_in + t.room;
+    t.beside = (char *)t.device_out + t.room;
     return t;
 }
 
 static void trial_free(Trial *t, Backend *b) {
-    b->release(b, t->device_in, (size_t)t->room);
-    b->release(b, t->device_out, (size_t)t->room);
+    b->release(b, t->device_in, 2 * (size_t)t->room + BESIDE);
     free(t->in);
     free(t->out);
     free(t->first_in);
@@ -135,14 +135,12 @@ static void compare(const Trial *t, Backend *b) {
 
 static void check_case(Backend *b, Comm *comm, Case c, uint64_t seed) {
     Trial t = trial_new(b, comm, c, seed);
-    void *beside = b->allocate(b, 256);
     by_host(&t, comm);
     trial_upload(&t, b);
     CommRequest *request = start(b, comm, &c, t.device_out, t.device_in);
-    b->zero(b, beside, 256);
+    b->zero(b, t.beside, BESIDE);
     comm_wait(request);
     compare(&t, b);
-    b->release(b, beside, 256);
     trial_free(&t, b);
 }
 

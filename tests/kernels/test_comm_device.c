@@ -89,8 +89,9 @@ static const char *fault(DeviceLink *link) { return ((Probe *)link->state)->faul
 static void abort_link(DeviceLink *link) { ((Probe *)link->state)->aborted = true; }
 static void close_link(DeviceLink *link) { ((Probe *)link->state)->closed = true; }
 
-static DeviceLink *open_link(Backend *b, const DeviceLinkId *id, int rank, int size, const char *name, Error *error) {
+static DeviceLink *open_link(Backend *b, DeviceLinkKind kind, const DeviceLinkId *id, int rank, int size, const char *name, Error *error) {
     Probe *p = b->state;
+    assert_int_equal(kind, LINK_COLLECTIVE);
     assert_string_equal(id->bytes, "here");
     assert_string_equal(name, "world");
     if (p->answers->link_fails && rank == size - 1) return error_set(error, ERROR_FAILED, "no wire"), NULL;

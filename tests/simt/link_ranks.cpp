@@ -6,13 +6,16 @@
 #include "tests/simt/shim/host.h"
 #include <cstdlib>
 #include <cstring>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <string>
+#include <unistd.h>
 extern "C" {
 #include "kernels/cuda/cuda_list.h"
 #include "tests/kernels/device_calls.h"
 #include "tests/support/test.h"
+#include "tests/train/staged.h"
 }
 
 Comm *stand_in_world;
@@ -20,6 +23,18 @@ bool stand_in_has_failed;
 static Comm *&world = stand_in_world;
 bool stand_in_holds(const void *memory, size_t bytes) { return simt_holds(memory, bytes); }
 
+
+// The host waits for other ranks: its device works on. (To wake up without a reason is what such a wait may do.)
+static const pthread_t host_thread = pthread_self();
+extern "C" int __real_pthread_cond_timedwait(pthread_cond_t *, pthread_mutex_t *, const timespec *);
+extern "C" int __wrap_pthread_cond_timedwait(pthread_cond_t *c, pthread_mutex_t *m, const timespec *until) {
+    if (!pthread_equal(pthread_self(), host_thread)) return __real_pthread_cond_timedwait(c, m, until);
+    pthread_mutex_unlock(m);
+    runtime_go_on();
+    usleep(20);
+    pthread_mutex_lock(m);
+    return 0;
+}
 
 static void take_library(const char *name) {
     setenv("BIFOCAL_NCCL", (std::string(LIBRARY_FOLDER "/") + name).c_str(), 1);
@@ -72,6 +87,33 @@ static void groups_have_links_of_their_own(void **) {
     backend_free(b);
 }
 
+// Whole steps of small pipelines: what crosses a boundary goes from device to device, rows are graphs from the second
+// step of their shape on, and the bits are those of one rank.
+static void stages_exchange_by_device_and_keep_the_bits_of_one_rank(void **) {
+    Staged how = {};
+    take_library("libnccl_good.so");
+    how.config = staged_config();
+    how.config.vision.layers = how.config.text.layers = 1;
+    how.rows = {.lm = 4, .caption = 4, .pairs = comm_size(world) == 3 ? 0 : 4, .mae = 4};
+    how.pieces = comm_size(world) == 4 ? 4 : 2;
+    how.ordered = true;
+    how.steps = 3;
+    how.open = open_gpu;
+    runtime_set_order(RUNTIME_LATE, 1);
+    Comm *alone = comm_self_new();
+    StagedOutcome *one = comm_rank(world) == 0 ? staged_join(&how, alone) : nullptr;
+    how.kind = comm_size(world) == 2 ? PIPELINE_INTERLEAVED : comm_size(world) == 3 ? PIPELINE_ZB_V : PIPELINE_ZB_H1;
+    how.chunks = comm_size(world) == 4 ? 1 : 2;
+    how.data = comm_size(world) == 4 ? 2 : 1;
+    how.stages = comm_size(world) / how.data;
+    runtime_set_order(RUNTIME_RANDOM, 5 + static_cast<uint64_t>(comm_rank(world)));
+    StagedOutcome *part = staged_join(&how, world);
+    assert_staged_part(world, one, part);
+    staged_free(part);
+    staged_free(one);
+    comm_free(alone);
+}
+
 static void what_nccl_finds_wrong_is_told(void **) {
     Backend *b = open_gpu();
     char why[256] = "";
@@ -117,8 +159,9 @@ static void without_nccl_calls_are_staged(void **) {
     }
 }
 
-int main() {
+int main(int count, char **words) { // words: a pattern of the tests that are wanted
     Error error = {};
+    if (count > 1) cmocka_set_test_filter(words[1]);
     world = comm_world_new(nullptr, &error);
     if (!world || comm_size(world) == 1) {
         fprintf(stderr, "start several: tests/support/tcprun.sh N PROGRAM; %s\n", error.message);
@@ -127,6 +170,7 @@ int main() {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(linked_calls_have_the_hosts_bits_in_every_order_of_streams),
         cmocka_unit_test(groups_have_links_of_their_own),
+        cmocka_unit_test(stages_exchange_by_device_and_keep_the_bits_of_one_rank),
         cmocka_unit_test(what_nccl_finds_wrong_is_told),
         cmocka_unit_test(an_nccl_that_does_not_go_with_this_cuda_is_refused),
         cmocka_unit_test(without_nccl_calls_are_staged),

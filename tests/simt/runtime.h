@@ -35,6 +35,7 @@ void runtime_watch(void (*ran)(void *context, int stream, double begin, double e
 struct CUstream_st;
 void runtime_put(struct CUstream_st *, bool (*work)(void *context), void *context);
 
+void runtime_go_on(void);      // a piece of work, where any can run: a device works while its host waits for something
 void runtime_finish(void);     // all work in all streams
 int64_t runtime_waiting(void); // pieces of work not done yet
 // The clock that events read: a kernel takes RUNTIME_KERNEL seconds, other work what it says here as it runs.

@@ -170,6 +170,14 @@ void queue_progress() {
     while (draw(3) == 0 && random_runs()) {}
 }
 
+void runtime_go_on() {
+    if (queue.running) return;
+    if (queue.order == RUNTIME_RANDOM)
+        random_runs();
+    else
+        others_run(nullptr);
+}
+
 // ---- graphs, kernels ----
 
 void queue_put(CUstream_st *s, std::function<void()> work) {

@@ -139,6 +139,7 @@ typedef struct Stage { // a rank's own
 } Stage;
 
 static int at_least_one(int x) { return x > 0 ? x : 1; }
+static int steps_of(const Staged *how) { return how->steps ? how->steps : STAGED_STEPS; }
 
 // First units of the parts, and for each unit which part of this rank it is in.
 static void split(Stage *s, int count, int *chunk) {
@@ -169,8 +170,10 @@ static void open_stage(Stage *s, World *world, Comm *comm) {
     const Staged *how = world->how;
     Error error = {0};
     const int size[MESH_AXES] = {at_least_one(how->data), at_least_one(how->stages), 1, at_least_one(how->tensor)};
-    *s = (Stage){.world = world, .how = how, .memory = arena_new(1 << 16), .backend = cpu_backend_new(1, NULL, NULL)};
+    *s = (Stage){.world = world, .how = how, .memory = arena_new(1 << 16)};
+    s->backend = how->open ? how->open() : cpu_backend_new(1, NULL, NULL);
     assert_done(mesh_open(&s->mesh, comm, size, &error), &error);
+    assert_done(mesh_use_device(&s->mesh, s->backend, &error), &error);
     Comm **axis = s->mesh.axis;
     s->parallel = (Parallel){.tensor = how->tensor > 1 ? axis[MESH_TENSOR] : NULL,
                              .sequence = true,
@@ -199,7 +202,8 @@ static void open_stage(Stage *s, World *world, Comm *comm) {
                            .group = axis[MESH_PIPELINE],
                            .joint = s->joint,
                            .gradients = s->gradients};
-    if (how->stages) s->pipeline = pipeline_new(&setup);
+    if (how->stages) s->pipeline = pipeline_new(&setup, &error);
+    assert_true(s->pipeline || !how->stages);
 }
 
 static void close_stage(Stage *s) {
@@ -208,8 +212,8 @@ static void close_stage(Stage *s) {
     gradients_free(s->gradients);
     tape_free(s->tape);
     joint_free(s->joint);
-    backend_free(s->backend);
     mesh_close(&s->mesh);
+    backend_free(s->backend);
     arena_free(s->memory);
 }
 
@@ -250,15 +254,19 @@ static int64_t first_of(const StagedOutcome *o, const char *name) {
 static void collect_range(StagedOutcome *o, const Stage *s, const OwnedRange *r) {
     const Parameter *p = r->parameter;
     float *whole = o->values + first_of(o, p->is_replica ? p->replica->tensor.name : p->tensor.name);
+    float *own = malloc((size_t)r->count * sizeof *own + 1);
+    assert_non_null(own);
+    s->backend->download(s->backend, own, r->master, (size_t)r->count * sizeof *own);
     for (int64_t done = 0; done < r->count;) {
         int64_t global, run;
         parameter_run(p, &s->parallel, r->first + done, &global, &run);
         for (int64_t k = 0; k < run && done < r->count; k++, done++) {
-            float *to = &whole[global + k], value = r->master[done];
+            float *to = &whole[global + k], value = own[done];
             assert_true(isnan(*to) || *to == value); // several ranks hold it: the same
             *to = value;
         }
     }
+    free(own);
 }
 
 static void collect(Stage *s) {
@@ -356,7 +364,7 @@ static void run_rank(int rank, Comm *comm, void *argument) {
     open_stage(&s, argument, comm);
     if (s.how->poison) poison(&s);
     if (s.how->broken) shrink(&s, 1);
-    for (int i = 0; i < STAGED_STEPS && run_step(&s, i) && !s.how->poison; i++) continue;
+    for (int i = 0; i < steps_of(s.how) && run_step(&s, i) && !s.how->poison; i++) continue;
     if (s.how->poison) note_not_finite(&s);
     if (s.how->broken) shrink(&s, -1);
     parameters_meet(joint_parameters(s.joint));
@@ -371,6 +379,15 @@ StagedOutcome *staged_run(const Staged *how) {
     ranks_run(at_least_one(how->data) * at_least_one(how->stages) * at_least_one(how->tensor), run_rank, &world);
     pthread_mutex_destroy(&world.lock);
     return world.out;
+}
+
+StagedOutcome *staged_join(const Staged *how, Comm *world) {
+    World w = {.how = how, .out = calloc(1, sizeof(StagedOutcome))};
+    assert_non_null(w.out);
+    pthread_mutex_init(&w.lock, NULL);
+    run_rank(comm_rank(world), world, &w);
+    pthread_mutex_destroy(&w.lock);
+    return w.out;
 }
 
 void staged_free(StagedOutcome *o) {
@@ -403,6 +420,29 @@ double staged_apart(const StagedOutcome *a, const StagedOutcome *b) {
             most = worst(most, a->values[k], b->values[other + k - a->first[i]], largest);
     }
     return most;
+}
+
+void assert_staged_part(Comm *world, const StagedOutcome *all, const StagedOutcome *part) {
+    StagedOutcome heard = {0};
+    if (part->failed) fail_msg("%s", part->error.message);
+    if (all) heard = *all;
+    heard.values = malloc((size_t)part->elements * sizeof(float));
+    assert_non_null(heard.values);
+    if (all) memcpy(heard.values, all->values, (size_t)part->elements * sizeof(float));
+    comm_broadcast(world, &heard.loss, sizeof heard.loss, 0, "losses");
+    comm_broadcast(world, &heard.norm, sizeof heard.norm, 0, "norms");
+    comm_broadcast(world, heard.values, part->elements * (int64_t)sizeof(float), 0, "values");
+    assert_memory_equal(heard.loss, part->loss, sizeof heard.loss);
+    assert_memory_equal(heard.norm, part->norm, sizeof heard.norm);
+    int64_t known = 0;
+    for (int64_t i = 0; i < part->elements; i++) {
+        if (isnan(part->values[i])) continue;
+        known++;
+        if (!(part->values[i] == heard.values[i]))
+            fail_msg("element %lld is %g, not %g", (long long)i, part->values[i], heard.values[i]);
+    }
+    assert_true(known > 0);
+    free(heard.values);
 }
 
 void assert_staged_same(const StagedOutcome *a, const StagedOutcome *b, const char *what) {

@@ -5,7 +5,7 @@
 #include "train/schedule_check.h"
 #include "train/step.h"
 
-enum { STAGED_STEPS = 2, MOST_PARTS = 16 };
+enum { STAGED_STEPS = 2, MOST_STAGED_STEPS = 4, MOST_PARTS = 16 };
 
 typedef struct StagedBatch { // rows of each objective in a step
     int lm, caption, pairs, mae;
@@ -20,13 +20,15 @@ typedef struct Staged {
     int units[MOST_PARTS + 1]; // first unit of each part; all 0: as even as possible
     bool ordered, inference;   // inference: losses alone
     Dtype compute;
+    int steps;                  // 0: STAGED_STEPS
+    Backend *(*open)(void);     // for a rank; NULL: the CPU
     const char *poison; // a parameter that gets a NaN on one of its ranks
     const char *broken; // a matrix that does not fit its layer any more
 } Staged;
 
 typedef struct StagedOutcome {
-    StepLoss loss[STAGED_STEPS];
-    double norm[STAGED_STEPS];
+    StepLoss loss[MOST_STAGED_STEPS];
+    double norm[MOST_STAGED_STEPS];
     int count; // of parameters
     int64_t elements;
     char (*names)[64];
@@ -45,7 +47,11 @@ int staged_units(const JointConfig *, JointUnit units[64]);
 int staged_unit(const JointConfig *, const char *name); // its number
 // The parameters and losses of STAGED_STEPS steps; end with staged_free.
 StagedOutcome *staged_run(const Staged *);
+// The same on ranks that are processes, as one of them sees it: values that other ranks hold alone are NaN.
+StagedOutcome *staged_join(const Staged *, Comm *world);
 void staged_free(StagedOutcome *);
 void assert_staged_same(const StagedOutcome *, const StagedOutcome *, const char *what); // bit for bit
+// Of what a rank of the world knows (staged_join), against what its rank 0 knows of all.
+void assert_staged_part(Comm *world, const StagedOutcome *all, const StagedOutcome *part);
 // The largest difference of losses, norms and parameters, relative to the largest of the first.
 double staged_apart(const StagedOutcome *, const StagedOutcome *);

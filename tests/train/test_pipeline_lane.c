@@ -5,6 +5,7 @@
 #include <string.h>
 
 enum { MOST = 40, RUNS = 3 };
+static Backend host = {.name = "the host's own memory"};
 
 static size_t size_of(int message, int tag) { return (size_t)(64 + (message * 37 + tag * 11) % 5 * 1000); }
 
@@ -16,25 +17,25 @@ static void assert_filled(const unsigned char *data, int message, int tag, size_
 
 static void send_one(Lane *l, int message, int tag) {
     size_t bytes = size_of(message, tag);
-    void *data = lane_message(l, bytes);
-    fill(data, message, tag, bytes);
-    lane_send(l, data, bytes);
+    LaneMessage *m = lane_message(l, bytes);
+    fill(m->body, message, tag, bytes);
+    lane_send(l, m);
 }
 
 static void receive_one(Lane *l, int message, int tag) {
-    unsigned char *data = lane_receive(l);
-    assert_filled(data, message, tag, size_of(message, tag));
-    lane_give_back(l, data);
+    LaneMessage *m = lane_receive(l);
+    assert_filled(m->body, message, tag, size_of(message, tag));
+    lane_give_back(l, m);
 }
 
 // Both ways at once, two lanes each way.
 static void exchange(int rank, Comm *world, void *argument) {
     (void)argument;
-    LaneBuffers *buffers = lane_buffers_new();
+    LaneBuffers *buffers = lane_buffers_new(&host, 64);
     Lane *out[2], *in[2];
     for (int i = 0; i < 2; i++) {
-        out[i] = lane_new(buffers, world, 1 - rank, i, MOST);
-        in[i] = lane_new(buffers, world, 1 - rank, i, MOST);
+        out[i] = lane_new(buffers, world, NULL, 1 - rank, i, MOST);
+        in[i] = lane_new(buffers, world, NULL, 1 - rank, i, MOST);
     }
     for (int run = 0; run < RUNS; run++) {
         for (int m = 0; m < MOST; m++)
@@ -60,8 +61,9 @@ static void messages_of_each_lane_arrive_in_their_order(void **state) {
 // A receive that is told its size only when the message before has been read.
 static void answer(int rank, Comm *world, void *argument) {
     (void)argument;
-    LaneBuffers *buffers = lane_buffers_new();
-    Lane *there = lane_new(buffers, world, 1 - rank, 0, MOST), *back = lane_new(buffers, world, 1 - rank, 1, MOST);
+    LaneBuffers *buffers = lane_buffers_new(&host, 64);
+    Lane *there = lane_new(buffers, world, NULL, 1 - rank, 0, MOST),
+         *back = lane_new(buffers, world, NULL, 1 - rank, 1, MOST);
     double bytes = 0;
     for (int run = 0; run < RUNS; run++) {
         for (int m = 0; m < MOST; m++) {
@@ -89,8 +91,8 @@ static void memory_is_used_again(void **state) {
 static void inside_a_rank_nothing_is_sent(void **state) {
     (void)state;
     Comm *alone = comm_self_new();
-    LaneBuffers *buffers = lane_buffers_new();
-    Lane *l = lane_new(buffers, alone, 0, 0, MOST);
+    LaneBuffers *buffers = lane_buffers_new(&host, 64);
+    Lane *l = lane_new(buffers, alone, NULL, 0, 0, MOST);
     for (int run = 0; run < RUNS; run++) {
         for (int m = 0; m < MOST; m++) lane_expect(l, size_of(m, 3));
         for (int m = 0; m < MOST; m += 2) {

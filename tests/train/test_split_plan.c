@@ -190,8 +190,10 @@ static void run_stage(int rank, Comm *world, void *argument) {
         joint_new_part(backend, &r->c->config.model, &parallel, chunk, r->c->config.precision ? BF16 : F32, 1, &error);
     assert_done(joint != NULL, &error);
     Gradients *gradients = gradients_new(joint_parameters(joint), NULL, NULL);
-    Pipeline *p = pipeline_new(&(PipelineSetup){
-        .table = table, .units = r->plan->first, .group = group, .joint = joint, .gradients = gradients});
+    Pipeline *p = pipeline_new(
+        &(PipelineSetup){
+            .table = table, .units = r->plan->first, .group = group, .joint = joint, .gradients = gradients},
+        &error);
     gradients_begin_step(gradients, own);
     assert_done(pipeline_run(p, PIPELINE_TRAIN, work, results, NULL, NULL, NULL, &error), &error);
     gradients_norm(gradients);
