@@ -123,13 +123,13 @@ static void open_chunk(Pipeline *p, int number) {
 // Links the devices of neighbour stages, one way for each direction. Collective; where one stage fails all do.
 static bool open_ways(Pipeline *p, Error *error) {
     if (comm_device_route(p->setup.group) != ROUTE_LINKED) return true;
-    Arena *memory = arena_new(1 << 16);
-    PipelineWay *all;
+    PipelineWay *all = calloc((size_t)(2 * p->shape.stages * p->shape.chunks), sizeof *all);
+    check(all);
     char name[48];
-    int count = pipeline_ways(p->setup.table, memory, &all);
+    int count = pipeline_ways(&p->shape, all);
     int32_t ok = 1;
-    p->ways = calloc((size_t)count, sizeof *p->ways);
-    check(p->ways || !count);
+    p->ways = calloc((size_t)count + 1, sizeof *p->ways);
+    check(p->ways);
     for (int i = 0; i < count; i++) {
         const PipelineWay *w = &all[i];
         bool sends = w->from == p->stage, own = sends || w->to == p->stage;
@@ -138,10 +138,10 @@ static bool open_ways(Pipeline *p, Error *error) {
         if (!own) continue;
         p->ways[p->way_count] = (Way){.from = w->from, .to = w->to, .pair = pair};
         ok = ok && comm_device_open_messages(pair, backend_of(p), error);
-        if (ok) p->ways[p->way_count].channel = channel_new(backend_of(p), pair, w->room, message_header_bytes());
+        if (ok) p->ways[p->way_count].channel = channel_new(backend_of(p), pair, WAY_ROOM, message_header_bytes());
         p->way_count++;
     }
-    arena_free(memory);
+    free(all);
     comm_all_reduce(p->setup.group, &ok, 1, COMM_I32, COMM_MIN, COMM_FAST, "ways between stages");
     if (!ok && !error->kind) error_set(error, ERROR_FAILED, "other stages could not be linked: see what they say");
     return ok;

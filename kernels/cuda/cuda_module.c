@@ -11,6 +11,12 @@
 
 __attribute__((visibility("default"))) extern const CudaModule bifocal_cuda_module;
 
+// Streams that share one of the GPU's queues hold each other up where one waits for another GPU: all get their own. CUDA
+// reads this when it is first called.
+__attribute__((constructor)) static void give_each_stream_a_queue(void) {
+    setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
+}
+
 // Without a driver the runtime answers politely; anything else that is wrong with it is an error.
 static bool look(GpuFacts *f, Error *error) {
     (void)cudaRuntimeGetVersion(&f->runtime);

@@ -41,8 +41,9 @@ static void learn(CudaNccl *n) {
 }
 
 // It stays open until the process ends, as CUDA's own libraries do. Ranks may start the same list as a graph and one by
-// one: NCCL must not have them agree on memory while a graph is captured. Calls of several groups go in the order in
-// which the host makes them, the same on all ranks: else kernels of two groups could wait for each other crosswise.
+// one: NCCL must not have them agree on memory while a graph is captured. NCCL_LAUNCH_ORDER_IMPLICIT stays off: where no
+// call begins before those of other groups that were made earlier, a stage's message that waits for the one before it
+// holds up the receive of what the other stage would have to send first.
 static CudaNccl *open_nccl(void) {
     CudaNccl *n = calloc(1, sizeof *n);
     const char *named = getenv("BIFOCAL_NCCL");
@@ -52,7 +53,6 @@ static CudaNccl *open_nccl(void) {
         return n;
     }
     setenv("NCCL_GRAPH_REGISTER", "0", 0);
-    setenv("NCCL_LAUNCH_ORDER_IMPLICIT", "1", 0); // known to NCCL 2.26 and newer
     void *library = dlopen(named && *named ? named : "libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
     if (!library)
         snprintf(n->why_not, sizeof n->why_not, "no NCCL: %s", dlerror());
