@@ -6,6 +6,7 @@
 #include "train/device_fit.h"
 #include "train/device_use.h"
 #include "train/plan.h"
+#include "train/recompute_plan.h"
 #include <stdio.h>
 #include <string.h>
 
@@ -142,6 +143,7 @@ static void find_target(const Arguments *a, Target *t) {
     const GpuKind *kind = gpu_kind(*a->gpu ? a->gpu : "h100");
     if (!*a->gpu && !(a->memory > 0) && find_own(t)) return;
     t->limit = device_limit(a->memory > 0 ? a->memory : kind->memory);
+    t->limit.gpu = kind;
     t->fp8 = !kind || kind->fp8 > 0;
     if (kind)
         snprintf(t->name, sizeof t->name, "a GPU (%s)", kind->key);
@@ -157,22 +159,29 @@ static void write_largest(const Layout *l, int pieces, Buffer *out) {
                       pieces == l->pieces ? ", as it is" : "");
 }
 
-static bool plan_gpu(const Arguments *a, TrainConfig *c, const Layout *l, Buffer *out, Error *error) {
-    static const char *const names[] = {"none", "selective", "full"};
+static void write_choice(const RecomputePlan *p, const TrainConfig *c, Buffer *out) {
+    buffer_text(out, "  train.recompute: auto takes ");
+    recompute_plan_write(p, c, out);
+    for (int i = 0; i < c->model.recompute_units.count; i++)
+        buffer_printf(out, "%s%s", i ? "," : "\n  train.recompute_units=", c->model.recompute_units.items[i]);
+    buffer_text(out, "\n");
+}
+
+static bool plan_gpu(const Arguments *a, TrainConfig *c, const Layout *l, Arena *arena, Buffer *out, Error *error) {
     Target t;
-    DeviceMemory memory;
+    RecomputePlan plan;
     int pieces;
     bool chosen = c->model.recompute == RECOMPUTE_AUTO;
     find_target(a, &t);
     if (c->model.fp8 && !t.fp8)
         return error_set(error, ERROR_USAGE,
                          "precision: fp8 needs a GPU of compute capability 8.9 or newer; %s is older", t.name);
-    if (!(chosen ? device_fit_recompute(c, l, t.limit, &memory, error)
-                 : device_memory_plan(c, l, t.limit, &memory, error)) ||
+    if (!(chosen ? recompute_plan(c, l, t.limit, arena, &plan, error)
+                 : device_memory_plan(c, l, t.limit, &plan.memory, error)) ||
         !device_fit_pieces(c, l->ranks, t.limit, &pieces, error))
         return false;
-    device_memory_write(&memory, t.name, t.limit.bytes, out);
-    if (chosen) buffer_printf(out, "  train.recompute: auto takes %s\n", names[c->model.recompute]);
+    device_memory_write(&plan.memory, t.name, t.limit.bytes, out);
+    if (chosen) write_choice(&plan, c, out);
     write_largest(l, pieces, out);
     return true;
 }
@@ -185,7 +194,7 @@ static bool make(const Arguments *a, Arena *memory, Buffer *out, Error *error) {
     if (!plan_make(&config, a->ranks, memory, &plan, error)) return false;
     plan_write(&config, &plan, out);
     bool whole = plan.layout.size[MESH_PIPELINE] == 1;
-    return config.device != DEVICE_CUDA || !whole || plan_gpu(a, &config, &plan.layout, out, error);
+    return config.device != DEVICE_CUDA || !whole || plan_gpu(a, &config, &plan.layout, memory, out, error);
 }
 
 int plan_main(int argc, char **argv) {

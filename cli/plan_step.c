@@ -5,7 +5,7 @@
 #include "train/schedule_svg.h"
 #include "train/stages.h"
 #include "kernels/device.h"
-#include "train/device_fit.h"
+#include "train/recompute_plan.h"
 #include "train/step_time.h"
 #include <stddef.h>
 #include <stdio.h>
@@ -151,11 +151,11 @@ static bool draw(const Arguments *a, const StepTime *t, Error *error) {
 }
 
 // Of auto: the cheapest with which a rank of the cluster has room for its step.
-static bool choose_recompute(const Arguments *a, TrainConfig *c, const Layout *l, Error *error) {
-    DeviceMemory found;
+static bool choose_recompute(const Arguments *a, TrainConfig *c, const Layout *l, Arena *arena, Error *error) {
+    RecomputePlan found;
     if (c->model.recompute != RECOMPUTE_AUTO) return true;
     c->device = DEVICE_CUDA;
-    return device_fit_recompute(c, l, device_limit(a->cluster.memory), &found, error);
+    return recompute_plan(c, l, device_limit(a->cluster.memory), arena, &found, error);
 }
 
 static bool plan(const Arguments *a, Arena *arena, Error *error) {
@@ -164,7 +164,7 @@ static bool plan(const Arguments *a, Arena *arena, Error *error) {
     StepTime time;
     Buffer text = {0};
     if (!train_config_read_planned(&config, a->config, a->settings, a->n_settings, arena, error) ||
-        !layout_resolve(&config, (int)a->ranks, &layout, error) || !choose_recompute(a, &config, &layout, error) ||
+        !layout_resolve(&config, (int)a->ranks, &layout, error) || !choose_recompute(a, &config, &layout, arena, error) ||
         !step_time(&config, &layout, &a->cluster, arena, &time, error) || (a->svg && !draw(a, &time, error)))
         return false;
     layout_describe(&config, &layout, &text);

@@ -24,7 +24,6 @@ struct Joint {
 };
 
 bool joint_needs_text(const JointConfig *);
-Recompute joint_unit_recompute(const JointConfig *, const JointUnit *); // of its block; none where it is not one
 const char *joint_check_recompute(const JointConfig *, Arena *);        // NULL, or which name is none of a block
 
 // ---- what a microbatch holds ----

@@ -50,6 +50,8 @@ enum { MOST_UNITS = 3 * 2048 + 8 }; // three stacks of the deepest that a config
 int joint_units(const JointConfig *, JointUnit *units);
 // Streams alive between unit - 1 and unit: written before, read at or behind it. 0 at both ends of the model.
 unsigned joint_boundary(const JointUnit *units, int count, int unit);
+// What of a block is computed again (JointConfig.recompute, recompute_units); none of what is no block.
+Recompute joint_unit_recompute(const JointConfig *, const JointUnit *);
 // The unit that a parameter belongs to, by its name ("vision.blocks.3.qkv.weight"); -1: none of this model's.
 int joint_unit_of(const JointUnit *units, int count, const char *parameter);
 

@@ -6,6 +6,7 @@
 #include "train/agree.h"
 #include "train/device_use.h"
 #include "train/memory.h"
+#include "train/recompute_plan.h"
 #include "train/synthetic.h"
 #include <inttypes.h>
 #include <stdio.h>
@@ -60,15 +61,6 @@ bool device_fit_pieces(const TrainConfig *c, int ranks, DeviceLimit limit, int *
     return true;
 }
 
-bool device_fit_recompute(TrainConfig *c, const Layout *l, DeviceLimit limit, DeviceMemory *found, Error *error) {
-    for (int again = RECOMPUTE_NONE; again <= RECOMPUTE_FULL; again++) {
-        c->model.recompute = (Recompute)again;
-        if (!device_memory_plan(c, l, limit, found, error)) return false;
-        if (found->fits) return true;
-    }
-    return true;
-}
-
 // What would fit, in words: with the config's own recomputation, and with all of it.
 static bool find_remedy(const TrainConfig *c, const Layout *l, DeviceLimit limit, char *out, size_t size,
                         Error *error) {
@@ -110,8 +102,6 @@ bool device_fit_check(const TrainConfig *c, const Layout *l, DeviceLimit limit, 
 
 // ---- at the start of a run ----
 
-static const char *const settings[] = {"none", "selective", "full"};
-
 // Of this rank: what is left of its device, with what is taken of it already.
 static DeviceLimit room_of(const TrainConfig *c, const Layout *l, const DeviceRoom *room) {
     DeviceUse use;
@@ -132,29 +122,36 @@ static DeviceLimit common_room(const TrainConfig *c, const Layout *l, const Devi
     return limit;
 }
 
-// What a run that goes on has chosen before; RECOMPUTE_AUTO where it says nothing.
-static Recompute chosen_before(const char *run, Arena *memory) {
+// What a run that goes on has chosen before, in its own folder; RECOMPUTE_AUTO where it says nothing.
+static Recompute chosen_before(const DeviceRoom *room, StringList *units) {
     char path[4096];
     TrainConfig before;
     Error error = {0};
-    ConfigSchema schema = train_schema(memory);
-    snprintf(path, sizeof path, "%s/config.yaml", run ? run : "");
-    bool known = run && file_exists(path) && config_read(&schema, path, NULL, 0, &before, memory, &error);
+    ConfigSchema schema = train_schema(room->memory);
+    snprintf(path, sizeof path, "%s/config.yaml", room->resumed ? room->resumed : "");
+    bool known =
+        room->resumed && file_exists(path) && config_read(&schema, path, NULL, 0, &before, room->memory, &error);
+    if (known) *units = before.model.recompute_units;
     return known ? before.model.recompute : RECOMPUTE_AUTO;
 }
 
 static bool choose(TrainConfig *c, const Layout *l, const DeviceRoom *room, DeviceLimit limit, Log *log, Error *error) {
-    Arena *memory = arena_new(1 << 16);
-    DeviceMemory found;
-    c->model.recompute = chosen_before(room->resumed, memory);
-    arena_free(memory);
-    if (c->model.recompute != RECOMPUTE_AUTO) {
-        log_info(log, "train.recompute: auto takes %s, as before", settings[c->model.recompute]);
-        return true;
-    }
-    if (!device_fit_recompute(c, l, limit, &found, error)) return false;
-    log_info(log, "train.recompute: auto takes %s: a step takes %.2f GiB, %.2f are there", settings[c->model.recompute],
-             device_memory_total(&found) / GIB, limit.bytes / GIB);
+    RecomputePlan plan = {0};
+    StringList units = c->model.recompute_units;
+    Buffer text = {0};
+    c->model.recompute = chosen_before(room, &units);
+    bool before = c->model.recompute != RECOMPUTE_AUTO;
+    if (before)
+        c->model.recompute_units = units;
+    else if (!recompute_plan(c, l, limit, room->memory, &plan, error))
+        return false;
+    recompute_plan_write(&plan, c, &text);
+    if (before)
+        log_info(log, "train.recompute: auto takes %s, as before", text.data);
+    else
+        log_info(log, "train.recompute: auto takes %s: a step takes %.2f GiB, %.2f are there", text.data,
+                 device_memory_total(&plan.memory) / GIB, limit.bytes / GIB);
+    buffer_free(&text);
     return true;
 }
 

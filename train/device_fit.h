@@ -9,6 +9,7 @@ typedef struct DeviceRoom { // where a rank of a run finds its memory
     Backend *backend;
     int local, gpus;     // ranks on this machine, and GPUs they share; 0: none
     const char *resumed; // folder of a run that goes on; NULL: it starts
+    Arena *memory;       // of what is chosen
 } DeviceRoom;
 
 // The smallest number of pieces (train.microbatches, over all data ranks), and so the largest microbatch, with which a
@@ -16,9 +17,6 @@ typedef struct DeviceRoom { // where a rank of a run finds its memory
 bool device_fit_pieces(const TrainConfig *, int ranks, DeviceLimit, int *pieces, Error *);
 // An error where the step does not fit, with the largest microbatch that does. found: what it takes; may be NULL.
 bool device_fit_check(const TrainConfig *, const Layout *, DeviceLimit, DeviceMemory *found, Error *);
-// Puts the cheapest setting with which the step fits in the place of RECOMPUTE_AUTO: none, selective, full; full where
-// none fits. Nothing else is changed. `found` gets what the chosen one takes.
-bool device_fit_recompute(TrainConfig *, const Layout *, DeviceLimit, DeviceMemory *found, Error *);
 // All of it at the start of a run, on its backend: what the device has left, the same on all ranks; recomputation,
 // which a resumed run takes from its folder; whether the step fits. The log is told. Collective over the world.
 // Pipelines are left as they are: their stages are planned where the model is cut.

@@ -6,15 +6,18 @@
 #include "kernels/dry.h"
 #include "kernels/dry_gpu.h"
 #include "train/gradients.h"
+#include "train/kernel_costs.h"
 #include "train/optimizer.h"
 #include "train/rehearsal.h"
 #include "train/step_gate.h"
 #include "train/synthetic.h"
+#include "train/unit_costs.h"
 #include <string.h>
 
 typedef struct Rehearsed { // a rank of the run
     const TrainConfig *config;
     const Layout *layout;
+    const GpuKind *gpu;
     Backend *backend;
     Parallel parallel;
     Joint *joint;
@@ -38,12 +41,19 @@ double device_memory_total(const DeviceMemory *m) { return m->tensors + m->conte
 static double held(const Rehearsed *r) { return (double)dry_gpu_memory(r->backend).regions; }
 static bool on_gpu(const Rehearsed *r) { return r->config->device != DEVICE_CPU; }
 
+static DryRates processor_rates(const TrainConfig *c) {
+    MachineRates r = machine_rates(c);
+    return (DryRates){.bf16 = r.flops, .f32 = r.flops, .fp8 = r.flops, .bandwidth = r.bandwidth};
+}
+
 // ---- a rank ----
 
 static bool open_rank(Rehearsed *r, size_t limit, Error *error) {
     const TrainConfig *c = r->config;
     const int *size = r->layout->size;
     r->backend = on_gpu(r) ? dry_gpu_new(limit) : dry_backend_new();
+    DryRates rates = on_gpu(r) ? kernel_rates_expected(r->gpu) : processor_rates(c);
+    dry_set_rates(r->backend, &rates);
     r->parallel = rehearsal_parallel(c);
     r->parallel.data = size[MESH_DATA] > 1 ? comm_dry_new(size[MESH_DATA]) : NULL;
     r->parallel.zero = (int)c->parallel.zero;
@@ -146,21 +156,31 @@ static void open_gate(Rehearsed *r) {
     for (int i = 0; i < 3; i++) r->reads[i] = r->backend->allocate(r->backend, WORK_BLOCK_FIRST);
 }
 
-// Sums that wait for other pieces, or other ranks, are held while the next pieces run.
-static void run_step(const Rehearsed *r) {
+static int pieces_like(const Rehearsed *r, int piece) {
+    int count = 0;
+    for (int i = r->first; i < r->end; i++) count += !memcmp(&r->shapes[i], &r->shapes[piece], sizeof *r->shapes);
+    return count;
+}
+
+// Sums that wait for other pieces, or other ranks, are held while the next pieces run. The seconds that it would take.
+static double run_step(const Rehearsed *r) {
     bool every = r->parallel.ordered || (r->parallel.data && r->parallel.zero >= 2);
+    double skipped = 0;
     features_of_pieces(r, r->tape);
     gradients_begin_step(r->gradients, r->end - r->first);
     for (int i = r->first; i < r->end; i++) {
+        double begin = dry_seconds(r->backend);
         gradients_begin_piece(r->gradients, i - r->first);
         if (every || !seen_before(r, i)) with_batch(r, r->tape, i, run_piece);
         gradients_end_piece(r->gradients);
+        if (!every && !seen_before(r, i)) skipped += (pieces_like(r, i) - 1) * (dry_seconds(r->backend) - begin);
     }
     parameters_meet(joint_parameters(r->joint));
     if (r->gate)
         optimizer_step_gated(r->optimizer, 1, step_gate_close(r->gate, r->gradients, 1));
     else
         optimizer_step(r->optimizer, 1, gradients_norm(r->gradients));
+    return dry_seconds(r->backend) + skipped;
 }
 
 static bool validates(const TrainConfig *c) {
@@ -179,7 +199,7 @@ static void run_validation(const Rehearsed *r) {
 
 static void measure_host(Rehearsed *r, DeviceMemory *m) {
     open_step(r);
-    run_step(r);
+    m->seconds = run_step(r);
     if (validates(r->config)) run_validation(r);
     ParameterMemory model = gradients_memory(r->gradients);
     m->values = model.parameters, m->gradients = model.gradients, m->buckets = model.buckets;
@@ -195,7 +215,7 @@ static void measure_gpu(Rehearsed *r, DeviceMemory *m) {
     double opened = held(r);
     open_gate(r);
     double reads = held(r) - opened;
-    run_step(r);
+    m->seconds = run_step(r);
     m->buckets = gradients_memory(r->gradients).buckets;
     double stepped = held(r), first = (double)WORK_SCRATCH_FIRST;
     if (validates(r->config)) run_validation(r);
@@ -217,6 +237,7 @@ static void measure_gpu(Rehearsed *r, DeviceMemory *m) {
 static bool plan_within(const TrainConfig *c, const Layout *l, size_t limit, const DeviceLimit *device, DeviceMemory *m,
                         Error *error) {
     Rehearsed r = {.config = c, .layout = l, .memory = arena_new(1 << 20)};
+    r.gpu = device->gpu ? device->gpu : gpu_kind("h100");
     *m = (DeviceMemory){.fits = true, .measured = device->measured};
     if (c->device != DEVICE_CPU) m->context = device->context;
     bool ok = open_rank(&r, limit, error);

@@ -3,6 +3,7 @@
  * planned by plan_pipeline.h. */
 #pragma once
 #include "base/buffer.h"
+#include "kernels/gpus.h"
 #include "train/layout.h"
 
 typedef struct DeviceMemory { // bytes
@@ -17,15 +18,17 @@ typedef struct DeviceMemory { // bytes
     double host;        // pinned memory of the host, for states that are offloaded; in nothing else
     double tensors;     // all of these, as the run's own memory comes to hold them
     double context;     // CUDA's own and its libraries': DeviceLimit.context
+    double seconds;     // beside memory: of a step's kernels one after another, modelled (kernel_costs.h)
     bool measured;      // likewise
     bool fits;          // within the limit; true where there is none
 } DeviceMemory;
 double device_memory_total(const DeviceMemory *);
 
 typedef struct DeviceLimit { // bytes of a GPU
-    double bytes;   // that a process may take, with what CUDA and its libraries take; 0: no limit
-    double context; // of them: the latter
-    bool measured;  // on a GPU at hand (device_use.h), with what other processes take; else as it commonly is
+    double bytes;            // that a process may take, with what CUDA and its libraries take; 0: no limit
+    double context;          // of them: the latter
+    bool measured;           // on a GPU at hand (device_use.h), with what other processes take; else as it commonly is
+    const GpuKind *gpu;      // whose speed is modelled; NULL: an H100's
 } DeviceLimit;
 DeviceLimit device_limit(double bytes); // nothing is at hand
 

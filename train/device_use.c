@@ -10,6 +10,7 @@ bool device_use(Backend *b, DeviceUse *u) {
     *u = (DeviceUse){0};
     if (!b->memory || !b->memory(b, &left, &all)) return false;
     *u = (DeviceUse){.all = (double)all, .free = (double)left, .held = (double)b->memory_held(b)};
+    u->gpu = b->device ? gpu_kind(b->device) : NULL;
     u->others = u->all - u->free - u->held;
     return true;
 }
@@ -40,7 +41,8 @@ void device_use_first(Backend *b) {
 
 DeviceLimit device_use_limit(const DeviceUse *u, int sharing) {
     double context = u->others + DEVICE_LATER_BYTES;
-    return (DeviceLimit){.bytes = u->free / sharing + u->held + u->others, .context = context, .measured = true};
+    return (DeviceLimit){
+        .bytes = u->free / sharing + u->held + u->others, .context = context, .measured = true, .gpu = u->gpu};
 }
 
 void device_use_report(Backend *b, const DeviceMemory *planned, Log *log) {

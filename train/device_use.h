@@ -8,9 +8,11 @@
 // Put aside for kernels that are loaded with their first call (cuDNN's and our own), and for graphs.
 enum { DEVICE_LATER_BYTES = 128 << 20 };
 
-typedef struct DeviceUse {          // bytes
-    double all, free, held, others; // held: tensors and work space of this process; others: what is neither, which is
-} DeviceUse;                        // CUDA's own, its libraries' and that of other processes: no call tells them apart
+typedef struct DeviceUse {  // bytes
+    double all, free, held; // held: tensors and work space of this process
+    double others;          // neither free nor held: CUDA's own, its libraries', of other processes; no call parts them
+    const GpuKind *gpu;     // NULL: not known
+} DeviceUse;
 
 // False where the backend has no memory of its own.
 bool device_use(Backend *, DeviceUse *);

@@ -112,7 +112,8 @@ static bool open_device(Run *r, Error *error) {
 
 // Collective. Whether the run fits into the memory of its device, before anything of it is there.
 static bool fit_device(Run *r, Error *error) {
-    DeviceRoom room = {r->backend, r->hosts.local, r->seat.gpus, r->options->resume ? r->options->run : NULL};
+    DeviceRoom room = {r->backend, r->hosts.local, r->seat.gpus, r->options->resume ? r->options->run : NULL,
+                       r->memory};
     bool ok = r->backend->memory || r->config.device == DEVICE_CPU ||
               memory_check(&r->config, &r->layout, memory_available(r->hosts.local), error);
     return agree(r->options->world, ok, error) &&

@@ -116,7 +116,7 @@ static bool start(size_t occupied, DeviceMemory *planned, Error *error) {
     assert_done(train_config_read_planned(&c, NULL, settings, sizeof settings / sizeof *settings, memory, error),
                 error);
     assert_done(layout_resolve(&c, 1, &l, error), error);
-    DeviceRoom room = {.backend = b, .local = 1, .gpus = 1};
+    DeviceRoom room = {.backend = b, .local = 1, .gpus = 1, .memory = memory};
     bool ok = device_fit_start(&c, &l, &room, NULL, NULL, planned, error);
     backend_free(b);
     runtime_occupy(0);

@@ -7,9 +7,11 @@
 #include "tests/support/test.h"
 #include "train/device_fit.h"
 #include "train/optimizer.h"
+#include "train/recompute_plan.h"
 #include "train/step.h"
 #include "train/synthetic.h"
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 
 static Arena *arena;
@@ -224,20 +226,61 @@ static void the_largest_microbatch_that_fits_is_found(void **state) {
     assert_done(device_fit_check(&c, &l, device_limit(80e9), NULL, &error), &error);
 }
 
+static RecomputePlan choice_of(TrainConfig *c, double limit) {
+    Layout l = layout_of(c, 1);
+    RecomputePlan p;
+    Error error = {0};
+    c->model.recompute = RECOMPUTE_AUTO;
+    assert_done(recompute_plan(c, &l, device_limit(limit), arena, &p, &error), &error);
+    DeviceMemory again = plan_of(c, limit); // the config has the choice
+    assert_true(again.tensors == p.memory.tensors && again.fits == p.memory.fits);
+    return p;
+}
+
 static void recomputation_is_the_least_that_fits(void **state) {
     (void)state;
-    static const Recompute all[] = {RECOMPUTE_NONE, RECOMPUTE_SELECTIVE, RECOMPUTE_FULL};
-    Error error = {0};
-    for (int i = 0; i < 3; i++) {
-        TrainConfig c = CONFIG("train.recompute=auto", "model.text.layers=12");
-        Layout l = layout_of(&c, 1);
-        DeviceMemory found;
-        c.model.recompute = all[i];
-        double limit = total_of(&c, 0);
-        c.model.recompute = RECOMPUTE_AUTO;
-        assert_done(device_fit_recompute(&c, &l, device_limit(limit), &found, &error), &error);
-        assert_int_equal(c.model.recompute, all[i]);
-        assert_true(found.fits);
+    TrainConfig c = CONFIG("model.text.layers=12");
+    double none = total_of(&c, 0);
+    c.model.recompute = RECOMPUTE_FULL;
+    double full = total_of(&c, 0);
+    RecomputePlan p = choice_of(&c, none);
+    assert_true(p.chosen == 0 && c.model.recompute == RECOMPUTE_NONE && p.memory.fits);
+    p = choice_of(&c, full);
+    assert_true(p.chosen == p.blocks && c.model.recompute == RECOMPUTE_FULL && p.memory.fits);
+    assert_int_equal(c.model.recompute_units.count, 0);
+    p = choice_of(&c, 0.9 * full);
+    assert_true(c.model.recompute == RECOMPUTE_FULL && !p.memory.fits);
+}
+
+// Every number of blocks in each of two stacks, beside what was chosen.
+static void no_cheaper_choice_of_blocks_fits(void **state) {
+    (void)state;
+    TrainConfig c = CONFIG("model.text.layers=4", "train.microbatches=1");
+    double none = total_of(&c, 0);
+    c.model.recompute = RECOMPUTE_FULL;
+    double full = total_of(&c, 0);
+    for (int i = 1; i < 4; i++) {
+        double limit = full + (none - full) * i / 4;
+        RecomputePlan p = choice_of(&c, limit);
+        assert_true(p.memory.fits && p.chosen > 0 && p.chosen < p.blocks);
+        assert_true(p.memory.seconds > p.without);
+        StringList kept = c.model.recompute_units;
+        assert_int_equal(kept.count, p.chosen);
+        for (int less = 0; less < kept.count; less++) { // not one of them is in vain
+            const char *others[64];
+            int n = 0;
+            for (int k = 0; k < kept.count; k++)
+                if (k != less) others[n++] = kept.items[k];
+            c.model.recompute_units = (StringList){others, n};
+            Recompute mode = c.model.recompute;
+            if (!n) c.model.recompute = RECOMPUTE_NONE;
+            bool fits = plan_of(&c, limit).fits;
+            // the first blocks of a stack are as good as any, so a stack without its last one is the least
+            bool last = less + 1 == kept.count || strncmp(kept.items[less], kept.items[less + 1], 4) != 0;
+            if (last) assert_false(fits);
+            c.model.recompute = mode;
+        }
+        c.model.recompute_units = (StringList){0};
     }
 }
 
@@ -274,6 +317,7 @@ int main(void) {
         cmocka_unit_test(less_room_than_a_run_would_take_may_do),
         cmocka_unit_test(the_largest_microbatch_that_fits_is_found),
         cmocka_unit_test(recomputation_is_the_least_that_fits),
+        cmocka_unit_test(no_cheaper_choice_of_blocks_fits),
         cmocka_unit_test(rounding_to_fp8_takes_work_space),
         cmocka_unit_test(shards_take_their_part),
     };
