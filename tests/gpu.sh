@@ -28,7 +28,12 @@ esac
 readonly MODE OUT=${1:-gpu.json} BUILD_FOLDER=${BUILD:-build-kernels} PYTHON=${PYTHON:-python3} LIMIT=${LIMIT:-540}
 readonly PARTS=${LOGS:-$(mktemp -d)} TINY=${TINY:-}
 mkdir -p "$PARTS" || exit 1
-[ -n "${LOGS:-}" ] || trap 'rm -rf "$PARTS"' EXIT
+warm=''
+leave() {
+    [ -z "$warm" ] || kill "$warm" 2>/dev/null
+    [ -n "${LOGS:-}" ] || rm -rf "$PARTS"
+}
+trap leave EXIT
 export PATH=$PATH:/usr/local/cuda/bin
 export XDG_CACHE_HOME=$PARTS/cache # what is timed here is of this run
 failed=0
@@ -71,18 +76,18 @@ cmake_hints() {
         "-DCMAKE_C_FLAGS=-isystem $(wheels cublasLt.h)"
 }
 
-build() { # FOLDER ARCHITECTURES
+build() { # FOLDER ARCHITECTURES SECONDS
     local generator=() hints
     command -v ninja >/dev/null && generator=(-G Ninja)
     mapfile -t hints < <(cmake_hints)
-    timeout 300 cmake -S . -B "$1" "${generator[@]}" -DBIFOCAL_KERNELS_ONLY=ON -DBIFOCAL_WERROR=OFF \
+    timeout "$3" cmake -S . -B "$1" "${generator[@]}" -DBIFOCAL_KERNELS_ONLY=ON -DBIFOCAL_WERROR=OFF \
         -DCMAKE_CUDA_ARCHITECTURES="$2" "${hints[@]}" >"$PARTS/build.log" 2>&1 &&
-        timeout 300 cmake --build "$1" --parallel "$(nproc)" >>"$PARTS/build.log" 2>&1
+        timeout "$3" cmake --build "$1" --parallel "$(nproc)" >>"$PARTS/build.log" 2>&1
 }
 
 if [ "$MODE" = pack ]; then
     say "building for compute capability ${ARCHITECTURES:=90}"
-    build build-kernels "$ARCHITECTURES-real" || { tail -30 "$PARTS/build.log" >&2; exit 1; }
+    build build-kernels "$ARCHITECTURES-real" 7200 || { tail -30 "$PARTS/build.log" >&2; exit 1; }
     mkdir -p "$OUT" && cp build-kernels/tests/gpu/gpu_{check,bench,step} build-kernels/libbifocal_cuda.so "$OUT"
     exit $?
 fi
@@ -148,7 +153,7 @@ part() {
 
 # ---- parts ----
 
-has_torch() { [ -n "$TINY" ] || "$PYTHON" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; }
+has_torch() { [ "$TORCH" = yes ]; }
 peer_seconds() { echo $(($(least "$1" "$(left)") - 8)); }
 
 check_operators() {
@@ -175,7 +180,7 @@ sanitize() { # TOOL
     command -v compute-sanitizer >/dev/null || return
     say "compute-sanitizer $1"
     BIFOCAL_AUTOTUNE=0 part "$1" 100 "${ours[@]}" compute-sanitizer --tool "$1" --target-processes all --error-exitcode 9 \
-        "$(program gpu_check)" --here 1
+        "$(program gpu_check)" --here 1 ''
     case $? in 0 | 124 | 1) ;; *) failed=1; grep -m 8 '=========' "$PARTS/$1.jsonl" >&2 ;; esac
 }
 
@@ -228,7 +233,8 @@ bench_peers() {
 
 LIBRARIES=$(printf '%s:' "$(wheels libcudnn.so.9)" "$(wheels libnccl.so.2)" | sed 's/::*/:/g; s/^://')${LD_LIBRARY_PATH:-}
 ours=(env "LD_LIBRARY_PATH=$LIBRARIES")
-warm=''
+TORCH=no
+{ [ -n "$TINY" ] || "$PYTHON" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; } && TORCH=yes
 # PyTorch compiles while ours is built and checked, into its cache on disk; what it takes is no figure.
 if [ "$MODE" != check ] && [ -z "$TINY" ] && has_torch; then
     "$PYTHON" tests/oracles/gpu_step_peers.py --warm --seconds 140 ${ONLY:+--only "$ONLY"} >/dev/null 2>"$PARTS/warm.log" &
@@ -237,7 +243,7 @@ fi
 
 if [ -z "${BUILD:-}" ]; then
     say "building on $NAME"
-    if ! build "$BUILD_FOLDER" "${CAPABILITY/./}-real"; then
+    if ! build "$BUILD_FOLDER" "${CAPABILITY/./}-real" 300; then
         failed=1
         printf '"status": 1, "seconds": %d' "$SECONDS" >"$PARTS/build.status"
         tail -30 "$PARTS/build.log" >&2

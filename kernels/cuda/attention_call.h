@@ -55,6 +55,8 @@ static void launch_tiles(const CudaQueue *q, int64_t blocks, size_t shared, cons
     if (blocks <= 0) return;
 #ifdef __CUDACC__
     (void)cudaFuncSetAttribute(Kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+#else
+    simt_most_shared<Kernel> = shared;
 #endif
     launch<Kernel>(dim3(static_cast<unsigned>(blocks)), dim3(ATTENTION_THREADS), shared, q, arguments...);
 }

@@ -5,6 +5,7 @@
  * something does not, 77: there is no GPU. Needs nothing but the kernels, so that it runs on a bare machine. */
 #include "base/clock.h"
 #include "base/error.h"
+#include "kernels/comm/device_link.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cuda.h"
 #include "tests/gpu/attention_cases.h"
@@ -17,7 +18,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { RUNS = 3, MOST_SEEDS = 16, NO_GPU = 77, PATIENCE = 120 /* seconds for a part */ };
+enum { RUNS = 3, MOST_SEEDS = 16, NO_GPU = 77, PATIENCE = 60 /* seconds for a part */ };
 
 typedef struct Check {
     Backend *cpu, *gpu;
@@ -324,6 +325,55 @@ static bool sequences_have_the_bits_of_calls(const Check *k) {
     return ok;
 }
 
+// ---- a link of one rank: NCCL takes every call, in a graph too; true where there is none ----
+
+enum { LINKED = 1024 }; // numbers
+
+static void call_link(DeviceLink *link, DeviceCall call) {
+    call.rows = LINKED, call.width = 1, call.what = "a link of one rank";
+    link->wait(link, link->start(link, &call));
+}
+
+// Sums in its own way and in order, a gather, a broadcast: all leave what was there.
+static bool calls_keep_numbers(Backend *b, DeviceLink *link, float *x, const float *want) {
+    static float got[LINKED];
+    for (int run = 0; run < CHAIN_RUNS; run++) {
+        backend_sequence_begin(b, "a link");
+        call_link(link, (DeviceCall){.kind = CALL_ALL_REDUCE, .out = x, .in = x, .type = COMM_F32});
+        call_link(link,
+                  (DeviceCall){.kind = CALL_ALL_REDUCE, .out = x, .in = x, .type = COMM_F32, .order = COMM_ORDERED});
+        call_link(link, (DeviceCall){.kind = CALL_ALL_GATHER, .out = x, .in = x, .type = COMM_F32});
+        call_link(link, (DeviceCall){.kind = CALL_BROADCAST, .out = x, .in = x, .type = COMM_F32});
+        backend_sequence_end(b);
+    }
+    b->download(b, got, x, sizeof got);
+    return !memcmp(got, want, sizeof got) && !link->fault(link);
+}
+
+static bool a_link_of_one_rank_works(const Check *k) {
+    static float want[LINKED];
+    Backend *b = k->gpu;
+    DeviceIdentity own = {0};
+    DeviceLinkId id;
+    Error error = {0};
+    if (b->links) b->links->identify(b, &own);
+    if (!own.can_link) {
+        fprintf(stderr, "no link: %s\n", own.why_not);
+        return true;
+    }
+    for (int i = 0; i < LINKED; i++) want[i] = (float)i;
+    DeviceLink *link = b->links->new_id(b, &id, &error) ? b->links->open(b, &id, 0, 1, "one", &error) : NULL;
+    if (!link || own.wrong) {
+        fprintf(stderr, "no link: %s\n", own.wrong ? own.why_not : error.message);
+        return false;
+    }
+    float *x = device_copy(b, want, sizeof want);
+    bool ok = calls_keep_numbers(b, link, x, want);
+    link->close(link);
+    b->release(b, x, sizeof want);
+    return ok;
+}
+
 // ---- parts, and processes that do them ----
 
 typedef struct Claim {
@@ -338,6 +388,7 @@ static const Claim claims[] = {
     {"sums_for_the_host_agree", sums_for_the_host_agree},
     {"fp8_agrees", fp8_agrees},
     {"sequences_have_the_bits_of_calls", sequences_have_the_bits_of_calls},
+    {"a_link_of_one_rank_works", a_link_of_one_rank_works},
 };
 enum { CLAIMS = sizeof claims / sizeof *claims };
 

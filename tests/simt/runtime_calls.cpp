@@ -16,9 +16,9 @@ static constexpr size_t MEMORY = static_cast<size_t>(512) << 20, GRANULARITY = 2
 static struct Device {
     cudaError_t last = cudaSuccess;
     std::map<const char *, size_t> pinned; // bytes
-    size_t backed = 0, occupied = 0;          // of all pools; by a context and other processes
-    std::map<void *, size_t> plain;           // bytes of cudaMalloc
-    int major = 9, minor = 0; // compute capability
+    size_t backed = 0, occupied = 0;       // of all pools; by a context and other processes
+    std::map<void *, size_t> plain;        // bytes of cudaMalloc
+    int major = 9, minor = 0;              // compute capability
     int failures[RUNTIME_CALLS] = {};
     int64_t calls[RUNTIME_CALLS] = {};
     std::shared_ptr<Capture> capture; // under way
@@ -170,7 +170,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t s) {
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t s) {
-    if (s->capture) return spoil(cudaErrorStreamCaptureUnsupported);
+    if (capturing()) return spoil(cudaErrorStreamCaptureUnsupported);
     queue_finish(s);
     return cudaSuccess;
 }
@@ -180,9 +180,14 @@ void runtime_put(CUstream_st *s, bool (*work)(void *context), void *context) {
     queue_progress();
 }
 
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) { return *e = new CUevent_st, cudaSuccess; }
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned flags) {
+    *e = new CUevent_st;
+    (*e)->timed = !(flags & cudaEventDisableTiming);
+    return cudaSuccess;
+}
 cudaError_t cudaEventCreate(cudaEvent_t *e) { return cudaEventCreateWithFlags(e, 0); }
 cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t from, cudaEvent_t to) {
+    if (!from->timed || !to->timed) return answer(cudaErrorInvalidResourceHandle);
     *milliseconds = static_cast<float>(1e3 * (to->last->at - from->last->at));
     return from->last->done && to->last->done ? cudaSuccess : answer(cudaErrorNotReady);
 }
@@ -220,6 +225,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) {
 
 cudaError_t cudaEventSynchronize(cudaEvent_t e) {
     if (e->capture) return spoil(cudaErrorCapturedEvent);
+    if (capturing()) return spoil(cudaErrorStreamCaptureUnsupported);
     queue_reach(e->last);
     return cudaSuccess;
 }
@@ -310,7 +316,9 @@ cudaError_t cudaMemsetAsync(void *memory, int value, size_t bytes, cudaStream_t 
 
 // ---- virtual memory: handles are their sizes ----
 
+static bool in_units(size_t bytes) { return bytes && bytes % GRANULARITY == 0; }
 static CUresult reserve(CUdeviceptr *address, size_t bytes, size_t, CUdeviceptr, unsigned long long) {
+    if (!in_units(bytes)) return CUDA_ERROR_INVALID_VALUE;
     void *memory = simt_reserve(bytes);
     *address = reinterpret_cast<CUdeviceptr>(memory);
     return memory ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
@@ -321,22 +329,28 @@ static CUresult unreserve(CUdeviceptr address, size_t) {
 }
 static CUresult create(CUmemGenericAllocationHandle *handle, size_t bytes, const CUmemAllocationProp *,
                        unsigned long long) {
-    if (bytes > MEMORY - device.backed || bytes % GRANULARITY) return CUDA_ERROR_OUT_OF_MEMORY;
+    if (!in_units(bytes)) return CUDA_ERROR_INVALID_VALUE;
+    if (bytes > MEMORY - device.backed) return CUDA_ERROR_OUT_OF_MEMORY;
     device.backed += bytes;
     *handle = bytes;
     return CUDA_SUCCESS;
 }
 static CUresult release(CUmemGenericAllocationHandle) { return CUDA_SUCCESS; } // mapped memory lives until unmapped
-static CUresult map(CUdeviceptr address, size_t bytes, size_t, CUmemGenericAllocationHandle, unsigned long long) {
-    simt_back(reinterpret_cast<void *>(address), bytes);
-    return CUDA_SUCCESS;
+static CUresult map(CUdeviceptr, size_t bytes, size_t offset, CUmemGenericAllocationHandle handle, unsigned long long) {
+    return in_units(bytes) && !offset && handle == bytes ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 static CUresult unmap(CUdeviceptr address, size_t bytes) { // waits for nothing
     simt_unback(reinterpret_cast<void *>(address), bytes);
     device.backed -= bytes;
     return CUDA_SUCCESS;
 }
-static CUresult allow(CUdeviceptr, size_t, const CUmemAccessDesc *, size_t) { return CUDA_SUCCESS; }
+// Mapped memory is nobody's to touch before.
+static CUresult allow(CUdeviceptr address, size_t bytes, const CUmemAccessDesc *access, size_t count) {
+    if (!in_units(bytes) || count != 1 || access->flags != CU_MEM_ACCESS_FLAGS_PROT_READWRITE)
+        return CUDA_ERROR_INVALID_VALUE;
+    simt_back(reinterpret_cast<void *>(address), bytes);
+    return CUDA_SUCCESS;
+}
 static CUresult granularity(size_t *bytes, const CUmemAllocationProp *, CUmemAllocationGranularity_flags) {
     return *bytes = GRANULARITY, CUDA_SUCCESS;
 }

@@ -49,6 +49,7 @@ struct CUevent_st {
     std::shared_ptr<Record> last = std::make_shared<Record>(Record{true, 0});
     std::shared_ptr<Capture> capture; // it was last recorded in a capture, behind these nodes
     std::vector<size_t> nodes;
+    bool timed = false;
 };
 
 std::vector<CUstream_st *> &queue_streams();              // in the order they were made

@@ -13,6 +13,7 @@
 #include <vector>
 
 enum { WARP = 32, MAX_THREADS = 1024 };
+enum { MOST_SHARED = 227 << 10, MOST_PARAMETERS = 32764 }; // bytes: of a block on an H100, of a launch since CUDA 12.1
 enum State { READY, AT_BARRIER, AT_WARP_BARRIER, AT_SHUFFLE, AT_MATCH, AT_WORK, DONE };
 
 struct Thread {
@@ -339,9 +340,10 @@ void simt_launch(const SimtCall &call) {
     position.parameters_end = position.parameters + call.parameter_bytes;
     try {
         if (engine.threads < 1 || engine.threads > MAX_THREADS || !g.x || !g.y || !g.z || g.x > 2147483647u ||
-            g.y > 65535 || g.z > 65535 || call.shared > 232448) {
+            g.y > 65535 || g.z > 65535 || call.shared > MOST_SHARED || call.shared > call.most_shared ||
+            call.parameter_bytes > MOST_PARAMETERS) {
             engine.block = dim3(0, 0, 0);
-            describe("a launch no device takes: grid, block or shared memory is empty or too large");
+            describe("a launch no device takes: grid, block, parameters or shared memory are none or too much");
             print_unless_caught();
             throw 0;
         }

@@ -151,19 +151,23 @@ void simt_check_vector(const void *at, size_t bytes); // must lie at a multiple 
 struct SimtCall {
     const char *name; // holds "Kernel = NAME"
     dim3 grid, block;
-    size_t shared;    // bytes of dynamic shared memory
-    void *parameters; // which the kernel may read
+    size_t shared, most_shared; // bytes of dynamic shared memory; that the kernel was allowed
+    void *parameters;           // which the kernel may read
     size_t parameter_bytes;
     void (*run)(void *parameters); // the kernel, as one thread
 };
-void simt_launch(const SimtCall &); // at once
+void simt_launch(const SimtCall &);              // at once
 void simt_start(cudaStream_t, const SimtCall &); // at once, or through what simt_set_queue was given
+
+// What a kernel gets unasked; a device has more for those that ask (cudaFuncSetAttribute).
+template <auto Kernel> inline size_t simt_most_shared = 48 << 10;
 
 template <auto Kernel, class... A>
 static void launch_now(dim3 grid, dim3 block, size_t shared, cudaStream_t stream, const A &...arguments) {
     typedef std::tuple<A...> Parameters;
     Parameters parameters(arguments...);
-    simt_start(stream, {__PRETTY_FUNCTION__, grid, block, shared, &parameters, sizeof parameters, [](void *memory) {
-                     std::apply([](const A &...a) { Kernel(a...); }, *static_cast<Parameters *>(memory));
-                 }});
+    simt_start(stream, {__PRETTY_FUNCTION__, grid, block, shared, simt_most_shared<Kernel>, &parameters,
+                        sizeof parameters, [](void *memory) {
+                            std::apply([](const A &...a) { Kernel(a...); }, *static_cast<Parameters *>(memory));
+                        }});
 }
