@@ -362,7 +362,8 @@ static bool a_link_of_one_rank_works(const Check *k) {
         return true;
     }
     for (int i = 0; i < LINKED; i++) want[i] = (float)i;
-    DeviceLink *link = b->links->new_id(b, &id, &error) ? b->links->open(b, &id, 0, 1, "one", &error) : NULL;
+    DeviceLink *link =
+        b->links->new_id(b, &id, &error) ? b->links->open(b, LINK_COLLECTIVE, &id, 0, 1, "one", &error) : NULL;
     if (!link || own.wrong) {
         fprintf(stderr, "no link: %s\n", own.wrong ? own.why_not : error.message);
         return false;
