@@ -1,4 +1,6 @@
-/* See generate.h. R rows of a group, P positions of each prompt, V vocabulary, C width, K slots of an image, S side. */
+/* See generate.h. What differs from token to token (positions, slots, ranges, the number of the draw) lies on the
+ * device, where each choice moves it on: to the device every token is the same work, and the host only reads what was
+ * said. R rows of a group, P positions of the longest prompt, V vocabulary, C width, K slots of an image, S side. */
 #include "fusion/generate.h"
 #include <stdlib.h>
 #include <string.h>
@@ -14,13 +16,20 @@ typedef struct Generator { // what one call shares
     TokenIds *out;
 } Generator;
 
-typedef struct Group {  // prompts of equal length that run together
+// Where the host reads beside the device's work, it does so for so many tokens at once, and the device is at most
+// twice as many ahead: what it does behind a text's end is in vain. Else each token is read as it comes.
+enum { READ_TOGETHER = 4 };
+
+typedef struct Group {  // prompts that run together
     const int *members; // (rows) indices of prompts
-    int rows, length;
-    int64_t most; // new tokens
+    const int *lengths; // (rows) of them
+    int rows, length;   // length: the longest
+    int64_t most;       // new tokens of any of them
     KvCache *cache;
-    Tensor next;    // (rows) I32, device: the tokens chosen last
-    int32_t *ids;   // (rows) the same on the host
+    WordRows speech;
+    void *memory; // of the speech, on the device
+    size_t bytes;
+    int32_t *said;  // (kept, rows) on the host
     bool *finished; // (rows)
 } Group;
 
@@ -67,21 +76,11 @@ static bool group_rows(Generator *g, const Group *group, Sequences *rows, Error 
     return true;
 }
 
-// The numbers of an F32 or BF16 tensor.
-static const float *read_floats(Generator *g, const Tensor *x) {
-    size_t count = (size_t)tensor_count(x);
-    float *values = arena_allocate(g->memory, count * sizeof *values);
-    if (x->dtype == F32) {
-        tape_read(g->tape, x, values);
-        return values;
-    }
-    uint16_t *halves = arena_allocate(g->memory, count * sizeof *halves);
-    tape_read(g->tape, x, halves);
-    for (size_t i = 0; i < count; i++) values[i] = bf16_to_f32(halves[i]);
-    return values;
+// Tokens that row r of a group may still make; the last one is never run.
+static int64_t row_room(const Generator *g, const Group *group, int r) {
+    int64_t room = g->config->text.context - group->lengths[r] + 1;
+    return g->options->max_tokens < room ? g->options->max_tokens : room;
 }
-
-static bool greedy(const Generator *g) { return g->options->sampling.temperature == 0; }
 
 // ---- one token of each row ----
 
@@ -90,41 +89,60 @@ static Tensor *last_logits(Generator *g, const Group *group, Tensor *hidden) {
     int64_t length = hidden ? hidden->shape[1] : 1, width = hidden ? hidden->shape[2] : 0;
     if (length == 1) return joint_logits(g->tape, g->joint, tape_reshape(g->tape, hidden, SHAPE(group->rows, width)));
     int32_t *last = arena_array(g->memory, int32_t, group->rows);
-    for (int r = 0; r < group->rows; r++) last[r] = (int32_t)(r * length + length - 1);
+    for (int r = 0; r < group->rows; r++) last[r] = (int32_t)(r * length + group->lengths[r] - 1);
     Tensor *rows = gather_rows(g->tape, hidden, tape_constant(g->tape, I32, SHAPE(group->rows), last)); // (R, C)
     return joint_logits(g->tape, g->joint, rows);
 }
 
-// By lot, on the host: token number `step` of each row.
-static void draw_tokens(Generator *g, Group *group, const Tensor *logits, int64_t step) {
-    int64_t vocabulary = g->config->text.vocabulary;
-    const float *values = read_floats(g, logits);
-    Candidate *scratch = arena_allocate(g->memory, sizeof(Candidate) * (size_t)vocabulary);
-    for (int r = 0; r < group->rows; r++)
-        group->ids[r] = sample_token(&g->options->sampling, values + r * vocabulary, vocabulary,
-                                     g->prompts[group->members[r]].number, (uint64_t)step, scratch);
-    Backend *b = tape_backend(g->tape);
-    b->upload(b, group->next.data, group->ids, tensor_bytes(&group->next));
+// Whether the host reads what was said behind token number `step`.
+static bool reads_behind(const Group *group, int64_t step) {
+    return (step + 1) % group->speech.kept == 0 || step + 1 == group->most;
 }
 
-// Chooses each row's token number `step` from hidden (R, T, C); what comes back is read by take_tokens.
+// Chooses each row's token number `step` from hidden (R, T, C); NULL: what was said is read later.
 static BackendRead *choose_tokens(Generator *g, Group *group, Tensor *hidden, int64_t step) {
     Backend *b = tape_backend(g->tape);
     Tensor *logits = last_logits(g, group, hidden);
     if (tape_error(g->tape)) return NULL;
-    if (!greedy(g)) return draw_tokens(g, group, logits, step), NULL;
-    b->argmax_rows(b, group->next.data, logits->data, group->rows, g->config->text.vocabulary, logits->dtype);
-    return backend_read_start(b, group->next.data, tensor_bytes(&group->next));
+    b->choose_words(b, &group->speech, logits->data, group->rows, g->config->text.vocabulary, logits->dtype);
+    if (!reads_behind(group, step)) return NULL;
+    return backend_read_start(b, group->speech.said, (size_t)(group->speech.kept * group->rows) * sizeof(int32_t));
 }
 
-static bool take_tokens(Generator *g, Group *group, BackendRead *read, Error *error) {
-    if (read) backend_read_finish(tape_backend(g->tape), read, group->ids);
-    if (!tape_ok(g->tape, error)) return false;
-    for (int r = 0; r < group->rows; r++) {
-        int32_t id = group->ids[r];
-        if (id < 0) return error_set(error, ERROR_FAILED, "generating: the model's scores are not numbers");
-        if (id == g->special.end) group->finished[r] = true;
-        if (!group->finished[r]) token_ids_push(&g->out[group->members[r]], id);
+static Tensor device_numbers(const char *name, int32_t *data, int rank, const int64_t *shape) {
+    Tensor t = {.rank = rank, .dtype = I32, .borrowed = true, .name = name, .data = data};
+    memcpy(t.shape, shape, sizeof *shape * (size_t)rank);
+    return t;
+}
+
+// Runs the tokens chosen last and chooses number `step`. Rows at their end run on unheard and see nothing.
+static BackendRead *next_tokens(Generator *g, Group *group, int64_t step) {
+    Tape *t = g->tape;
+    const WordRows *s = &group->speech;
+    const Text *text = joint_text(g->joint);
+    Tensor ids = device_numbers("tokens", s->next, SHAPE(group->rows, 1));
+    Tensor positions = device_numbers("positions", s->positions, SHAPE(group->rows));
+    Tensor range = device_numbers("range", s->range, SHAPE(group->rows, 1, 2));
+    Tensor slots = device_numbers("slots", s->slots, SHAPE(group->rows));
+    BlockContext context = {.cache = group->cache, .positions = &positions, .range = &range, .slots = &slots};
+    backend_sequence_begin(tape_backend(t), "token");
+    tape_reset(t);
+    BackendRead *read = choose_tokens(g, group, text_forward(t, text, text_embed(t, text, &ids), &context), step);
+    backend_sequence_end(tape_backend(t));
+    return read;
+}
+
+// Tokens first .. last of each row, which lie in `said`.
+static bool take_tokens(Generator *g, Group *group, int64_t first, int64_t last, Error *error) {
+    for (int64_t step = first; step <= last; step++) {
+        const int32_t *ids = group->said + step % group->speech.kept * group->rows;
+        for (int r = 0; r < group->rows; r++) {
+            if (group->finished[r]) continue;
+            if (ids[r] < 0) return error_set(error, ERROR_FAILED, "generating: the model's scores are not numbers");
+            group->finished[r] = ids[r] == g->special.end;
+            if (!group->finished[r]) token_ids_push(&g->out[group->members[r]], ids[r]);
+            if (step + 1 >= row_room(g, group, r)) group->finished[r] = true;
+        }
     }
     return true;
 }
@@ -135,55 +153,73 @@ static bool all_finished(const Group *group) {
     return true;
 }
 
-// Runs the tokens chosen last, all at `position`, and chooses the next. Finished rows run on unheard, so that the
-// others keep their places. All that differs from token to token is data: to the device every token is the same work.
-static BackendRead *next_tokens(Generator *g, Group *group, int64_t step) {
-    Tape *t = g->tape;
-    int rows = group->rows, position = group->length + (int)step - 1;
-    int32_t *positions = arena_array(g->memory, int32_t, rows), *range = arena_array(g->memory, int32_t, 2 * rows);
-    for (int r = 0; r < rows; r++) positions[r] = position, range[2 * r] = 0, range[2 * r + 1] = position + 1;
-    backend_sequence_begin(tape_backend(t), "token");
-    tape_reset(t);
-    BlockContext context = {.cache = group->cache,
-                            .positions = tape_constant(t, I32, SHAPE(rows), positions),
-                            .range = tape_constant(t, I32, SHAPE(rows, 1, 2), range)};
-    Tensor *ids = tape_reshape(t, &group->next, SHAPE(rows, 1));
-    const Text *text = joint_text(g->joint);
-    BackendRead *read = choose_tokens(g, group, text_forward(t, text, text_embed(t, text, ids), &context), step);
-    backend_sequence_end(tape_backend(t));
+// ---- a group ----
+
+// Starts tokens from *step on, up to the next read or the last token.
+static BackendRead *run_ahead(Generator *g, Group *group, int64_t *step) {
+    BackendRead *read = NULL;
+    while (!read && *step < group->most && !tape_error(g->tape)) read = next_tokens(g, group, (*step)++);
     return read;
 }
 
-// ---- a group ----
-
-// A device that works beside the host gets the next token's work before the host knows this one: the last of it may be
-// in vain. Draws on the host cannot be ahead.
+// A device that works beside the host gets further tokens' work before the host knows these.
 static bool run_tokens(Generator *g, Group *group, Tensor *hidden, Error *error) {
     Backend *b = tape_backend(g->tape);
-    bool ahead = greedy(g) && b->read_start, ok = true;
-    ArenaMark mark = arena_mark(g->memory);
+    bool ahead = group->speech.kept > 1, ok = true;
+    int64_t begun = 1, taken = 0; // tokens
     BackendRead *read = choose_tokens(g, group, hidden, 0), *next = NULL;
-    for (int64_t step = 1; ok; step++) {
-        bool more = step < group->most;
-        arena_rewind(g->memory, mark);
-        if (ahead && more && !tape_error(g->tape)) next = next_tokens(g, group, step);
-        ok = take_tokens(g, group, read, error);
-        if (!ok || !more || all_finished(group)) break;
-        read = ahead ? next : next_tokens(g, group, step);
+    if (!read) read = run_ahead(g, group, &begun);
+    while (ok && read) {
+        int64_t there = begun;
+        if (ahead) next = run_ahead(g, group, &begun);
+        backend_read_finish(b, read, group->said);
+        ok = tape_ok(g->tape, error) && take_tokens(g, group, taken, there - 1, error);
+        taken = there;
+        if (!ok || all_finished(group)) break;
+        read = ahead ? next : run_ahead(g, group, &begun);
         next = NULL;
     }
     if (next) backend_read_finish(b, next, NULL);
-    return ok;
+    return ok && tape_ok(g->tape, error);
+}
+
+// Every row stands at the last position of its prompt.
+static void speech_begin(Generator *g, Group *group) {
+    Backend *b = tape_backend(g->tape);
+    int rows = group->rows, kept = b->read_start ? READ_TOGETHER : 1;
+    size_t draws = sizeof(WordDraw) * (size_t)rows, numbers = (size_t)rows * (6 + (size_t)kept);
+    group->bytes = draws + numbers * sizeof(int32_t);
+    group->memory = b->allocate(b, group->bytes);
+    WordDraw *host = arena_allocate(g->memory, group->bytes), *device = group->memory;
+    check(group->memory);
+    int32_t *from = (int32_t *)(void *)(host + rows), *to = (int32_t *)(void *)(device + rows);
+    memset(from, 0, numbers * sizeof *from);
+    for (int r = 0; r < rows; r++) {
+        int last = group->lengths[r] - 1;
+        host[r] = sampling_draw(&g->options->sampling, g->prompts[group->members[r]].number, row_room(g, group, r));
+        from[r] = last;                                                // position
+        from[rows + r] = (int32_t)(r * group->cache->capacity + last); // slot
+        from[2 * rows + 2 * r + 1] = last + 1;                         // range
+    }
+    b->upload(b, device, host, group->bytes);
+    group->speech = (WordRows){.draws = device,
+                             .positions = to,
+                             .slots = to + rows,
+                             .range = to + 2 * rows,
+                             .step = to + 4 * rows,
+                             .next = to + 5 * rows,
+                             .said = to + 6 * rows,
+                             .kept = kept,
+                             .end = g->special.end};
 }
 
 static void group_open(Generator *g, Group *group) {
     Backend *b = tape_backend(g->tape);
-    group->ids = arena_array(g->memory, int32_t, group->rows);
     group->finished = arena_array(g->memory, bool, group->rows);
-    group->cache = text_cache_new(b, joint_text(g->joint), group->rows, group->length + group->most);
-    group->next = (Tensor){.rank = 1, .dtype = I32, .shape = {group->rows}, .borrowed = true, .name = "tokens"};
-    group->next.data = b->allocate(b, tensor_bytes(&group->next));
-    check(group->next.data);
+    int64_t capacity = group->length + group->most, context = g->config->text.context;
+    group->cache = text_cache_new(b, joint_text(g->joint), group->rows, capacity < context ? capacity : context);
+    speech_begin(g, group);
+    group->said = arena_array(g->memory, int32_t, group->rows * group->speech.kept);
 }
 
 static bool run_group(Generator *g, Group *group, Error *error) {
@@ -197,7 +233,7 @@ static bool run_group(Generator *g, Group *group, Error *error) {
     bool ok = run_tokens(g, group, hidden, error);
     Backend *b = tape_backend(g->tape);
     b->wait(b);
-    b->release(b, group->next.data, tensor_bytes(&group->next));
+    b->release(b, group->memory, group->bytes);
     kv_cache_free(group->cache);
     return ok;
 }
@@ -213,19 +249,20 @@ static int by_length(const void *a, const void *b) {
     return x->index < y->index ? -1 : x->index > y->index;
 }
 
-static bool run_groups(Generator *g, const Order *order, int *members, int count, Error *error) {
+static bool run_groups(Generator *g, const Order *order, int *members, int *lengths, int count, Error *error) {
     int64_t context = g->config->text.context;
     for (int first = 0, rows; first < count; first += rows) {
-        int64_t length = order[first].length;
-        if (length > context)
-            return error_set(error, ERROR_USAGE,
-                             "prompt %d takes %lld positions, the model's context is %lld; shorten it",
-                             order[first].index + 1, (long long)length, (long long)context);
-        for (rows = 0; first + rows < count && rows < g->options->batch && order[first + rows].length == length; rows++)
-            members[rows] = order[first + rows].index;
-        int64_t room = context - length + 1; // the last token is never run
-        Group group = {.members = members, .rows = rows, .length = (int)length};
-        group.most = g->options->max_tokens < room ? g->options->max_tokens : room;
+        for (rows = 0; first + rows < count && rows < g->options->batch; rows++) {
+            const Order *o = &order[first + rows];
+            if (o->length > context)
+                return error_set(error, ERROR_USAGE,
+                                 "prompt %d takes %lld positions, the model's context is %lld; shorten it",
+                                 o->index + 1, (long long)o->length, (long long)context);
+            members[rows] = o->index;
+            lengths[rows] = (int)o->length;
+        }
+        Group group = {.members = members, .lengths = lengths, .rows = rows, .length = lengths[rows - 1]};
+        group.most = row_room(g, &group, 0); // the shortest
         if (!run_group(g, &group, error)) return false;
     }
     return true;
@@ -238,7 +275,7 @@ bool generate_words(Tape *tape, Joint *joint, SequenceIds special, const Prompt 
     check(!tape_recording(tape) && options->batch > 0 && options->max_tokens > 0);
     const JointConfig *config = joint_config(joint);
     Order *order = calloc((size_t)count + 1, sizeof *order);
-    int *members = calloc((size_t)count + 1, sizeof *members);
+    int *members = calloc(2 * (size_t)count + 1, sizeof *members); // of a group, and their lengths
     check(order && members);
     bool ok = true;
     for (int i = 0; i < count; i++) {
@@ -249,7 +286,7 @@ bool generate_words(Tape *tape, Joint *joint, SequenceIds special, const Prompt 
     }
     qsort(order, (size_t)count, sizeof *order, by_length);
     Generator g = {tape, joint, config, options, special, arena_new(1 << 20), prompts, out};
-    ok = ok && run_groups(&g, order, members, count, error);
+    ok = ok && run_groups(&g, order, members, members + count, count, error);
     arena_free(g.memory);
     free(order);
     free(members);

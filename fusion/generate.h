@@ -1,6 +1,7 @@
 /* Text from a joint model, token by token, over a cache of keys and values. Prompts interleave text and images as
- * training rows do (data/sequence.h). What one prompt gives does not depend on what else is in the batch: only prompts
- * of equal length run together, and draws are keyed by the prompt's number. */
+ * training rows do (data/sequence.h). What one prompt gives does not depend on what else is in the batch: each row sees
+ * its own positions alone, and draws are keyed by the prompt's number. (On a GPU products of other sizes round
+ * otherwise.) */
 #pragma once
 #include "data/sequence.h"
 #include "fusion/joint.h"

@@ -76,6 +76,52 @@ typedef struct PairSums {
     float *most, *sum; // of exp(s - most)
 } PairSums;
 
+typedef enum FewRowsActivation {
+    FEW_ROWS_PLAIN, FEW_ROWS_GELU_ERF, FEW_ROWS_GELU_TANH, FEW_ROWS_GELU_QUICK, FEW_ROWS_SILU,
+    FEW_ROWS_SWIGLU, // w holds gates (n, k), then what they let through (n, k), and bias likewise
+} FewRowsActivation;
+
+// A product of a few rows with a large matrix, with what stands in front of it and behind it in a block:
+// z = norm(x) w^T + bias, rounded as y is; y = residual + activation(z). All launches with it are compared byte by byte.
+typedef struct FewRows {
+    int64_t rows, n, k;
+    const void *x, *w;        // (rows, k), (n, k)
+    const float *bias;        // (n) or NULL
+    const float *norm_scale, *norm_shift; // (k); shift NULL: rmsnorm; both NULL: x as it is
+    double epsilon;
+    const void *residual;     // (rows, n) or NULL
+    void *y;                  // (rows, n), may be the residual; with a cache (rows, queries)
+    // Queries, keys and values: columns from `queries` on go to row slots[r] of the cache (any, n - queries)
+    void *cache;              // or NULL
+    const int32_t *slots;     // (rows)
+    int64_t queries, turned;  // the first `turned` columns are heads that rope turns; 0: none
+    const int32_t *positions; // (rows) of rope
+    double rope_base;
+    int32_t head_size, activation; // FewRowsActivation
+} FewRows;
+
+typedef struct WordDraw { // how a row of text chooses its words
+    float    factor;       // log2(e) / temperature; 0: always the likeliest
+    int32_t  top_k;        // 0: all
+    double   top_p;        // 1: all
+    uint64_t seed, number; // its draws: PURPOSE_SAMPLING, of element `number`, two words for each choice
+    int32_t  most;         // choices, at the most
+    int32_t  none;
+} WordDraw;
+
+// Rows of text that grow by a word at a time. All in device memory; each choice moves it on, so that the next word's
+// work is the same as this one's.
+typedef struct WordRows {
+    const WordDraw *draws;     // (rows)
+    int32_t        *next;      // (rows) the word chosen last, which the next pass reads
+    int32_t        *positions; // (rows) of that word
+    int32_t        *slots;     // (rows) where its keys and values go
+    int32_t        *range;     // (rows, 2) the keys it sees: [first, end); nothing once the row is at its end
+    int32_t        *step;      // (rows) choices so far
+    int32_t        *said;      // (kept, rows): choice number n of a row at n % kept; once it is at its end: end
+    int32_t         kept, end; // end: the word behind which a row is at its end, as it is behind its draw's `most`
+} WordRows;
+
 typedef struct DeviceSlice { // a piece of a device's own work
     const char *name;
     int    stream;     // from 0 on: those of one stream come one after another
@@ -137,6 +183,10 @@ struct Backend {
     // The same of one product in BF16, with A and B rounded to fp8 first; m, n and k are multiples of 16, and A and B lie
     // without gaps. NULL: this device cannot
     void (*matmul_fp8)(Backend *, const Matmul *, Fp8Side a, Fp8Side b);
+    // A product of a few rows as one call. NULL: it is none here. few_rows_wins: whether it can be and is faster than the
+    // calls apart; the answer for a shape stays
+    void (*few_rows)(Backend *, const FewRows *, Dtype t);
+    bool (*few_rows_wins)(Backend *, const FewRows *, Dtype t);
     void (*fp8_advance)(Backend *, Fp8Scaling *, float *most, int margin); // (FP8_SIDES) each, behind a step; most becomes 0
     void (*sum_columns)(Backend *, float *out, const void *x, int64_t rows, int64_t width, Dtype t, bool add); // out[c] = sum_r x[r, c]
 
@@ -197,8 +247,11 @@ struct Backend {
                          int64_t width, int64_t count, Dtype t);
     // y[rows[m]] = x[m], of type t too: the rows differ, and what they do not name stays
     void (*put_rows)(Backend *, void *y, const void *x, const int32_t *rows, int64_t m, int64_t width, int64_t count, Dtype t);
-    // ids[r]: the first of the largest x[r, .]; -1 where one is NaN or the largest is not finite
-    void (*argmax_rows)(Backend *, int32_t *ids, const void *x, int64_t rows, int64_t width, Dtype t);
+    // Each row's next word by its scores x (rows, width), and WordRows moved on. Weights are integers, round(2^40 p / p of
+    // the likeliest), and stand in the order of falling scores (of equals the first in front): top_k of them; of these
+    // the fewest that hold top_p; then by lot. So the choice is the same on every device. -1, where one is NaN or the
+    // largest is not finite: the row is at its end then too
+    void (*choose_words)(Backend *, const WordRows *, const void *x, int64_t rows, int64_t width, Dtype t);
     // copies `count` rows for each of `batch`: out row b * out_stride + out_first + i (+)= in row b * in_stride + in_first + i
     void (*copy_rows)(Backend *, void *out, Dtype to, int64_t out_stride, int64_t out_first, const void *in, Dtype from, int64_t in_stride,
                       int64_t in_first, int64_t batch, int64_t count, int64_t width, bool add);

@@ -179,7 +179,7 @@ static double doubles_in(const DoubleSum *sums, int count) {
       const int32_t *rows, int64_t m, int64_t width, int64_t count, Dtype t)                                          \
     X(put_rows, 2 * m * width * SIZE(t), void *y, const void *x, const int32_t *rows, int64_t m, int64_t width,    \
       int64_t count, Dtype t)                                                                                         \
-    X(argmax_rows, rows * width * SIZE(t), int32_t *ids, const void *x, int64_t rows, int64_t width, Dtype t)      \
+    X(choose_words, rows * width * SIZE(t), const WordRows *speech, const void *x, int64_t rows, int64_t width, Dtype t) \
     X(copy_rows, batch * count * width * (SIZE(from) + SIZE(to)), void *out, Dtype to, int64_t out_stride,         \
       int64_t out_first, const void *in, Dtype from, int64_t in_stride, int64_t in_first, int64_t batch, int64_t      \
       count, int64_t width, bool add)                                                                                 \

@@ -1,8 +1,8 @@
-/* Choosing the next token from its logits: greedy, or by lot under a temperature among the top k and the top p
+/* How the next token is chosen from its scores: greedy, or by lot under a temperature among the top k and the top p
  * (nucleus; Holtzman et al. 2020). A draw is a pure function of (seed, prompt, position): what else is in the batch
- * changes nothing. */
+ * changes nothing. The choice itself is the backend's (choose_words). */
 #pragma once
-#include <stdint.h>
+#include "kernels/backend.h"
 
 typedef struct Sampling {
     double temperature; // 0: greedy
@@ -11,15 +11,6 @@ typedef struct Sampling {
     uint64_t seed;
 } Sampling;
 
-typedef struct Candidate {
-    float logit;
-    int32_t id;
-    double probability; // not normalised
-} Candidate;
-
 const char *sampling_check(const Sampling *); // NULL, or what is out of range
-// The largest logit, the first of equals; -1 where a logit is NaN or none is finite.
-int32_t sample_greedy(const float *logits, int64_t vocabulary);
-// scratch: (vocabulary). prompt: global number of the prompt; position: of the new token behind it. -1 as above.
-int32_t sample_token(const Sampling *, const float *logits, int64_t vocabulary, uint64_t prompt, uint64_t position,
-                     Candidate *scratch);
+// For the backend: prompt number `prompt` makes `most` tokens at the most.
+WordDraw sampling_draw(const Sampling *, uint64_t prompt, int64_t most);

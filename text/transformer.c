@@ -120,10 +120,11 @@ Tensor *text_leave(Tape *t, const Text *m, Residual r, const BlockContext *conte
 
 Tensor *text_forward(Tape *t, const Text *m, Tensor *x, const BlockContext *given) {
     BlockContext context = *given;
-    if (context.cache && x) context.slots = kv_cache_slots(t, context.cache, x->shape[1]);
+    bool fills = context.cache && !context.slots;
+    if (fills && x) context.slots = kv_cache_slots(t, context.cache, x->shape[1]);
     Residual r = residual_of(text_enter(t, m, x, &context));
     for (int i = 0; i < m->config.layers; i++) r = block_forward(t, &m->blocks[i], r, &context);
-    if (context.cache && r.x) context.cache->used += r.x->shape[1];
+    if (fills && r.x) context.cache->used += r.x->shape[1];
     return text_leave(t, m, r, &context);
 }
 
@@ -140,7 +141,19 @@ Tensor *text_score_sum(Tape *t, const Text *m, Tensor *hidden, Tensor *targets) 
 
 Tensor *text_logits(Tape *t, const Text *m, Tensor *hidden) {
     check(parallel_ranks(m->parallel) == 1);
-    return linear(t, hidden, m->head, NULL);
+    Backend *be = tape_backend(t);
+    if (!hidden || !be->few_rows || tape_recording(t) || m->head->dtype != hidden->dtype)
+        return linear(t, hidden, m->head, NULL);
+    FewRows p = {.rows = tensor_rows(hidden),
+                 .n = m->head->shape[0],
+                 .k = m->head->shape[1],
+                 .x = hidden->data,
+                 .w = m->head->data};
+    if (!be->few_rows_wins(be, &p, hidden->dtype)) return linear(t, hidden, m->head, NULL);
+    Tensor *logits = tape_tensor(t, hidden->dtype, SHAPE(p.rows, p.n));
+    p.y = logits->data;
+    be->few_rows(be, &p, hidden->dtype);
+    return logits;
 }
 
 KvCache *text_cache_new(Backend *backend, const Text *m, int64_t batch, int64_t capacity) {

@@ -30,8 +30,8 @@ bool text_declare(Text *, Parameters *, Arena *, const char *prefix, const TextC
 void text_declare_replica(Text *, Parameters *, Arena *, const char *prefix);
 Tensor *text_embed(Tape *, const Text *,
                    Tensor *ids); // (R, T) I32 -> (R, T, C); ids < 0 give zeros, to be filled by image tokens
-// Positions (context.positions, rope or learned), blocks and norm. With a cache: fills slots [used, used + T), then
-// advances `used`. In parts: what is in front of the blocks (the context notes how rows are shared out), the blocks
+// Positions (context.positions, rope or learned), blocks and norm. With a cache: fills context.slots; where they are NULL,
+// slots [used, used + T), and advances `used`. In parts: what is in front of the blocks (the context notes how rows are shared out), the blocks
 // (block_forward), what is behind them.
 Tensor *text_forward(Tape *, const Text *, Tensor *embedded, const BlockContext *); // (R, T, C) -> (R, T, C)
 Tensor *text_enter(Tape *, const Text *, Tensor *embedded, BlockContext *);

@@ -184,6 +184,7 @@ Backend *cpu_backend_new(int threads, const char *isa, Log *log) {
     check(s->scratch && s->scratch_size);
     SETS[set].install(b);
     cpu_install_fp8(b);
+    cpu_install_words(b);
     choose_matmul(b, log);
     log_info(log, "CPU kernels: %s, %d thread%s%s%s%s", b->isa, count, count == 1 ? "" : "s",
              SETS[best].lacks ? "; this processor has no " : "", SETS[best].lacks ? SETS[best].lacks : "",

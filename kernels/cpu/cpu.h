@@ -26,6 +26,7 @@ void    *cpu_worker_scratch(const Backend *, int worker, size_t bytes); // 64-by
 void    *cpu_shared_scratch(const Backend *, size_t bytes);
 
 void cpu_install_fp8(Backend *); // fp8.c
+void cpu_install_words(Backend *); // words.c
 
 // Inside simd/*.c: SIMD_NAME(install_norm) is install_norm_avx2 and so on; SIMD_SUFFIX comes from the build.
 #define CPU_PASTE2(a, b) a##_##b

@@ -6,10 +6,7 @@
 namespace {
 template <class T> struct GeluErf {
     enum { INPUTS = 1 };
-    __device__ float operator()(float x, float) const {
-        float density;
-        return x * normal_distribution<T>(x, &density);
-    }
+    __device__ float operator()(float x, float) const { return gelu_erf_of<T>(x); }
 };
 template <class T> struct GeluErfGradient {
     enum { INPUTS = 2 };
@@ -19,13 +16,9 @@ template <class T> struct GeluErfGradient {
     }
 };
 
-// u = sqrt(2/pi) (x + 0.044715 x^3); (1 + tanh u) / 2 = sigmoid(2 u)
-template <class T> __device__ __forceinline__ float gelu_tanh_gate(float x) {
-    return sigmoid_of<T>(x * (1.595769122f + 0.0713548163f * (x * x)));
-}
 template <class T> struct GeluTanh {
     enum { INPUTS = 1 };
-    __device__ float operator()(float x, float) const { return x * gelu_tanh_gate<T>(x); }
+    __device__ float operator()(float x, float) const { return gelu_tanh_of<T>(x); }
 };
 template <class T> struct GeluTanhGradient {
     enum { INPUTS = 2 };
@@ -35,11 +28,10 @@ template <class T> struct GeluTanhGradient {
     }
 };
 
-// x sigmoid(p x): SiLU at p = 1, the quick GELU at p = 1.702
 template <class T> struct Swish {
     enum { INPUTS = 1 };
     float p;
-    __device__ float operator()(float x, float) const { return x * sigmoid_of<T>(p * x); }
+    __device__ float operator()(float x, float) const { return swish_of<T>(x, p); }
 };
 template <class T> struct SwishGradient {
     enum { INPUTS = 2 };
@@ -51,7 +43,6 @@ template <class T> struct SwishGradient {
 };
 } // namespace
 
-static constexpr float QUICK = 1.702f;
 enum { KIND_ERF, KIND_TANH }; // GeluKind of kernels/ops.h; the third is the quick one
 
 template <class T, class F> static void forward(const CudaQueue *q, F f, void *y, const void *x, int64_t n) {

@@ -108,6 +108,8 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS) attention_decode_ker
     const int group = rest % d.groups, kv_head = rest / d.groups % s.kv_heads, sharers = s.heads / s.kv_heads;
     const int64_t batch = rest / d.groups / s.kv_heads;
     const int first_head = kv_head * sharers + group * HEADS, end_head = (kv_head + 1) * sharers;
+    let_next_begin();
+    wait_for_earlier();
     const Interval seen = keys_of(s, batch, 0);
     if (!chunk_is_seen(seen, chunk)) return;
     const int element = static_cast<int>(threadIdx.x) % LANES * Form::N, first = chunk * CHUNK;
@@ -150,6 +152,8 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS) attention_decode_joi
     const int64_t row = blockIdx.x, batch = row / s.heads, head = row % s.heads;
     const int width = s.head_size + 2;
     const float *part = d.parts + row * d.chunks * width;
+    let_next_begin();
+    wait_for_earlier();
     const Interval seen = keys_of(s, batch, 0);
     const int begin = seen.first / CHUNK, end = seen.first < seen.end ? divide_up(seen.end, CHUNK) : begin;
     float most = -INFINITY;
@@ -190,6 +194,8 @@ template <class F> static void with_count(int count, F f) { // the least of 1, 2
         f(std::integral_constant<int, 4>{});
 }
 
+static dim3 blocks_of(int64_t count) { return dim3(static_cast<unsigned>(count)); }
+
 template <class T> static void decode(const CudaQueue *queue, DecodeCall d, void *o) {
     const AttentionShape &s = d.c.shape;
     const int packs = divide_up(s.head_size, PACK<T>);
@@ -200,11 +206,12 @@ template <class T> static void decode(const CudaQueue *queue, DecodeCall d, void
                    [&](auto eights) {
                        constexpr int HEADS = decltype(heads)::value, LANES = 8 * decltype(eights)::value;
                        d.groups = divide_up(s.heads / s.kv_heads, HEADS);
-                       launch_tiles<attention_decode_kernel<T, LANES, HEADS>>(
-                           queue, s.batch * s.kv_heads * d.groups * d.chunks, 0, d);
+                       launch_early<attention_decode_kernel<T, LANES, HEADS>>(
+                           blocks_of(s.batch * s.kv_heads * d.groups * d.chunks), dim3(ATTENTION_THREADS), 0, queue, d);
                    });
     });
-    launch_tiles<attention_decode_join_kernel<T>>(queue, s.batch * s.heads, 0, d, static_cast<T *>(o));
+    launch_early<attention_decode_join_kernel<T>>(blocks_of(s.batch * s.heads), dim3(ATTENTION_THREADS), 0, queue, d,
+                                                  static_cast<T *>(o));
 }
 
 bool cuda_attention_decode(const CudaQueue *queue, void *o, float *lse, const void *q, const void *k, const void *v,

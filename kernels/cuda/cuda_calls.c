@@ -1,5 +1,6 @@
 /* The backend's functions that are one call of our own kernels (kernels.h): each is put into the stream with the work
  * space it asks for, and looked at for errors. */
+#include "base/error.h"
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/kernels.h"
 #include <stdlib.h>
@@ -139,8 +140,17 @@ static void put_rows(Backend *be, void *y, const void *x, const int32_t *rows, i
                      Dtype t) {
     CALL(put_rows, y, x, rows, m, width, count, t);
 }
-static void argmax_rows(Backend *be, int32_t *ids, const void *x, int64_t rows, int64_t width, Dtype t) {
-    CALL(argmax_rows, ids, x, rows, width, t);
+static void choose_words(Backend *be, const WordRows *speech, const void *x, int64_t rows, int64_t width, Dtype t) {
+    CALL(choose_words, speech, x, rows, width, t);
+}
+static bool few_rows_wins(Backend *be, const FewRows *p, Dtype t) {
+    CudaQueue queue = cuda_queue(cuda_state(be));
+    return t == BF16 && cuda_few_rows(&queue, p, 0);
+}
+static void few_rows(Backend *be, const FewRows *p, Dtype t) {
+    Call call = call_begin(be);
+    check(t == BF16 && cuda_few_rows(&call.queue, p, call.state->multiprocessors) && "few_rows_wins said so");
+    call_end(&call, "few_rows");
 }
 static void copy_rows(Backend *be, void *out, Dtype to, int64_t out_stride, int64_t out_first, const void *in,
                       Dtype from, int64_t in_stride, int64_t in_first, int64_t batch, int64_t count, int64_t width,
@@ -254,7 +264,8 @@ void cuda_calls_install(Backend *be) {
     be->layernorm_backward_input = layernorm_backward_input, be->layernorm_backward_weight = layernorm_backward_weight,
     be->rmsnorm_forward = rmsnorm_forward, be->rmsnorm_backward_input = rmsnorm_backward_input,
     be->rmsnorm_backward_weight = rmsnorm_backward_weight, be->embedding_forward = embedding_forward,
-    be->local_ids = local_ids, be->gather_rows = gather_rows, be->put_rows = put_rows, be->argmax_rows = argmax_rows,
+    be->local_ids = local_ids, be->gather_rows = gather_rows, be->put_rows = put_rows, be->choose_words = choose_words,
+    be->few_rows = few_rows, be->few_rows_wins = few_rows_wins,
     be->scatter_rows = scatter_rows, be->copy_rows = copy_rows, be->scatter_add_rows = scatter_add_rows,
     be->embedding_backward = embedding_backward, be->mean_rows_forward = mean_rows_forward,
     be->mean_rows_backward = mean_rows_backward, be->l2_normalize_forward = l2_normalize_forward,

@@ -30,10 +30,8 @@ static inline Draw draw_by(const CudaQueue *q, const DropoutDraws &d) {
                 static_cast<float>(1 / (1 - d.p))};
 }
 
-static __device__ __forceinline__ Words draw_block(const Draw &s, uint64_t block) {
-    uint32_t c0 = static_cast<uint32_t>(block), c1 = PURPOSE_DROPOUT, c2 = static_cast<uint32_t>(s.site);
-    uint32_t c3 = static_cast<uint32_t>(s.site >> 32) ^ static_cast<uint32_t>(block >> 32);
-    uint32_t k0 = static_cast<uint32_t>(s.step->seed), k1 = static_cast<uint32_t>(s.step->seed >> 32);
+static __device__ __forceinline__ Words philox_words(uint64_t key, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {
+    uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
 #pragma unroll
     for (int round = 0; round < 10; round++) {
         uint32_t high_a = __umulhi(0xD2511F53u, c0), low_a = 0xD2511F53u * c0;
@@ -46,6 +44,11 @@ static __device__ __forceinline__ Words draw_block(const Draw &s, uint64_t block
         k1 += 0xBB67AE85u;
     }
     return Words{{c0, c1, c2, c3}};
+}
+
+static __device__ __forceinline__ Words draw_block(const Draw &s, uint64_t block) {
+    return philox_words(s.step->seed, static_cast<uint32_t>(block), PURPOSE_DROPOUT, static_cast<uint32_t>(s.site),
+                        static_cast<uint32_t>(s.site >> 32) ^ static_cast<uint32_t>(block >> 32));
 }
 
 // Multiplying, rather than writing zero, lets NaN and Inf of dropped elements through.

@@ -38,6 +38,19 @@ template <class T> __device__ __forceinline__ float normal_distribution(float x,
     return x > 0.0f ? 1.0f - tail : tail;
 }
 
+// GELU in its three forms, and SiLU. u = sqrt(2/pi) (x + 0.044715 x^3); (1 + tanh u) / 2 = sigmoid(2 u)
+static constexpr float QUICK = 1.702f;
+template <class T> __device__ __forceinline__ float gelu_tanh_gate(float x) {
+    return sigmoid_of<T>(x * (1.595769122f + 0.0713548163f * (x * x)));
+}
+template <class T> __device__ __forceinline__ float gelu_tanh_of(float x) { return x * gelu_tanh_gate<T>(x); }
+template <class T> __device__ __forceinline__ float gelu_erf_of(float x) {
+    float density;
+    return x * normal_distribution<T>(x, &density);
+}
+// x sigmoid(p x): SiLU at p = 1, the quick GELU at p = QUICK
+template <class T> __device__ __forceinline__ float swish_of(float x, float p) { return x * sigmoid_of<T>(p * x); }
+
 struct Turn {
     float sine, cosine;
 };
@@ -54,4 +67,14 @@ __device__ __forceinline__ Turn turn_of(float r, int quarter) {
     float cosine = (q * s - 0.5f) * s + 1.0f;
     float a = quarter & 1 ? cosine : sine, b = quarter & 1 ? sine : cosine;
     return Turn{quarter & 2 ? -a : a, (quarter + 1) & 2 ? -b : b};
+}
+
+// Of dimension d of a head: how far a position turns it, in quarter turns.
+static __host__ __device__ __forceinline__ double frequency_of(double base, int d, int head_size) {
+    return pow(base, -2.0 * d / head_size) * 0.63661977236758134308; // 2 / pi
+}
+__device__ __forceinline__ Turn turn_at(double position, double frequency) {
+    double turns = position * frequency, whole = rint(turns);
+    return turn_of(static_cast<float>((turns - whole) * 1.57079632679489661923),
+                   static_cast<int>(static_cast<int64_t>(whole) & 3));
 }

@@ -100,8 +100,12 @@ void cuda_scatter_add_rows(const CudaQueue *, void *y, Dtype to, const void *x, 
 void cuda_embedding_backward(const CudaQueue *, float *dtable, const void *dy, const int32_t *ids, int64_t n, int64_t width,
                              int64_t vocab, Dtype t, bool add);
 
+// ---- few_rows.cu ----
+// BF16. False, and nothing is started, where it does not take the shape or the addresses; multiprocessors 0: it only says.
+bool cuda_few_rows(const CudaQueue *, const FewRows *, int multiprocessors);
+
 // ---- choose.cu ----
-void cuda_argmax_rows(const CudaQueue *, int32_t *ids, const void *x, int64_t rows, int64_t width, Dtype t);
+void cuda_choose_words(const CudaQueue *, const WordRows *, const void *x, int64_t rows, int64_t width, Dtype t);
 
 // ---- pooling.cu ----
 void cuda_mean_rows_forward(const CudaQueue *, void *y, const void *x, const float *mask, int64_t batch, int64_t rows,

@@ -19,8 +19,28 @@ template <auto Kernel, class... A>
 static void launch_now(dim3 grid, dim3 block, size_t shared, CudaStream stream, const A &...arguments) {
     Kernel<<<grid, block, shared, stream>>>(arguments...);
 }
+// The same of a kernel that calls wait_for_earlier: it may begin while the kernel in front of it in the stream still
+// runs (programmatic dependent launch), where it was compiled for compute capability 9.0 or later.
+template <auto Kernel, class... A>
+static void launch_now_early(dim3 grid, dim3 block, size_t shared, CudaStream stream, const A &...arguments) {
+    static const bool can = [] {
+        cudaFuncAttributes facts;
+        return cudaFuncGetAttributes(&facts, Kernel) == cudaSuccess && facts.ptxVersion >= 90;
+    }();
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared, config.stream = stream;
+    config.attrs = &attribute, config.numAttrs = can ? 1 : 0;
+    (void)cudaLaunchKernelEx(&config, Kernel, A(arguments)...);
+}
 #elif defined(SIMT_H)
 #define CHECK_VECTOR(at, bytes) simt_check_vector(at, bytes) // the compiler may take the vector apart
+template <auto Kernel, class... A>
+static void launch_now_early(dim3 grid, dim3 block, size_t shared, CudaStream stream, const A &...arguments) {
+    launch_now<Kernel>(grid, block, shared, stream, arguments...);
+}
 #else
 #error "without nvcc these sources want tests/simt/shim/simt.h in front (-include)"
 #endif
@@ -32,9 +52,16 @@ template <class... A> struct Launch { // as bytes that can be kept, compared, an
     size_t shared; // bytes of dynamic shared memory
     std::tuple<A...> arguments;
 };
-template <auto Kernel, class... A> static void start_launch(const void *memory, CudaStream stream) {
+template <auto Kernel, bool EARLY, class... A> static void start_launch(const void *memory, CudaStream stream) {
     const Launch<A...> *l = static_cast<const Launch<A...> *>(memory);
-    std::apply([&](const A &...a) { launch_now<Kernel>(l->grid, l->block, l->shared, stream, a...); }, l->arguments);
+    std::apply(
+        [&](const A &...a) {
+            if constexpr (EARLY)
+                launch_now_early<Kernel>(l->grid, l->block, l->shared, stream, a...);
+            else
+                launch_now<Kernel>(l->grid, l->block, l->shared, stream, a...);
+        },
+        l->arguments);
 }
 // Equal launches have equal bytes: structs among the arguments have no padding (flags are as wide as what stands beside
 // them, or `none` fills up), and where one has some, it is cleared by compilers that can.
@@ -47,18 +74,26 @@ template <class T> static inline void clear_padding(T &x) {
     (void)x;
 }
 // queue NULL: at once, on the default stream.
-template <auto Kernel, class... A>
-static void launch(dim3 grid, dim3 block, size_t shared, const CudaQueue *queue, const A &...arguments) {
+template <auto Kernel, bool EARLY, class... A>
+static void put_launch(dim3 grid, dim3 block, size_t shared, const CudaQueue *queue, const A &...arguments) {
     static_assert((std::is_trivially_copyable_v<A> && ...), "a launch is kept as bytes");
-    if (!queue || !queue->start) {
-        launch_now<Kernel>(grid, block, shared, queue ? queue->stream : nullptr, arguments...);
-        return;
-    }
     static_assert(alignof(Launch<A...>) <= 16, "lists keep arguments at multiples of 16 bytes");
     alignas(Launch<A...>) unsigned char memory[sizeof(Launch<A...>)] = {}; // what lies between the arguments is zero
     Launch<A...> *l = new (memory) Launch<A...>{grid, block, shared, std::tuple<A...>(arguments...)};
     std::apply([](A &...a) { (clear_padding(a), ...); }, l->arguments);
-    queue->start(queue->owner, start_launch<Kernel, A...>, memory, sizeof memory);
+    if (queue && queue->start)
+        queue->start(queue->owner, start_launch<Kernel, EARLY, A...>, memory, sizeof memory);
+    else
+        start_launch<Kernel, EARLY, A...>(memory, queue ? queue->stream : nullptr);
+}
+template <auto Kernel, class... A>
+static void launch(dim3 grid, dim3 block, size_t shared, const CudaQueue *queue, const A &...arguments) {
+    put_launch<Kernel, false>(grid, block, shared, queue, arguments...);
+}
+// Of a kernel that calls wait_for_earlier before it reads what kernels in front of it write, and before it writes.
+template <auto Kernel, class... A>
+static void launch_early(dim3 grid, dim3 block, size_t shared, const CudaQueue *queue, const A &...arguments) {
+    put_launch<Kernel, true>(grid, block, shared, queue, arguments...);
 }
 
 enum { WARP = 32 };
@@ -67,6 +102,19 @@ static constexpr unsigned ALL_LANES = 0xffffffffu;
 template <class T> __host__ __device__ __forceinline__ constexpr T smaller(T a, T b) { return a < b ? a : b; }
 template <class T> __host__ __device__ __forceinline__ constexpr T larger(T a, T b) { return a > b ? a : b; }
 template <class T> __host__ __device__ __forceinline__ constexpr T divide_up(T a, T b) { return (a + b - 1) / b; }
+
+// In kernels of launch_early: the kernels in front of this one are done, and all they wrote can be read; and the next
+// one may begin as soon as all blocks have come here.
+__device__ __forceinline__ void wait_for_earlier() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    cudaGridDependencySynchronize();
+#endif
+}
+__device__ __forceinline__ void let_next_begin() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    cudaTriggerProgrammaticLaunchCompletion();
+#endif
+}
 
 // ---- numbers in memory ----
 

@@ -13,10 +13,6 @@ struct Rope {
     double frequency[TABLE]; // (D / 2), in quarter turns; of wider heads the device finds them itself
 };
 
-static __host__ __device__ __forceinline__ double frequency_of(double base, int d, int head_size) {
-    return pow(base, -2.0 * d / head_size) * 0.63661977236758134308; // 2 / pi
-}
-
 template <int N, class T>
 static __device__ __forceinline__ void turn_pairs(T *y, const T *x, int half, const float *sine, const float *cosine,
                                                   bool add) {
@@ -42,9 +38,7 @@ static __global__ void __launch_bounds__(THREADS)
     for (int i = thread; i < rows * half; i += THREADS) {
         const int row = i / half, d = i - row * half;
         const double frequency = half <= TABLE ? r.frequency[d] : frequency_of(r.base, d, r.head_size);
-        double turns = (r.inverse ? -1.0 : 1.0) * positions[first + row] * frequency, whole = rint(turns);
-        Turn turn = turn_of(static_cast<float>((turns - whole) * 1.57079632679489661923),
-                            static_cast<int>(static_cast<int64_t>(whole) & 3));
+        Turn turn = turn_at((r.inverse ? -1.0 : 1.0) * positions[first + row], frequency);
         sine[i] = turn.sine;
         cosine[i] = turn.cosine;
     }

@@ -1,6 +1,7 @@
 /* See block.h. The cached path of attention runs the same weights in two pieces, queries apart from keys and values:
  * a view of the rows of the packed matrix, so that new keys and values land in the cache with one copy. */
 #include "base/error.h"
+#include "kernels/nn/block_parts.h"
 #include "kernels/nn/tensor_parallel.h"
 #include "kernels/recompute.h"
 #include <math.h>
@@ -133,7 +134,7 @@ static Tensor *linear_rows(Tape *t, const Linear *l, Tensor *x, int64_t first, i
 static void cache_write(KvCache *cache, int layer, const Tensor *kv, const Tensor *slots) {
     Tensor *to = &cache->kv[layer];
     check(layer < cache->layers && kv->shape[0] == to->shape[0] && kv->shape[2] == to->shape[2]);
-    check(kv->dtype == to->dtype && cache->used + kv->shape[1] <= cache->capacity);
+    check(kv->dtype == to->dtype);
     check(tensor_count(slots) == tensor_rows(kv));
     cache->backend->put_rows(cache->backend, to->data, kv->data, slots->data, tensor_rows(kv), kv->shape[2],
                              tensor_rows(to), kv->dtype);
@@ -261,6 +262,7 @@ Residual block_forward(Tape *t, const Block *b, Residual r, const BlockContext *
     BlockContext context = *given;
     if (!tape_recording(t)) context.recompute = RECOMPUTE_FULL; // nothing is held then, nor computed again
     if (context.recompute != RECOMPUTE_FULL) return block_pass(t, b, r, &context);
+    if (!r.branch && block_step_wins(t, b, r.x, &context)) return residual_of(block_step(t, b, r.x, &context));
     return residual_of(run_piece(t, whole_block, b, residual_sum(t, &r), &context, RECOMPUTE_FULL));
 }
 
@@ -318,7 +320,7 @@ void kv_cache_free(KvCache *cache) {
 Tensor *kv_cache_slots(Tape *t, const KvCache *cache, int64_t count) {
     int64_t batch = cache->kv[0].shape[0];
     int32_t *rows = malloc((size_t)(batch * count) * sizeof *rows + 1);
-    check(rows && batch * cache->capacity <= INT32_MAX);
+    check(rows && batch * cache->capacity <= INT32_MAX && cache->used + count <= cache->capacity);
     for (int64_t i = 0; i < batch * count; i++)
         rows[i] = (int32_t)(i / count * cache->capacity + cache->used + i % count);
     Tensor *slots = tape_constant(t, I32, SHAPE(batch * count), rows);

@@ -39,9 +39,9 @@ typedef struct Block {
     const Parallel *parallel; // how its maps are split: qkv and up by columns, projection and down by rows
 } Block;
 
-/* Keys and values of all blocks of a stack, for generation. All rows of a batch write the same slots at the same time:
- * a pass over T positions fills slots [used, used + T) of every row. Prompts of different lengths are padded in front;
- * the padding's slots stay outside every range. To go back to an earlier point, set `used` to what it was. */
+/* Keys and values of all blocks of a stack, for generation. A pass over T positions fills slots [used, used + T) of every
+ * row, or those that its context names. Prompts of different lengths are padded behind: a row's padding stays outside
+ * every range of its own until what follows is written over it. */
 typedef struct KvCache {
     Backend *backend; // not owned
     Tensor *kv;       // (layers) of (B, capacity, 2 K D), in the type of the activations

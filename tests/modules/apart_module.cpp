@@ -89,6 +89,17 @@ template <> struct Given<const Matmul *> {
     }
 };
 
+template <> struct Given<const WordRows *> {
+    const WordRows *value;
+    WordRows copy = {};
+    const WordRows *get() {
+        copy = *value;
+        copy.draws = device(copy.draws), copy.next = device(copy.next), copy.positions = device(copy.positions);
+        copy.slots = device(copy.slots), copy.range = device(copy.range), copy.step = device(copy.step);
+        copy.said = device(copy.said);
+        return &copy;
+    }
+};
 template <> struct Given<Fp8Side> {
     Fp8Side value;
     Fp8Side get() { return Fp8Side{device(value.scaling), device(value.most), value.kind}; }
@@ -200,7 +211,7 @@ static void take_kernels(Backend *b, const Backend *cpu) {
     TAKE(masked_patch_mse_forward), TAKE(masked_patch_mse_backward), TAKE(attention_forward), TAKE(attention_backward);
     TAKE(cross_entropy_forward), TAKE(cross_entropy_combine), TAKE(cross_entropy_backward), TAKE(clip_sums);
     TAKE(clip_logsumexp), TAKE(clip_losses), TAKE(clip_gradient), TAKE(siglip_sums), TAKE(siglip_gradient);
-    TAKE(sum_rows), TAKE(put_rows), TAKE(argmax_rows), TAKE(gate), TAKE(matmul_wins);
+    TAKE(sum_rows), TAKE(put_rows), TAKE(choose_words), TAKE(gate), TAKE(matmul_wins);
     TAKE(matmul_fp8), TAKE(fp8_advance), TAKE(scale_by), TAKE(add_norm_forward), TAKE(add_norm_backward);
     TAKE(cross_entropy_both);
     b->adamw_parts = adamw_parts, b->sum_squares = sum_squares, b->sum_doubles = sum_doubles;

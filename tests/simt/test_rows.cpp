@@ -64,24 +64,86 @@ static void puts_rows(const Case &c) {
 }
 static void rows_are_put_where_they_belong(void **) { for_cases("put rows", puts_rows); }
 
+// The state of rows of text, in device memory.
+struct SpeechArrays {
+    enum { KEPT = 3 };
+    int64_t rows;
+    Array draws, next, positions, slots, range, step, said;
+    explicit SpeechArrays(int64_t rows_)
+        : rows(rows_), draws(F32, rows_ * static_cast<int64_t>(sizeof(WordDraw) / sizeof(float))), next(I32, rows_),
+          positions(I32, rows_), slots(I32, rows_), range(I32, 2 * rows_), step(I32, rows_), said(I32, KEPT * rows_) {
+        for (int64_t r = 0; r < rows; r++) {
+            next.put(r, 0), positions.put(r, 7 + static_cast<double>(r)), slots.put(r, 100 * static_cast<double>(r));
+            range.put(2 * r, 0), range.put(2 * r + 1, 8), step.put(r, 0);
+        }
+        said.set(-9);
+    }
+    WordRows speech() const {
+        return WordRows{draws.as<WordDraw>(), next.i32(),  positions.i32(),
+                      slots.i32(),          range.i32(), step.i32(),
+                      said.i32(),           KEPT,        5};
+    }
+};
+
+static void expect_equal_speech(const SpeechArrays &got, const SpeechArrays &want, const char *what) {
+    expect_bits(got.next, want.next, what);
+    expect_bits(got.said, want.said, what);
+    expect_bits(got.positions, want.positions, what);
+    expect_bits(got.slots, want.slots, what);
+    expect_bits(got.range, want.range, what);
+    expect_bits(got.step, want.step, what);
+}
+
+// Some choices by the same scores, as the CPU makes them.
+static void speak(const Case &c, const Array &x, int64_t rows, int64_t width, const WordDraw *draws, int choices) {
+    SpeechArrays got(rows);
+    for (int64_t r = 0; r < rows; r++) got.draws.as<WordDraw>()[r] = draws[r];
+    SpeechArrays want(got);
+    const WordRows ours = got.speech(), theirs = want.speech();
+    for (int n = 0; n < choices; n++) {
+        cuda_choose_words(QUEUE, &ours, x, rows, width, c.t);
+        cpu()->choose_words(cpu(), &theirs, x, rows, width, c.t);
+        expect_equal_speech(got, want, c.name);
+    }
+}
+
 static void choices(const Case &c) {
     const int64_t rows = 6;
+    if (c.add) return;
     for (int64_t width : {1, 31, 1024, 5003}) {
-        Array x = Array(c.t, rows * width, c.shift).integers(c.rng, -40, 40), ids(I32, rows), want(I32, rows);
+        Array x = Array(c.t, rows * width, c.shift).integers(c.rng, -40, 40);
         for (int64_t i = 0; i < width; i++) x.put(width + i, -INFINITY); // of row 1; row 2 has words ruled out
         for (int64_t i = 0; i < width / 2; i++) x.put(2 * width + i, -INFINITY);
         x.put(3 * width + width / 2, INFINITY);
         x.put(4 * width + width - 1, NAN);
-        cuda_argmax_rows(QUEUE, ids.i32(), x, rows, width, c.t);
-        cpu()->argmax_rows(cpu(), want.i32(), x, rows, width, c.t);
-        expect_bits(ids, want, c.name);
-        assert_int_equal(want.i32()[1], -1);
-        assert_int_equal(want.i32()[3], -1);
-        assert_int_equal(want.i32()[4], -1);
-        assert_true(want.i32()[0] >= 0 && want.i32()[0] < width);
+        WordDraw draws[rows];
+        for (WordDraw &d : draws) d = WordDraw{0, 0, 1, 3, 4, 100, 0};
+        draws[5].most = 2;
+        speak(c, x, rows, width, draws, 4);
     }
 }
 static void the_first_of_the_largest_is_chosen(void **) { for_cases("argmax", choices); }
+
+// Scores as models give them, with equal ones, both zeros, and words ruled out.
+static void lots(const Case &c) {
+    const int64_t rows = 7;
+    if (c.add || c.shift) return;
+    for (int64_t width : {40, 1500}) {
+        for (double deviation : {0.02, 4.0}) {
+            Array x = Array(c.t, rows * width, c.shift).normal(c.rng, deviation);
+            for (int64_t i = 0; i < rows * width; i += 3) x.put(i, static_cast<double>(static_cast<int>(x.at(i))));
+            for (int64_t i = 0; i < rows * width; i += 11) x.put(i, -0.0);
+            for (int64_t i = width; i < 2 * width; i += 2) x.put(i, -INFINITY);
+            WordDraw draws[rows] = {
+                {1.4427f, 0, 1, 1, 0, 100, 0},         {0.7f, 40, 1, 2, 1, 100, 0},
+                {1.8f, 0, 0.9, 3, 2, 100, 0},          {1.4427f, 20, 0.5, 4, 3, 100, 0},
+                {1e30f, 0, 1, 5, 4, 100, 0},           {0.0145f, 1000, 0.999, 6, 1ull << 40, 100, 0},
+                {2.2f, 1, 1e-9, 1ull << 50, 6, 100, 0}};
+            speak(c, x, rows, width, draws, 2);
+        }
+    }
+}
+static void lots_fall_as_on_the_cpu(void **) { for_cases("lots", lots); }
 
 static void copies(const Case &c) {
     for (Dtype from : {F32, BF16}) {
@@ -173,10 +235,15 @@ static void l2_normalisation_agrees(void **) { for_cases("l2 normalize", lengths
 
 int main() {
     const CMUnitTest tests[] = {
-        cmocka_unit_test(gathers_have_the_same_bits),     cmocka_unit_test(rows_over_a_base_have_the_same_bits),
-        cmocka_unit_test(rows_are_put_where_they_belong), cmocka_unit_test(the_first_of_the_largest_is_chosen),
-        cmocka_unit_test(copies_have_the_same_bits),      cmocka_unit_test(rows_that_meet_add_up_and_repeat_to_the_bit),
-        cmocka_unit_test(local_ids_are_the_same),         cmocka_unit_test(means_of_rows_agree),
+        cmocka_unit_test(gathers_have_the_same_bits),
+        cmocka_unit_test(rows_over_a_base_have_the_same_bits),
+        cmocka_unit_test(rows_are_put_where_they_belong),
+        cmocka_unit_test(the_first_of_the_largest_is_chosen),
+        cmocka_unit_test(lots_fall_as_on_the_cpu),
+        cmocka_unit_test(copies_have_the_same_bits),
+        cmocka_unit_test(rows_that_meet_add_up_and_repeat_to_the_bit),
+        cmocka_unit_test(local_ids_are_the_same),
+        cmocka_unit_test(means_of_rows_agree),
         cmocka_unit_test(l2_normalisation_agrees),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);

@@ -91,26 +91,6 @@ static void put_rows(Backend *b, void *y, const void *x, const int32_t *rows, in
     cpu_run_ranges(b, m, range_rows(width, RANGE_ELEMENTS), put_task, &j);
 }
 
-// ---- the largest of each row ----
-
-static int32_t argmax(const void *x, int64_t row, int64_t width, Dtype t) {
-    const float *f32 = (const float *)x + row * width;
-    const uint16_t *bf16 = (const uint16_t *)x + row * width;
-    float most = -INFINITY;
-    int64_t best = 0;
-    for (int64_t i = 0; i < width; i++) {
-        float value = t == F32 ? f32[i] : bf16_to_f32(bf16[i]);
-        if (isnan(value)) return -1;
-        if (value > most) most = value, best = i;
-    }
-    return isfinite(most) ? (int32_t)best : -1;
-}
-
-static void argmax_rows(Backend *b, int32_t *ids, const void *x, int64_t rows, int64_t width, Dtype t) {
-    (void)b;
-    for (int64_t r = 0; r < rows; r++) ids[r] = argmax(x, r, width, t);
-}
-
 // ---- y[rows[m]] += x[m], in the order of m ----
 
 // The rows of x that go to each row of y, as chains in order: first[r], then next[.]; -1 ends one.
@@ -246,5 +226,5 @@ static void copy_rows(Backend *b, void *out, Dtype to, int64_t out_stride, int64
 void SIMD_NAME(install_rows)(Backend *b) {
     b->gather_rows = gather_rows, b->scatter_rows = scatter_rows, b->scatter_add_rows = scatter_add_rows;
     b->embedding_forward = embedding_forward, b->embedding_backward = embedding_backward;
-    b->copy_rows = copy_rows, b->local_ids = local_ids, b->put_rows = put_rows, b->argmax_rows = argmax_rows;
+    b->copy_rows = copy_rows, b->local_ids = local_ids, b->put_rows = put_rows;
 }

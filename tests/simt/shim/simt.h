@@ -131,6 +131,9 @@ unsigned long long atomicMin(unsigned long long *, unsigned long long);
 static inline uint32_t __umulhi(uint32_t a, uint32_t b) {
     return static_cast<uint32_t>(static_cast<uint64_t>(a) * b >> 32);
 }
+// Single operations, which no compiler joins to multiply-adds: the CPU's own, without those.
+static inline float __fadd_rn(float a, float b) { return a + b; }
+static inline float __fmul_rn(float a, float b) { return a * b; }
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }
 static inline int __ffs(int x) { return __builtin_ffs(x); }
 static inline float __uint_as_float(uint32_t u) {
