@@ -1,7 +1,8 @@
 /* Whole training steps of a small joint model on the CUDA backend, over the stand-in of CUDA's runtime: with sequences
  * each step is, from the third of its shape on, nothing but graphs, and its losses and parameters are to the bit those
- * of steps whose every call starts at once. */
+ * of steps whose every call starts at once. So are the tokens of generation. */
 #include "base/philox.h"
+#include "fusion/generate.h"
 #include "kernels/cuda/cuda_list.h"
 #include "tests/fusion/tiny_joint.h"
 #include "tests/simt/runtime.h"
@@ -224,12 +225,99 @@ static void dropout_differs_from_step_to_step_though_the_graph_is_the_same(void 
     free(r.parameters);
 }
 
+// ---- generation ----
+
+enum { TEXTS = 3, TOKENS = 14, LAYERS = 2 };
+
+typedef struct Talk {
+    bool sequences;
+    Dtype dtype;
+    double temperature;
+    RuntimeOrder order;
+    int batch;
+    TokenIds said[TEXTS];
+    CudaListCounts counts;
+} Talk;
+
+// Texts of different lengths.
+static void talk(Talk *talk) {
+    Error error = {0};
+    JointConfig config = tiny_config();
+    config.text.width = 32, config.text.layers = LAYERS, config.text.tied = false;
+    config.has_vision = false;
+    for (int o = 0; o < OBJECTIVES; o++) config.weight[o] = o == OBJECTIVE_LM;
+    Backend *backend = cuda_backend_new(&(CudaOptions){.synchronous = !talk->sequences}, NULL, &error);
+    if (!backend) fail_msg("%s", error.message);
+    Joint *joint = joint_new(backend, &config, NULL, talk->dtype, 7, &error);
+    if (!joint) fail_msg("%s", error.message);
+    Tape *tape = tape_new(backend, false);
+    static const int32_t words[] = {4, 9, 5, 11, 6, 7};
+    Segment segments[TEXTS];
+    Prompt prompts[TEXTS];
+    for (int i = 0; i < TEXTS; i++) {
+        segments[i] = (Segment){.image = -1, .ids = words + i, .count = 4 - i};
+        prompts[i] = (Prompt){.segments = &segments[i], .count = 1, .number = (uint64_t)i};
+    }
+    GenerateOptions options = {.sampling = {.temperature = talk->temperature, .top_p = 0.9, .top_k = 12, .seed = 5},
+                               .max_tokens = TOKENS,
+                               .batch = talk->batch};
+    runtime_set_order(talk->order, 3);
+    if (!generate_words(tape, joint, (SequenceIds){.pad = 0, .begin = 1, .end = -1}, prompts, TEXTS, &options,
+                        talk->said, &error))
+        fail_msg("%s", error.message);
+    runtime_set_order(RUNTIME_LATE, 1);
+    talk->counts = cuda_list_counts(cuda_state(backend));
+    tape_free(tape);
+    joint_free(joint);
+    backend_free(backend);
+}
+
+static void assert_equal_texts(Talk *a, Talk *b) {
+    for (int i = 0; i < TEXTS; i++) {
+        assert_int_equal(a->said[i].count, TOKENS);
+        assert_int_equal(b->said[i].count, TOKENS);
+        assert_memory_equal(a->said[i].ids, b->said[i].ids, TOKENS * sizeof(int32_t));
+        token_ids_free(&a->said[i]);
+        token_ids_free(&b->said[i]);
+    }
+}
+
+static void tokens_keep_their_bits_as_graphs(void **state) {
+    (void)state;
+    static const RuntimeOrder orders[] = {RUNTIME_LATE, RUNTIME_OTHERS_FIRST, RUNTIME_RANDOM};
+    for (int kind = 0; kind < 3; kind++) {
+        Talk at_once = {.dtype = kind ? BF16 : F32, .temperature = kind % 2 ? 0 : 1.5, .batch = TEXTS};
+        Talk graphs = at_once;
+        graphs.sequences = true, graphs.order = orders[kind];
+        talk(&at_once);
+        talk(&graphs);
+        // Tokens with a read behind them and tokens without: each started, then captured, once
+        assert_int_equal(graphs.counts.launched + graphs.counts.captured + graphs.counts.eager, TOKENS - 1);
+        assert_true(graphs.counts.eager <= 3);
+        assert_equal_texts(&at_once, &graphs);
+    }
+}
+
+// What a token costs in launches: see docs/cuda.md.
+static void a_token_is_few_launches(void **state) {
+    (void)state;
+    enum { EMBEDDING = 3, BLOCK = 6, END = 2, CHOICE = 2, READS = (TOKENS + 3) / 4 };
+    Talk few = {.sequences = true, .dtype = BF16, .batch = 1}, same = {.dtype = BF16, .batch = 1};
+    talk(&few);
+    talk(&same);
+    assert_equal_texts(&few, &same);
+    int64_t tokens = TEXTS * (TOKENS - 1);
+    assert_int_equal(few.counts.commands, tokens * (EMBEDDING + LAYERS * BLOCK + END + CHOICE) + TEXTS * READS);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(steps_are_graphs_from_the_third_on_and_keep_their_bits),
         cmocka_unit_test(steps_in_bf16_and_several_pieces_too),
         cmocka_unit_test(two_shapes_in_turns_each_have_their_graphs),
         cmocka_unit_test(dropout_differs_from_step_to_step_though_the_graph_is_the_same),
+        cmocka_unit_test(tokens_keep_their_bits_as_graphs),
+        cmocka_unit_test(a_token_is_few_launches),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
