@@ -21,7 +21,8 @@ static void usage(FILE *out) {
           "                           [--iterations N] [--recompute none|selective|full] [--memory GIB] [--peer "
           "COMMAND]\n"
           "                           [--json]\n\n"
-          "A whole training step on random data: forward, backward, clip, AdamW. Presets: ",
+          "A whole training step on random data: forward, backward, clip, AdamW. MFU: the model's FLOP, by the GPU's\n"
+          "stated peak, or by the multiply-adds that this CPU was measured to do. Presets: ",
           out);
     for (int i = 0; bench_presets[i]; i++) fprintf(out, "%s%s%s", i ? "," : "", i % 8 ? " " : "\n  ", bench_presets[i]);
     fputs("\n\n  --memory GIB     recompute as little as a step of so much memory allows, instead of --recompute\n"
@@ -68,21 +69,24 @@ static int by_value(const void *a, const void *b) {
 static void print(const BenchArguments *a, const BenchTrainResult *r, const double *ours, const double *peer) {
     const char *precision = a->options.precision == BF16 ? "bf16" : "f32";
     double units = r->units, mine = ours[a->rounds / 2], gflops = r->computed / mine / 1e9,
-           other = a->peer ? peer[a->rounds / 2] : 0;
+           other = a->peer ? peer[a->rounds / 2] : 0, mfu = r->flop / mine / r->peak_flops;
     if (a->json) {
         printf("{\"preset\": \"%s\", \"precision\": \"%s\", \"median_ms\": %.3f, \"best_ms\": %.3f, \"worst_ms\": "
                "%.3f, \"per_second\": %.2f, \"unit\": \"%s\", "
-               "\"gflops\": %.1f, \"model_flop\": %.6g, \"peak_gb\": %.3f, \"activations_gb\": %.3f, \"parameters\": "
+               "\"gflops\": %.1f, \"model_flop\": %.6g, \"peak_gflops\": %.1f, \"mfu\": %.4f, \"peak_gb\": %.3f, "
+               "\"activations_gb\": %.3f, \"parameters\": "
                "%.0f, "
                "\"peer_median_ms\": %.3f}\n",
                a->options.preset, precision, 1e3 * mine, 1e3 * ours[0], 1e3 * ours[a->rounds - 1], units / mine,
-               r->unit, gflops, r->flop, r->peak_bytes / 1e9, r->activation_bytes / 1e9, r->parameters, 1e3 * other);
+               r->unit, gflops, r->flop, r->peak_flops / 1e9, mfu, r->peak_bytes / 1e9, r->activation_bytes / 1e9,
+               r->parameters, 1e3 * other);
         return;
     }
-    printf("%-9s %-4s  %8.2f ms a step (%.2f .. %.2f over %d turns)  %10.0f %s/s  %7.1f GFLOP/s  peak %.2f GB, "
-           "activations %.3f GB",
+    printf("%-9s %-4s  %8.2f ms a step (%.2f .. %.2f over %d turns)  %10.0f %s/s  %7.1f GFLOP/s, MFU %.1f %% of "
+           "%.0f  peak %.2f GB, activations %.3f GB",
            a->options.preset, precision, 1e3 * mine, 1e3 * ours[0], 1e3 * ours[a->rounds - 1], a->rounds, units / mine,
-           r->unit, gflops, r->peak_bytes / 1e9, r->activation_bytes / 1e9);
+           r->unit, gflops, 100 * mfu, r->peak_flops / 1e9, r->peak_bytes / 1e9, r->activation_bytes / 1e9);
+    if (r->planned.tensors > 0) printf(" (planned within %+.1f %%)", 100 * bench_memory_off(r));
     if (a->peer)
         printf("  peer %.2f ms (%.2f .. %.2f): %.2f x", 1e3 * other, 1e3 * peer[0], 1e3 * peer[a->rounds - 1],
                other / mine);

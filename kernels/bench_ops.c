@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "kernels/cpu/peak.h"
 #include "kernels/example.h"
+#include "kernels/gpus.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -130,6 +131,13 @@ static Peak device_peak(Backend *b, double seconds) {
 }
 
 Peak bench_peak(Backend *b, double seconds) { return on_cpu(b) ? peak_measure(b, seconds) : device_peak(b, seconds); }
+
+double bench_most_flops(Backend *b, Dtype t) {
+    const GpuKind *kind = b->device ? gpu_kind(b->device) : NULL;
+    if (kind) return gpu_peak(kind, t);
+    Peak measured = bench_peak(b, 0.05);
+    return 1e9 * (t == BF16 && measured.bf16 > 0 ? measured.bf16 : measured.f32);
+}
 
 // ---- one operator ----
 

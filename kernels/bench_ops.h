@@ -31,6 +31,9 @@ typedef struct BenchOps {
 // large matrix products in place of multiply-adds in registers.
 Peak bench_peak(Backend *, double seconds);
 
+// FLOP/s of products in this type at most: of a GPU as its maker states them, where it is known; else as measured.
+double bench_most_flops(Backend *, Dtype);
+
 // What no machine can do faster: flop at the peak of multiply-adds or bytes at the peak of copying, whichever takes
 // longer.
 double bench_floor_seconds(const BenchRow *);

@@ -1,6 +1,7 @@
 /* See bench_train.h. A device that works beside the host is not waited for within a round of steps, as in training. */
 #include "train/bench_train.h"
 #include "base/clock.h"
+#include "kernels/bench_ops.h"
 #include "kernels/cuda/host/work_space.h"
 #include "kernels/dry_gpu.h"
 #include "train/bench_model.h"
@@ -153,6 +154,8 @@ static void summarise(const Bench *b, double *times, int count, double loss, Ben
                               .best = times[0],
                               .worst = times[count - 1],
                               .flop = bench_model_flop(b->model),
+                              .peak_flops =
+                                  b->options->shrink ? INFINITY : bench_most_flops(b->backend, b->options->precision),
                               .computed = (cost.flop - again.flop + cost.backward_flop) * (double)b->preset.pieces,
                               .peak_bytes = on_cpu ? (double)usage.ru_maxrss * 1024 : model_bytes(b->model),
                               .activation_bytes = (double)tape_peak(tape),

@@ -26,13 +26,14 @@ typedef struct BenchTrainResult {
     double units;               // of a step
     double median, best, worst; // seconds of a step
     double flop;                // of the model in a step: bench_preset_flop
-    double computed;            // FLOP of forward and backward (once each) as operators tell them
-    double peak_bytes;          // of parameters, states, activations and work space; of the CPU: of the process
-    double activation_bytes;    // of activations, their gradients and scratch: the most at once
-    BenchMemory planned, held;  // of a GPU: before the first step, by the same code, and in the end; all 0: of no GPU
+    double peak_flops; // FLOP/s that the device could do at most (bench_most_flops); INFINITY: shrunken, not measured
+    double computed;   // FLOP of forward and backward (once each) as operators tell them
+    double peak_bytes; // of parameters, states, activations and work space; of the CPU: of the process
+    double activation_bytes;   // of activations, their gradients and scratch: the most at once
+    BenchMemory planned, held; // of a GPU: before the first step, by the same code, and in the end; all 0: of no GPU
     double parameters;
     Recompute recompute;
-    double loss; // of the last step: finite, or the figure means nothing
+    double loss;       // of the last step: finite, or the figure means nothing
     double first_loss; // the same on every device but for roundings
 } BenchTrainResult;
 

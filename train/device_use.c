@@ -47,7 +47,7 @@ DeviceLimit device_use_limit(const DeviceUse *u, int sharing) {
 
 void device_use_report(Backend *b, const DeviceMemory *planned, Log *log) {
     DeviceUse u;
-    double tensors = planned->tensors, all = device_memory_total(planned);
+    double tensors = planned->tensors, all = tensors + planned->context;
     if (!device_use(b, &u)) return;
     if (!(tensors > 0)) {
         log_info(log, "GPU memory: %.2f GiB for tensors and work space, %.2f for all else; %.2f of %.2f are free",

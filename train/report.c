@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_SERIES = 16 };
+enum { MOST_SERIES = 16, MOST_KERNELS = 40 };
 
 // One column of the metrics: the value of a key against the step.
 typedef struct Column {
@@ -284,7 +284,7 @@ static void config_of(Buffer *b, const char *run) {
     buffer_free(&yaml);
 }
 
-bool report_write(const char *run, const ReportSample *samples, int count, Error *error) {
+bool report_write(const char *run, const ReportSample *samples, int count, const TraceSummary *trace, Error *error) {
     char path[4096];
     Table table = {0};
     Buffer html = {0};
@@ -294,6 +294,7 @@ bool report_write(const char *run, const ReportSample *samples, int count, Error
         evaluation(&html, run);
         samples_of(&html, samples, count);
         charts(&html, &table);
+        if (trace) trace_summary_html(trace, MOST_KERNELS, &html);
         config_of(&html, run);
         buffer_text(&html, "</html>\n");
         snprintf(path, sizeof path, "%s/report.html", run);

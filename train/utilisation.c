@@ -6,18 +6,11 @@
 
 static const double TERA = 1e12;
 
-// FLOP/s of one device.
-static double peak_of(Backend *b, Dtype compute, const GpuKind *kind) {
-    if (kind) return gpu_peak(kind, compute);
-    Peak measured = bench_peak(b, 0.2);
-    return 1e9 * (compute == BF16 ? measured.bf16 : measured.f32);
-}
-
 void utilisation_open(Utilisation *u, const Joint *joint, Backend *b, Dtype compute, int devices) {
     *u = (Utilisation){.count = joint_count(joint)};
     if (!b->device) return;
     const GpuKind *kind = gpu_kind(b->device);
-    double peak = peak_of(b, compute, kind);
+    double peak = bench_most_flops(b, compute);
     u->peak = devices * peak;
     snprintf(u->device, sizeof u->device, "%d x %.1f TFLOP/s (%.40s, %s%s)", devices, peak / TERA,
              kind ? kind->key : b->device, compute == BF16 ? "bf16" : "f32", kind ? "" : ", measured");

@@ -7,6 +7,7 @@
 #include "train/bench_model.h"
 #include "train/device_timeline.h"
 #include "train/device_trace.h"
+#include "train/trace_summary.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -142,11 +143,70 @@ static void layers_are_ranges_forward_and_backward(void **state) {
     temporary_free(folder);
 }
 
+// Two streams in four steps, of which the first two are left out: 10 ms each.
+static char *timeline_of(const char *folder) {
+    char *path = temporary_path(folder, "streams.json"), name[32];
+    Trace *t = trace_new(0);
+    Error error = {0};
+    double start = trace_now();
+    for (int i = 0; i < 4; i++) {
+        double at = start + 0.010 * i;
+        trace_slice(t, "device stream 0", "gemm", at, at + 0.004);
+        trace_slice(t, "device stream 1", "copy to device, 4.0 MiB", at + 0.003, at + 0.005);
+        trace_slice(t, "device stream 0", "adamw <b>", at + 0.0050015, at + 0.009);
+        trace_slice(t, "device stream 1", "copy to device, 2.0 MiB", at + 0.007, at + 0.008);
+        snprintf(name, sizeof name, "step %d", i + 1);
+        trace_slice(t, "compute", name, at, at + 0.010);
+    }
+    assert_done(trace_write(t, path, &error), &error);
+    trace_free(t);
+    return path;
+}
+
+static bool near(double x, double wanted) { return fabs(x - wanted) < 2e-8; }
+
+static void a_summary_tells_kernels_by_time_and_gaps_by_length(void **state) {
+    (void)state;
+    char *folder = temporary_new(), *path = timeline_of(folder);
+    Arena *memory = arena_new(1 << 16);
+    Buffer text = {0}, page = {0};
+    TraceSummary s;
+    Error error = {0};
+    assert_done(trace_summary_read(path, 0, memory, &s, &error), &error);
+    assert_true(s.steps == 2 && s.count == 3 && s.streams == 2 && s.work_count == 8);
+    assert_true(near(s.seconds, 0.020) && near(s.busy, 2 * (0.009 - 0.0000015)));
+    assert_string_equal(s.of[0].name, "gemm");
+    assert_string_equal(s.of[1].name, "adamw <b>");
+    assert_string_equal(s.of[2].name, "copy to device"); // whatever their size
+    assert_true(s.of[2].count == 4 && near(s.of[2].seconds, 0.006) && near(s.of[2].longest, 0.002));
+    assert_true(s.gaps_in[0] == 2 && s.gaps_in[GAP_CLASSES - 2] + s.gaps_in[GAP_CLASSES - 1] == 2);
+    assert_true(s.gap_count == 4 && near(s.gaps[0].seconds, 0.001) && near(s.gaps[2].seconds, 0.0000015));
+    bool first = s.gaps[0].begin < s.gaps[1].begin; // equally long
+    assert_string_equal(s.gaps[first ? 0 : 1].before, "adamw <b>");
+    assert_string_equal(s.gaps[first ? 0 : 1].after, "gemm");
+    assert_null(s.gaps[first ? 1 : 0].after);
+    trace_summary_text(&s, 2, &text);
+    assert_non_null(strstr(text.data, "2 steps of 10.000 ms: the device worked 90.0 % of them"));
+    assert_non_null(strstr(text.data, "... and 1 more"));
+    trace_summary_html(&s, 9, &page);
+    assert_non_null(strstr(page.data, "adamw &lt;b&gt;</td>"));
+    assert_null(strstr(page.data, "<b>"));
+    assert_non_null(strstr(page.data, "<svg class=\"chart\""));
+    assert_false(trace_summary_read(path, 1, memory, &s, &error)); // no such rank
+    assert_message_has(&error, "no work of a GPU is in it");
+    buffer_free(&text);
+    buffer_free(&page);
+    arena_free(memory);
+    free(path);
+    temporary_free(folder);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(work_that_touches_is_one_and_gaps_come_longest_first),
         cmocka_unit_test(a_step_shows_what_share_of_it_the_device_worked),
         cmocka_unit_test(layers_are_ranges_forward_and_backward),
+        cmocka_unit_test(a_summary_tells_kernels_by_time_and_gaps_by_length),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

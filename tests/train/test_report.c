@@ -16,7 +16,7 @@ static Buffer page_of(const char *run, const ReportSample *samples, int count) {
     Error error = {0};
     Buffer page = {0};
     char *path = temporary_path(run, "report.html");
-    assert_done(report_write(run, samples, count, &error), &error);
+    assert_done(report_write(run, samples, count, NULL, &error), &error);
     assert_done(file_read(path, &page, &error), &error);
     free(path);
     return page;
@@ -56,7 +56,7 @@ static void a_folder_that_is_no_run_is_refused(void **state) {
     (void)state;
     Error error = {0};
     char *run = temporary_new();
-    assert_false(report_write(run, NULL, 0, &error));
+    assert_false(report_write(run, NULL, 0, NULL, &error));
     assert_message_has(&error, "not a run");
     temporary_free(run);
 }
