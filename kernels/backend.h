@@ -66,6 +66,13 @@ typedef struct DropoutDraws { // which numbers a dropout draws, and what it drop
     int64_t row;
 } DropoutDraws;
 
+typedef struct NormGradients { // where those of a norm go
+    void  *dx;                   // (N, C)
+    float *dscale, *dshift;      // (C); rmsnorm: no dshift
+    float *sums;                 // (C) or NULL: the sums over the rows of dx as it is then, overwritten
+    bool   add_x, add_scale, add_shift;
+} NormGradients;
+
 typedef struct PairTile { // a tile of a contrastive loss: products z = a b^T of M images' and N texts' features
     float  *z;                     // (M, stride)
     int64_t rows, columns, stride; // M, N; stride is a multiple of 16, at least N
@@ -199,6 +206,9 @@ struct Backend {
     void (*scale)(Backend *, void *out, const void *x, double factor, int64_t n, Dtype t, bool add);
     void (*gelu_forward)(Backend *, void *y, const void *x, int64_t n, int kind, Dtype t);
     void (*gelu_backward)(Backend *, void *dx, const void *dy, const void *x, int64_t n, int kind, Dtype t, bool add);
+    // The same of rows, and sums (width) (+)= those over the rows of dx, in one pass. NULL: not in less than the two calls
+    void (*gelu_backward_sums)(Backend *, void *dx, float *sums, const void *dy, const void *x, int64_t rows, int64_t width, int kind,
+                               Dtype t, bool add_sums);
     void (*silu_forward)(Backend *, void *y, const void *x, int64_t n, Dtype t);
     void (*silu_backward)(Backend *, void *dx, const void *dy, const void *x, int64_t n, Dtype t, bool add);
     void (*swiglu_forward)(Backend *, void *y, const void *x, int64_t rows, int64_t width, Dtype t); // width = F
@@ -233,6 +243,9 @@ struct Backend {
     // dsum (+)= the norm's gradient of its input, then df (+)= dropout(dsum); mean NULL: rmsnorm
     void (*add_norm_backward)(Backend *, void *dsum, void *df, const void *dy, const void *sum, const float *mean, const float *rstd,
                               const float *scale, int64_t rows, int64_t width, const DropoutDraws *, Dtype t, bool add_sum, bool add_f);
+    // All gradients of a norm in one pass over dy and x; mean NULL: rmsnorm. NULL: not in less than the calls apart
+    void (*norm_backward)(Backend *, const NormGradients *, const void *dy, const void *x, const float *mean, const float *rstd,
+                          const float *scale, int64_t rows, int64_t width, Dtype t);
     void (*embedding_forward)(Backend *, void *y, const int32_t *ids, const void *table, int64_t n, int64_t width, int64_t vocab, Dtype t);
     // dtable is f32 (V, C); rows of one id add in the order of n
     void (*embedding_backward)(Backend *, float *dtable, const void *dy, const int32_t *ids, int64_t n, int64_t width, int64_t vocab, Dtype t, bool add);

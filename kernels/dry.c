@@ -146,6 +146,10 @@ static double doubles_in(const DoubleSum *sums, int count) {
     X(add_norm_backward, (3 + add_sum + (df != NULL) + (df && add_f)) * rows * width * SIZE(t), void *dsum, void *df, const void *dy, const void *sum,        \
       const float *mean, const float *rstd, const float *scale, int64_t rows, int64_t width, const DropoutDraws       \
       *draws, Dtype t, bool add_sum, bool add_f)                                                                      \
+    X(norm_backward, (3 + out->add_x) * rows * width * SIZE(t), const NormGradients *out, const void *dy, const void  \
+      *x, const float *mean, const float *rstd, const float *scale, int64_t rows, int64_t width, Dtype t)             \
+    X(gelu_backward_sums, 3 * rows * width * SIZE(t), void *dx, float *sums, const void *dy, const void *x, int64_t   \
+      rows, int64_t width, int kind, Dtype t, bool add_sums)                                                          \
     X(rope, (2 + add) * rows * width * SIZE(t), void *y, const void *x, const int32_t *positions, int64_t rows,            \
       int64_t width, int heads, int head_size, double base, bool inverse, Dtype t, bool add)                          \
     X(block_squares, 4.0 * blocks * block, double *out, const float *x, int64_t blocks, int64_t block)             \
@@ -296,6 +300,8 @@ void dry_charge(Backend *b, const char *kernel, double bytes) { charge(b, number
 
 static void advance_fp8(Backend *backend, Fp8Scaling *scaling, float *most, int margin) {} // a few numbers
 
+void dry_fuse(Backend *b) { b->norm_backward = norm_backward, b->gelu_backward_sums = gelu_backward_sums; }
+
 Backend *dry_backend_new(void) {
     Backend *b = malloc(sizeof *b);
     DryClock *state = calloc(1, sizeof *state);
@@ -313,5 +319,6 @@ Backend *dry_backend_new(void) {
                    .first_nonfinite = first_nonfinite,
                    .fp8_advance = advance_fp8,
                    PRODUCTS(INSTALL_PRODUCT) KERNELS(INSTALL_KERNEL)};
+    b->norm_backward = NULL, b->gelu_backward_sums = NULL; // calls apart, as on the CPU: see dry_fuse
     return b;
 }

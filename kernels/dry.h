@@ -28,6 +28,7 @@ double dry_seconds(const Backend *);
 bool dry_kernel(const Backend *, int number, DryKernel *out); // false behind the last
 // How often a kernel of backend.h was called, by its name ("add"); NULL: all of them together.
 int64_t dry_calls(const Backend *, const char *kernel);
+void dry_fuse(Backend *); // gives it the calls that do what others do apart
 // For backends around this one: a call of the kernel by other bytes than its own; how many launches each of its calls is.
 void dry_charge(Backend *, const char *kernel, double bytes);
 void dry_set_launches(Backend *, const char *kernel, int launches);

@@ -149,6 +149,8 @@ static const struct {
     {"sum_columns", 2},
     {"layernorm_backward_weight", 2},
     {"rmsnorm_backward_weight", 2},
+    {"norm_backward", 2},
+    {"gelu_backward_sums", 2},
     {"fold_add", 2},
     {"sum_into", 2},
     {"sum_squares", 2},
@@ -274,6 +276,7 @@ Backend *dry_gpu_new(size_t limit) {
     b->cross_entropy_both = cross_entropy_both;
     b->attention_backward = attention_backward;
     b->matmul_wins = matmul_wins, b->matmul_fp8 = matmul_fp8;
+    dry_fuse(b);
     b->embedding_backward = embedding_backward, b->scatter_add_rows = scatter_add_rows;
     b->upload = upload, b->download = download;
     b->sequence_begin = sequence_begin, b->sequence_end = sequence_end;

@@ -115,3 +115,10 @@ Destination grad_of(Node *, int input);
 void grad_pass(Node *, int input, bool last_use);
 // The place of out's own gradient, for an operator that changes it before it passes it on.
 Destination grad_of_output(Node *);
+// Sums over the rows of a gradient, as biases want them, may be formed by whoever writes it. In infer: backward will ask.
+void grad_sums_wanted(Node *);
+// Memory for those of out's gradient, to be filled by whoever is changing it, where in[input] wants them and gets that
+// gradient by grad_pass; else NULL. After grad_of_output.
+float *grad_sums_place(Node *, int input);
+// Brings the sums over the rows of out's gradient to the gradient of in[input]; false: nobody formed them.
+bool grad_sums_pass(Node *, int input);

@@ -16,15 +16,18 @@ static void take_gradient(Tape *t, Tensor *x) {
 void tape_move_gradient(Tensor *to, Tensor *from) {
     to->grad = from->grad;
     to->grad_holders = from->grad_holders;
+    to->grad_sums = from->grad_sums;
     to->grad_written = true;
     from->grad = NULL;
     from->grad_holders = NULL;
+    from->grad_sums = NULL;
 }
 
 static void share_gradient(Tape *t, Tensor *to, Tensor *from) {
     if (!from->grad_holders) *(from->grad_holders = arena_array(t->host, int, 1)) = 1;
     to->grad = from->grad;
     to->grad_holders = from->grad_holders;
+    to->grad_sums = from->grad_sums;
     to->grad_written = true;
     ++*to->grad_holders;
 }
@@ -33,6 +36,7 @@ static bool others_hold_gradient(const Tensor *x) { return x->grad_holders && *x
 
 // Before it is changed: x gets a copy of its own where others hold it too.
 static void own_gradient(Tape *t, Tensor *x) {
+    x->grad_sums = NULL;
     if (!others_hold_gradient(x)) return;
     const void *shared = x->grad;
     --*x->grad_holders;
@@ -92,6 +96,29 @@ void grad_pass(Node *n, int input, bool last_use) {
         b->copy(b, d.data, out->grad, tensor_bytes(out));
     else
         b->convert(b, d.data, d.dtype, out->grad, out->dtype, tensor_count(x));
+}
+
+// ---- sums over the rows of a gradient ----
+
+void grad_sums_wanted(Node *n) { n->out->wants_sums = true; }
+
+float *grad_sums_place(Node *n, int input) {
+    const Tensor *x = n->in[input];
+    Tensor *out = n->out;
+    if (!x->wants_sums || x->grad || x->dtype != out->dtype || tensor_width(x) != tensor_width(out)) return NULL;
+    return out->grad_sums = tape_tensor(n->tape, F32, SHAPE(tensor_width(out)))->data;
+}
+
+bool grad_sums_pass(Node *n, int input) {
+    const float *sums = n->out->grad_sums;
+    Backend *b = n->tape->backend;
+    if (!sums) return false;
+    Destination d = grad_of(n, input);
+    if (d.add)
+        b->add_in_place(b, d.data, sums, tensor_width(n->out), d.dtype, F32);
+    else
+        b->copy(b, d.data, sums, (size_t)tensor_width(n->out) * sizeof *sums);
+    return true;
 }
 
 static unsigned half_of(const Node *n, Halves halves) {
@@ -157,6 +184,7 @@ void tape_give_gradient(Tape *t, Tensor *x) {
         tape_memory_give(t->memory, x->grad, tensor_bytes(x));
     x->grad = NULL;
     x->grad_holders = NULL;
+    x->grad_sums = NULL;
     x->grad_written = false;
 }
 

@@ -28,6 +28,8 @@ struct Tensor {
     // Of a tape's tensors, for the tape alone:
     Tensor     *base;          // of a view: whose data it shows; else NULL
     Tensor     *before;        // the tensor that the tape made before it
+    bool        wants_sums;    // somebody will ask for tape_gradient_sums
+    float      *grad_sums;     // (width) the sums over the rows of `grad` as it is; NULL: nobody formed them
     int        *grad_holders;  // how many tensors have this `grad`, of equal gradients; NULL: this one alone
     int         readers;       // calls that are still to read its data for the gradients of parameters
 };

@@ -1,4 +1,5 @@
 /* GELU in its three forms, SiLU and SwiGLU with their gradients. Formulas are at the operators in kernels/ops.h. */
+#include "kernels/cuda/columns.h"
 #include "kernels/cuda/functions.h"
 #include "kernels/cuda/map.h"
 #include "kernels/cuda/row_launches.h"
@@ -41,6 +42,29 @@ template <class T> struct SwishGradient {
         return dy * (gate + p * x * (gate * (1.0f - gate)));
     }
 };
+static constexpr float QUICK = 1.702f;
+template <class T> struct QuickGradient { // without a number of its own
+    __device__ float operator()(float dy, float x) const { return SwishGradient<T>{QUICK}(dy, x); }
+};
+
+// dx = dy gelu'(x), and its sums as it is stored. (F is empty, and as a base takes no room: no padding.)
+template <class T, class F> struct GradientAndSum : F {
+    T *dx; // (rows, width)
+    const T *dy, *x;
+    int64_t width;
+    GradientAndSum(T *to, const T *from, const T *at, int64_t columns) : dx(to), dy(from), x(at), width(columns) {}
+    template <int N> __device__ __forceinline__ void terms(Floats<N> *sum, int64_t row, int64_t column) const {
+        Floats<N> g = load<N>(dy + row * width + column), v = load<N>(x + row * width + column);
+        T rounded;
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            from_float(&rounded, (*this)(g.at[i], v.at[i]));
+            g.at[i] = to_float(rounded);
+            sum->at[i] += g.at[i];
+        }
+        store<N>(dx + row * width + column, g);
+    }
+};
 } // namespace
 
 enum { KIND_ERF, KIND_TANH }; // GeluKind of kernels/ops.h; the third is the quick one
@@ -75,6 +99,30 @@ void cuda_gelu_backward(const CudaQueue *q, void *dx, const void *dy, const void
             backward<T>(q, GeluTanhGradient<T>{}, dx, dy, x, n, add);
         else
             backward<T>(q, SwishGradient<T>{QUICK}, dx, dy, x, n, add);
+    });
+}
+
+template <class T, class F>
+static void backward_and_sum(const CudaQueue *q, void *dx, float *sums, const void *dy, const void *x, int64_t rows,
+                             int64_t width, bool add_sums) {
+    GradientAndSum<T, F> term(static_cast<T *>(dx), static_cast<const T *>(dy), static_cast<const T *>(x), width);
+    ColumnOuts<1> outs = {{{sums, F32, add_sums}}};
+    if (width % PACK<T> == 0 && packs_at(term.dx, PACK<T>) && packs_at(term.dy, PACK<T>) && packs_at(term.x, PACK<T>))
+        sum_terms<PACK<T>>(q, term, outs, rows, width);
+    else
+        sum_terms<1>(q, term, outs, rows, width);
+}
+
+void cuda_gelu_backward_sums(const CudaQueue *q, void *dx, float *sums, const void *dy, const void *x, int64_t rows,
+                             int64_t width, int kind, Dtype t, bool add_sums) {
+    with_type(t, [&](auto zero) {
+        typedef decltype(zero) T;
+        if (kind == KIND_ERF)
+            backward_and_sum<T, GeluErfGradient<T>>(q, dx, sums, dy, x, rows, width, add_sums);
+        else if (kind == KIND_TANH)
+            backward_and_sum<T, GeluTanhGradient<T>>(q, dx, sums, dy, x, rows, width, add_sums);
+        else
+            backward_and_sum<T, QuickGradient<T>>(q, dx, sums, dy, x, rows, width, add_sums);
     });
 }
 

@@ -81,6 +81,14 @@ static void add_norm_backward(Backend *be, void *dsum, void *df, const void *dy,
                               const DropoutDraws *draws, Dtype t, bool add_sum, bool add_f) {
     CALL(add_norm_backward, dsum, df, dy, sum, mean, rstd, scale, rows, width, draws, t, add_sum, add_f);
 }
+static void norm_backward(Backend *be, const NormGradients *out, const void *dy, const void *x, const float *mean,
+                          const float *rstd, const float *scale, int64_t rows, int64_t width, Dtype t) {
+    CALL(norm_backward, out, dy, x, mean, rstd, scale, rows, width, t);
+}
+static void gelu_backward_sums(Backend *be, void *dx, float *sums, const void *dy, const void *x, int64_t rows,
+                               int64_t width, int kind, Dtype t, bool add_sums) {
+    CALL(gelu_backward_sums, dx, sums, dy, x, rows, width, kind, t, add_sums);
+}
 static void rope(Backend *be, void *y, const void *x, const int32_t *positions, int64_t rows, int64_t width, int heads,
                  int head_size, double base, bool inverse, Dtype t, bool add) {
     CALL(rope, y, x, positions, rows, width, heads, head_size, base, inverse, t, add);
@@ -259,6 +267,7 @@ void cuda_calls_install(Backend *be) {
     be->scale_by = scale_by, be->fill = fill, be->gelu_forward = gelu_forward, be->gelu_backward = gelu_backward,
     be->silu_forward = silu_forward, be->silu_backward = silu_backward, be->swiglu_forward = swiglu_forward,
     be->swiglu_backward = swiglu_backward, be->dropout = dropout, be->add_norm_forward = add_norm_forward,
+    be->gelu_backward_sums = gelu_backward_sums, be->norm_backward = norm_backward,
     be->add_norm_backward = add_norm_backward, be->rope = rope, be->sum_into = sum_into, be->sum_rows = sum_rows,
     be->sum_columns = sum_columns, be->fold_add = fold_add, be->layernorm_forward = layernorm_forward,
     be->layernorm_backward_input = layernorm_backward_input, be->layernorm_backward_weight = layernorm_backward_weight,

@@ -91,3 +91,12 @@ template <class T, int N> static __device__ __forceinline__ Floats<N> dropped(Fl
     }
     return x;
 }
+
+// Beside rows of a matrix, whose first element has number step->first of the site: that at `at`. In packs where whole
+// rows are and the packs of a row have whole blocks of draws, wherever the row stands; else one by one.
+static __device__ __forceinline__ uint64_t drawn_at(const Draw &s, int64_t at) {
+    return s.step->first + static_cast<uint64_t>(at);
+}
+template <class T> static bool draws_packs(const DropoutDraws &d, int64_t width) {
+    return d.first % PACK<T> == 0 && width % PACK<T> == 0 && draws_whole_blocks(d, PACK<T>);
+}

@@ -43,6 +43,8 @@ void cuda_fill(const CudaQueue *, void *x, const float *value, double factor, in
 // ---- activations.cu; kind: GeluKind ----
 void cuda_gelu_forward(const CudaQueue *, void *y, const void *x, int64_t n, int kind, Dtype t);
 void cuda_gelu_backward(const CudaQueue *, void *dx, const void *dy, const void *x, int64_t n, int kind, Dtype t, bool add);
+void cuda_gelu_backward_sums(const CudaQueue *, void *dx, float *sums, const void *dy, const void *x, int64_t rows,
+                             int64_t width, int kind, Dtype t, bool add_sums);
 void cuda_silu_forward(const CudaQueue *, void *y, const void *x, int64_t n, Dtype t);
 void cuda_silu_backward(const CudaQueue *, void *dx, const void *dy, const void *x, int64_t n, Dtype t, bool add);
 void cuda_swiglu_forward(const CudaQueue *, void *y, const void *x, int64_t rows, int64_t width, Dtype t);
@@ -62,7 +64,7 @@ void cuda_sum_rows(const CudaQueue *, float *out, bool add, const double *x, int
 void cuda_sum_columns(const CudaQueue *, float *out, const void *x, int64_t rows, int64_t width, Dtype t, bool add);
 void cuda_fold_add(const CudaQueue *, void *db, Dtype tb, const void *dy, Dtype t, int64_t n, int64_t n_b, bool add);
 
-// ---- norm.cu, norm_weights.cu ----
+// ---- norm.cu, norm_gradient.cu, norm_weights.cu ----
 void cuda_layernorm_forward(const CudaQueue *, void *y, float *mean, float *rstd, const void *x, const float *scale,
                             const float *shift, int64_t rows, int64_t width, double eps, Dtype t);
 void cuda_layernorm_backward_input(const CudaQueue *, void *dx, const void *dy, const void *x, const float *mean,
@@ -82,6 +84,8 @@ void cuda_add_norm_forward(const CudaQueue *, void *sum, void *y, float *mean, f
 void cuda_add_norm_backward(const CudaQueue *, void *dsum, void *df, const void *dy, const void *sum, const float *mean,
                             const float *rstd, const float *scale, int64_t rows, int64_t width, const DropoutDraws *,
                             Dtype t, bool add_sum, bool add_f);
+void cuda_norm_backward(const CudaQueue *, const NormGradients *, const void *dy, const void *x, const float *mean,
+                        const float *rstd, const float *scale, int64_t rows, int64_t width, Dtype t);
 
 // ---- rows.cu, scatter.cu; a row number beyond `count` is a device fault ----
 void cuda_embedding_forward(const CudaQueue *, void *y, const int32_t *ids, const void *table, int64_t n, int64_t width,

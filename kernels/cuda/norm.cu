@@ -1,6 +1,6 @@
-/* Layer norm (Ba et al. 2016) and RMS norm (Zhang and Sennrich 2019), forward and the gradient of the input, alone or
- * behind a residual sum that the same launch forms. Statistics are f32, the variance from deviations. Gradients of
- * scale and shift are in norm_weights.cu. */
+/* Layer norm (Ba et al. 2016) and RMS norm (Zhang and Sennrich 2019), alone or behind a residual sum that the same
+ * launch forms. Statistics are f32, the variance from deviations. Gradients are in norm_gradient.cu and
+ * norm_weights.cu. */
 #include "kernels/cuda/draws.h"
 #include "kernels/cuda/rows_in_registers.h"
 
@@ -10,20 +10,14 @@ enum Fused { ALONE, SUM, DROPPED_SUM }; // the norm of x; of x + branch; of x + 
 
 template <class T> struct Branch { // (N, C) beside x
     const T *branch;
-    T *sum;     // forward: what the norm reads
-    T *dbranch; // backward, of a dropped sum
+    T *sum; // what the norm reads
     Draw draw;
-    int64_t add; // to dbranch
 };
 struct Forward {
     float *mean, *rstd;         // (N); mean NULL: rmsnorm
     const float *scale, *shift; // (C)
     int64_t rows, width;
     double epsilon;
-};
-struct Backward {
-    const float *mean, *rstd, *scale;
-    int64_t rows, width, add;
 };
 } // namespace
 
@@ -43,18 +37,13 @@ static __device__ __forceinline__ Floats<N> normed(const Floats<N> &x, float mea
     return y;
 }
 
-// The element of the dropout's rows that stands at element `at` of the branch.
-template <class T> static __device__ __forceinline__ uint64_t drawn_at(const Branch<T> &b, int64_t at) {
-    return b.draw.step->first + static_cast<uint64_t>(at);
-}
-
 // N elements of what is normed, from `at` on; a sum is written, too, and read as it was rounded.
 template <class T, int N, Fused FUSED>
 static __device__ __forceinline__ Floats<N> read_input(const T *x, const Branch<T> &b, int64_t at) {
     Floats<N> v = load<N>(x + at);
     if constexpr (FUSED != ALONE) {
         Floats<N> f = load<N>(b.branch + at);
-        if constexpr (FUSED == DROPPED_SUM) f = dropped<T>(f, b.draw, drawn_at(b, at));
+        if constexpr (FUSED == DROPPED_SUM) f = dropped<T>(f, b.draw, drawn_at(b.draw, at));
         T rounded;
 #pragma unroll
         for (int i = 0; i < N; i++) {
@@ -164,11 +153,6 @@ void cuda_rmsnorm_forward(const CudaQueue *q, void *y, float *rstd, const void *
     run_forward<false>(q, y, x, Forward{nullptr, rstd, scale, nullptr, rows, width, eps}, t);
 }
 
-// Whether the packs of a row have whole blocks of draws, wherever the row stands: else elements draw one by one.
-template <class T> static bool draws_packs(const DropoutDraws &d, int64_t width) {
-    return d.first % PACK<T> == 0 && width % PACK<T> == 0 && draws_whole_blocks(d, PACK<T>);
-}
-
 template <class T, bool CENTRED>
 static void start_sum(const CudaQueue *q, T *y, const T *x, const Forward &f, const Branch<T> &branch,
                       const DropoutDraws &d) {
@@ -185,145 +169,10 @@ void cuda_add_norm_forward(const CudaQueue *q, void *sum, void *y, float *mean, 
     if (rows <= 0) return;
     with_type(t, [&](auto zero) {
         typedef decltype(zero) T;
-        Branch<T> b = {static_cast<const T *>(branch), static_cast<T *>(sum), nullptr, draw_by(q, *d), false};
+        Branch<T> b = {static_cast<const T *>(branch), static_cast<T *>(sum), draw_by(q, *d)};
         if (shift)
             start_sum<T, true>(q, static_cast<T *>(y), static_cast<const T *>(x), f, b, *d);
         else
             start_sum<T, false>(q, static_cast<T *>(y), static_cast<const T *>(x), f, b, *d);
-    });
-}
-
-// ---- gradient of the input: with g = dy scale, dx = rstd (g - mean(g) - xhat mean(g xhat)); rmsnorm: no mean(g) ----
-
-// dx[at ..] (+)= g; and the branch's gradient from what dx is then.
-template <class T, int N, bool DROPS>
-static __device__ __forceinline__ void write_gradient(T *dx, Floats<N> g, bool add, const Branch<T> &b, int64_t at) {
-    if (add) {
-        Floats<N> old = load<N>(dx + at);
-#pragma unroll
-        for (int i = 0; i < N; i++) g.at[i] += old.at[i];
-    }
-    store<N>(dx + at, g);
-    if constexpr (DROPS) {
-        T rounded;
-#pragma unroll
-        for (int i = 0; i < N; i++) {
-            from_float(&rounded, g.at[i]);
-            g.at[i] = to_float(rounded);
-        }
-        // the one rounding of dropout is that of the store, unless it adds
-        if (b.add)
-            write<N>(b.dbranch + at, dropped<float>(g, b.draw, drawn_at(b, at)), true);
-        else
-            store<N>(b.dbranch + at, dropped<T>(g, b.draw, drawn_at(b, at)));
-    }
-}
-
-template <class T, int GROUP, bool CENTRED, bool DROPS>
-static __global__ void __launch_bounds__(GROUP == WARP ? ROW_BLOCK : GROUP)
-    norm_gradient_kernel(T *dx, const T *dy, const T *x, Backward b, Branch<T> branch) {
-    SHARED(float, memory, 512 / WARP);
-    constexpr int N = PACK<T>;
-    RowParts<GROUP, N> part(b.width);
-    if (part.row >= b.rows) return;
-    const int64_t first = part.row * b.width;
-    const float mean = CENTRED ? b.mean[part.row] : 0, rstd = b.rstd[part.row];
-    Floats<N> g[part.COUNT], hat[part.COUNT];
-    float sum = 0, dot = 0;
-#pragma unroll
-    for (int k = 0; k < part.COUNT; k++) {
-        if (!part.holds(k)) continue;
-        g[k] = load<N>(dy + first + part.column(k));
-        hat[k] = load<N>(x + first + part.column(k));
-        Floats<N> scale = load<N>(b.scale + part.column(k));
-#pragma unroll
-        for (int i = 0; i < N; i++) {
-            g[k].at[i] *= scale.at[i];
-            hat[k].at[i] = (hat[k].at[i] - mean) * rstd;
-            sum += g[k].at[i];
-            dot += g[k].at[i] * hat[k].at[i];
-        }
-    }
-    float mean_g = CENTRED ? group_sum<GROUP>(sum, memory) / static_cast<float>(b.width) : 0;
-    float mean_dot = group_sum<GROUP>(dot, memory) / static_cast<float>(b.width);
-#pragma unroll
-    for (int k = 0; k < part.COUNT; k++) {
-        if (!part.holds(k)) continue;
-#pragma unroll
-        for (int i = 0; i < N; i++) g[k].at[i] = rstd * (g[k].at[i] - mean_g - hat[k].at[i] * mean_dot);
-        write_gradient<T, N, DROPS>(dx, g[k], b.add != 0, branch, first + part.column(k));
-    }
-}
-
-template <class T, bool CENTRED, bool DROPS>
-static __global__ void __launch_bounds__(LOOPED_THREADS)
-    norm_gradient_looped_kernel(T *dx, const T *dy, const T *x, Backward b, Branch<T> branch) {
-    SHARED(float, memory, LOOPED_THREADS / WARP);
-    const int64_t row = blockIdx.x, first = row * b.width, thread = threadIdx.x;
-    const float mean = CENTRED ? b.mean[row] : 0, rstd = b.rstd[row];
-    float sum = 0, dot = 0;
-    for (int64_t i = thread; i < b.width; i += LOOPED_THREADS) {
-        float g = to_float(dy[first + i]) * b.scale[i];
-        sum += g;
-        dot += g * ((to_float(x[first + i]) - mean) * rstd);
-    }
-    float mean_g = CENTRED ? block_sum<LOOPED_THREADS>(sum, memory) / static_cast<float>(b.width) : 0;
-    float mean_dot = block_sum<LOOPED_THREADS>(dot, memory) / static_cast<float>(b.width);
-    for (int64_t i = thread; i < b.width; i += LOOPED_THREADS) {
-        float g = to_float(dy[first + i]) * b.scale[i], hat = (to_float(x[first + i]) - mean) * rstd;
-        Floats<1> d = {{rstd * (g - mean_g - hat * mean_dot)}};
-        write_gradient<T, 1, DROPS>(dx, d, b.add != 0, branch, first + i);
-    }
-}
-
-template <class T, bool CENTRED, bool DROPS>
-static void start_backward(const CudaQueue *q, T *dx, const T *dy, const T *x, const Backward &b,
-                           const Branch<T> &branch, bool draws_packs = true) {
-    bool packs = draws_packs && b.width % PACK<T> == 0 && packs_at(dx, PACK<T>) && packs_at(dy, PACK<T>) &&
-                 packs_at(x, PACK<T>) && packs_at(branch.dbranch, PACK<T>) && packs_at(b.scale, 4);
-    with_group(b.rows, b.width, packs, [&](auto group, dim3 grid, dim3 block) {
-        constexpr int GROUP = decltype(group)::value;
-        if constexpr (GROUP == 0)
-            launch<norm_gradient_looped_kernel<T, CENTRED, DROPS>>(grid, block, 0, q, dx, dy, x, b, branch);
-        else
-            launch<norm_gradient_kernel<T, GROUP, CENTRED, DROPS>>(grid, block, 0, q, dx, dy, x, b, branch);
-    });
-}
-
-template <bool CENTRED>
-static void run_backward(const CudaQueue *q, void *dx, const void *dy, const void *x, const Backward &b, Dtype t) {
-    if (b.rows <= 0) return;
-    with_type(t, [&](auto zero) {
-        typedef decltype(zero) T;
-        start_backward<T, CENTRED, false>(q, static_cast<T *>(dx), static_cast<const T *>(dy),
-                                          static_cast<const T *>(x), b, Branch<T>{});
-    });
-}
-
-void cuda_layernorm_backward_input(const CudaQueue *q, void *dx, const void *dy, const void *x, const float *mean,
-                                   const float *rstd, const float *scale, int64_t rows, int64_t width, Dtype t,
-                                   bool add) {
-    run_backward<true>(q, dx, dy, x, Backward{mean, rstd, scale, rows, width, add}, t);
-}
-
-void cuda_rmsnorm_backward_input(const CudaQueue *q, void *dx, const void *dy, const void *x, const float *rstd,
-                                 const float *scale, int64_t rows, int64_t width, Dtype t, bool add) {
-    run_backward<false>(q, dx, dy, x, Backward{nullptr, rstd, scale, rows, width, add}, t);
-}
-
-void cuda_add_norm_backward(const CudaQueue *q, void *dsum, void *df, const void *dy, const void *sum,
-                            const float *mean, const float *rstd, const float *scale, int64_t rows, int64_t width,
-                            const DropoutDraws *d, Dtype t, bool add_sum, bool add_f) {
-    Backward b = {mean, rstd, scale, rows, width, add_sum};
-    if (rows <= 0) return;
-    with_type(t, [&](auto zero) {
-        typedef decltype(zero) T;
-        Branch<T> branch = {nullptr, nullptr, static_cast<T *>(df), draw_by(q, *d), add_f};
-        T *to = static_cast<T *>(dsum);
-        const T *g = static_cast<const T *>(dy), *x = static_cast<const T *>(sum);
-        if (mean)
-            start_backward<T, true, true>(q, to, g, x, b, branch, draws_packs<T>(*d, width));
-        else
-            start_backward<T, false, true>(q, to, g, x, b, branch, draws_packs<T>(*d, width));
     });
 }

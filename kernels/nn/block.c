@@ -213,8 +213,10 @@ static Tensor *activate(Tape *t, MlpKind kind, Tensor *x) {
 }
 
 Tensor *mlp_forward(Tape *t, const Linear *up, const Linear *down, MlpKind kind, Tensor *x) {
-    if (kind == MLP_GELU_TANH) return mlp(t, x, up->weight, up->bias, down->weight, down->bias, GELU_TANH);
-    return linear_layer(t, down, activate(t, kind, linear_layer(t, up, x)));
+    static const GeluKind gelus[] = {
+        [MLP_GELU_ERF] = GELU_ERF, [MLP_GELU_TANH] = GELU_TANH, [MLP_GELU_QUICK] = GELU_QUICK};
+    if (kind == MLP_SILU || kind == MLP_SWIGLU) return linear_layer(t, down, activate(t, kind, linear_layer(t, up, x)));
+    return mlp(t, x, up->weight, up->bias, down->weight, down->bias, gelus[kind]);
 }
 
 // (B, T, C) or (1, N, C) -> (B, T, F) or (B, T, 2 F); F: of this rank

@@ -11,6 +11,7 @@ static const char *add_infer(Node *n) {
     if (tensor_count(b) ? tensor_count(a) % tensor_count(b) : tensor_count(a))
         return "add: a's number of elements must be a multiple of b's";
     tape_output(n, a->dtype, a->rank, a->shape);
+    if (WANTS(n->pending, RIGHT) && b->is_parameter && tensor_count(b) == tensor_width(a)) grad_sums_wanted(n);
     return NULL;
 }
 
@@ -33,7 +34,7 @@ static void add_backward(Node *n, unsigned wanted) {
     if (WANTS(wanted, RIGHT)) {
         if (tensor_count(b) == tensor_count(n->out)) {
             grad_pass(n, RIGHT, n->pending == 1u << RIGHT);
-        } else {
+        } else if (!grad_sums_pass(n, RIGHT)) {
             Destination d = grad_of(n, RIGHT);
             be->fold_add(be, d.data, d.dtype, n->out->grad, n->out->dtype, tensor_count(n->out), tensor_count(b),
                          d.add);
@@ -50,7 +51,8 @@ static Cost add_cost(const Node *n) {
 static void add_example(Example *e) {
     e->variants = 3; // same shape, b repeats, b is a repeating parameter
     bool large = e->size != EXAMPLE_SMALL;
-    int64_t batch = large ? example_many(e, 8) : example_pick(e, 1, 5), rows = large ? example_many(e, 512) : example_pick(e, 1, 30);
+    int64_t batch = large ? example_many(e, 8) : example_pick(e, 1, 5),
+            rows = large ? example_many(e, 512) : example_pick(e, 1, 30);
     int64_t width = large ? 768 : example_pick(e, 1, 90);
     Tensor *a = example_tensor(e, LEFT, false, 1, SHAPE(batch, rows, width));
     Tensor *b = e->variant == 0 ? example_tensor(e, RIGHT, false, 1, SHAPE(batch, rows, width))

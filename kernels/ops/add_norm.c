@@ -98,7 +98,32 @@ static void backward_weights(Node *n, unsigned wanted) {
         b->rmsnorm_backward_weight(b, scale.data, dy, sum->data, rstd, rows, width, sum->dtype, scale.add);
 }
 
+// The same of all of them, with what the bias that F ends in wants, in one pass.
+static void backward_together(Node *n, unsigned wanted) {
+    Backend *b = tape_backend(n->tape);
+    Tensor *sum = n->out;
+    Destination d = grad_of_output(n), scale = grad_of(n, SCALE);
+    Destination shift = n->in[SHIFT] ? grad_of(n, SHIFT) : (Destination){0};
+    float *sums = WANTS(wanted, F) ? grad_sums_place(n, F) : NULL;
+    NormGradients out = {d.data, scale.data, shift.data, sums, d.add, scale.add, shift.add};
+    b->norm_backward(b, &out, n->second->grad, sum->data, data_of(n->saved[MEAN]), n->saved[RSTD]->data,
+                     n->in[SCALE]->data, tensor_rows(sum), tensor_width(sum), sum->dtype);
+    if (WANTS(wanted, F)) grad_pass(n, F, !WANTS(wanted, X));
+    if (WANTS(wanted, X)) grad_pass(n, X, true);
+}
+
+// Where nothing is dropped.
+static bool goes_together(const Node *n, unsigned wanted) {
+    bool weights = WANTS(wanted, SCALE) && (!n->in[SHIFT] || WANTS(wanted, SHIFT));
+    bool inputs = WANTS(wanted, X) || WANTS(wanted, F), drops = n->attributes.f[A_PROBABILITY] > 0;
+    return tape_backend(n->tape)->norm_backward && inputs && weights && n->second->grad && !drops;
+}
+
 static void add_norm_backward(Node *n, unsigned wanted) {
+    if (goes_together(n, wanted)) {
+        backward_together(n, wanted);
+        return;
+    }
     if (WANTS(wanted, X) || WANTS(wanted, F)) backward_inputs(n, wanted);
     if ((WANTS(wanted, SCALE) || WANTS(wanted, SHIFT)) && n->second->grad) backward_weights(n, wanted);
 }

@@ -25,9 +25,21 @@ static void layernorm_forward(Node *n) {
                          n->in[SHIFT]->data, tensor_rows(x), tensor_width(x), n->attributes.f[A_EPSILON], x->dtype);
 }
 
+static void backward_together(Node *n, Backend *b) {
+    const Tensor *x = n->in[X];
+    Destination d = grad_of(n, X), scale = grad_of(n, SCALE), shift = grad_of(n, SHIFT);
+    NormGradients out = {d.data, scale.data, shift.data, NULL, d.add, scale.add, shift.add};
+    b->norm_backward(b, &out, n->out->grad, x->data, n->saved[MEAN]->data, n->saved[RSTD]->data, n->in[SCALE]->data,
+                     tensor_rows(x), tensor_width(x), x->dtype);
+}
+
 static void layernorm_backward(Node *n, unsigned wanted) {
     Backend *b = tape_backend(n->tape);
     Tensor *x = n->in[X];
+    if (b->norm_backward && WANTS(wanted, X) && WANTS(wanted, SCALE) && WANTS(wanted, SHIFT)) {
+        backward_together(n, b);
+        return;
+    }
     if (WANTS(wanted, X)) {
         Destination d = grad_of(n, X);
         b->layernorm_backward_input(b, d.data, n->out->grad, x->data, n->saved[MEAN]->data, n->saved[RSTD]->data,
@@ -49,7 +61,8 @@ static Cost layernorm_cost(const Node *n) {
 static void layernorm_example(Example *e) {
     e->variants = 2; // small and large epsilon
     bool large = e->size != EXAMPLE_SMALL;
-    int64_t rows = large ? example_many(e, 8192) : example_pick(e, 1, 150), width = large ? 768 : example_pick(e, 2, 300);
+    int64_t rows = large ? example_many(e, 8192) : example_pick(e, 1, 150),
+            width = large ? 768 : example_pick(e, 2, 300);
     Tensor *x = example_tensor(e, X, false, 1, SHAPE(rows, width));
     Tensor *scale = example_f32(e, SCALE, true, 1, 0.3, SHAPE(width));
     Tensor *shift = example_f32(e, SHIFT, true, 0, 0.3, SHAPE(width));

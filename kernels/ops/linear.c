@@ -16,6 +16,7 @@ static const char *linear_infer(Node *n) {
     for (int i = 0; i < x->rank; i++) shape[i] = x->shape[i];
     shape[x->rank - 1] = w->shape[0];
     tape_output(n, x->dtype, x->rank, shape);
+    if (WANTS(n->pending, BIAS)) grad_sums_wanted(n);
     return NULL;
 }
 
@@ -122,10 +123,11 @@ static void backward_weight(Node *n, Backend *b, bool with_bias) {
 
 static void linear_backward(Node *n, unsigned wanted) {
     Backend *b = tape_backend(n->tape);
+    bool bias = WANTS(wanted, BIAS) && !grad_sums_pass(n, BIAS);
     if (WANTS(wanted, X)) backward_input(n, b);
     if (WANTS(wanted, WEIGHT)) {
-        backward_weight(n, b, WANTS(wanted, BIAS));
-    } else if (WANTS(wanted, BIAS)) {
+        backward_weight(n, b, bias);
+    } else if (bias) {
         Destination d = grad_of(n, BIAS);
         b->sum_columns(b, d.data, n->out->grad, tensor_rows(n->out), tensor_width(n->out), n->out->dtype, d.add);
     }

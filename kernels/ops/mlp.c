@@ -1,6 +1,7 @@
 /* Two linear maps around a GELU as one operator, for backends that form the activation and its slope as part of the
- * products (Backend.matmul_wins). It holds what the three operators would hold and calls what they would call where the
- * backend refuses, so its results are theirs. N rows, C width, F hidden, O out. */
+ * products (Backend.matmul_wins), or the slope and its sums in one pass (gelu_backward_sums). It holds what the three
+ * operators would hold and calls what they would call where the backend refuses, so its results are theirs. N rows, C
+ * width, F hidden, O out. */
 #include "kernels/example.h"
 #include "kernels/ops.h"
 
@@ -24,6 +25,7 @@ static const char *mlp_infer(Node *n) {
     tape_output(n, x->dtype, x->rank, shape);
     tape_keep(n, Z, x->dtype, SHAPE(rows, up->shape[0]));
     tape_keep(n, ACTIVE, x->dtype, SHAPE(rows, up->shape[0]));
+    if (WANTS(n->pending, DOWN_BIAS)) grad_sums_wanted(n);
     return NULL;
 }
 
@@ -85,18 +87,26 @@ static Matmul input_product(const Tensor *w, void *dx, const void *dy, int64_t r
                     .out = w->dtype};
 }
 
-// dz = (dy W2) gelu'(z), (N, F)
-static void form_slope(Node *n, Backend *b, void *dz) {
+// dz = (dy W2) gelu'(z), (N, F); returns whether its sums, the gradient of up's bias, were formed beside where that is
+// wanted.
+static bool form_slope(Node *n, Backend *b, void *dz, unsigned wanted) {
     Tensor *z = n->saved[Z];
     Matmul m = input_product(n->in[DOWN], dz, n->out->grad, tensor_rows(z));
     m.epilogue = EPILOGUE_GELU_BACKWARD, m.aux = z->data;
     if (wins(b, &m, n)) {
         b->matmul(b, &m);
-        return;
+        return false;
     }
     m.epilogue = EPILOGUE_NONE, m.aux = NULL, m.c = tape_scratch(n, tensor_bytes(z));
     b->matmul(b, &m);
-    b->gelu_backward(b, dz, m.c, z->data, tensor_count(z), (int)n->attributes.i[A_KIND], z->dtype, false);
+    int kind = (int)n->attributes.i[A_KIND];
+    if (!WANTS(wanted, UP_BIAS) || !b->gelu_backward_sums) {
+        b->gelu_backward(b, dz, m.c, z->data, tensor_count(z), kind, z->dtype, false);
+        return false;
+    }
+    Destination d = grad_of(n, UP_BIAS);
+    b->gelu_backward_sums(b, dz, d.data, m.c, z->data, tensor_rows(z), tensor_width(z), kind, z->dtype, d.add);
+    return true;
 }
 
 // dW (+)= dy^T x, db (+)= the sums over dy's rows; those that are wanted
@@ -134,13 +144,15 @@ static void weight_gradients(Node *n, Backend *b, unsigned wanted, int weight, i
 
 enum { HIDDEN = 1 << X | 1 << UP | 1 << UP_BIAS }; // whose gradients are formed from dz
 
-// dz, in memory that lasts as long as this call, or, where the weight half comes later, in Z's place.
-static const void *slope_of(Node *n, Backend *b, unsigned wanted) {
+// dz, in memory that lasts as long as this call, or, where the weight half comes later, in Z's place. What of `wanted`
+// is then done is taken away.
+static const void *slope_of(Node *n, Backend *b, unsigned *wanted) {
     Tensor *z = n->saved[Z];
+    unsigned asked = *wanted;
     if (n->attributes.i[A_DIFFERENTIATED]) return z->data;
     void *dz = tape_scratch(n, tensor_bytes(z));
-    form_slope(n, b, dz);
-    if (n->pending & ~wanted & HIDDEN) {
+    if (form_slope(n, b, dz, asked)) *wanted &= ~(1u << UP_BIAS);
+    if (n->pending & ~asked & HIDDEN) {
         b->copy(b, z->data, dz, tensor_bytes(z));
         n->attributes.i[A_DIFFERENTIATED] = 1;
     }
@@ -149,9 +161,10 @@ static const void *slope_of(Node *n, Backend *b, unsigned wanted) {
 
 static void mlp_backward(Node *n, unsigned wanted) {
     Backend *b = tape_backend(n->tape);
+    if (WANTS(wanted, DOWN_BIAS) && grad_sums_pass(n, DOWN_BIAS)) wanted &= ~(1u << DOWN_BIAS);
     weight_gradients(n, b, wanted, DOWN, DOWN_BIAS, n->out->grad, n->saved[ACTIVE]->data);
     if (!(wanted & HIDDEN)) return;
-    const void *dz = slope_of(n, b, wanted);
+    const void *dz = slope_of(n, b, &wanted);
     weight_gradients(n, b, wanted, UP, UP_BIAS, dz, n->in[X]->data);
     if (!WANTS(wanted, X)) return;
     Destination dx = grad_of(n, X);
@@ -200,7 +213,9 @@ const Operator op_mlp = {
 };
 
 Tensor *mlp(Tape *tape, Tensor *x, Tensor *up, Tensor *up_bias, Tensor *down, Tensor *down_bias, GeluKind kind) {
-    if (!x || x->dtype != BF16 || up->scaling || down->scaling || kind != GELU_TANH || !tape_recording(tape) || !tape_backend(tape)->matmul_wins)
+    const Backend *b = tape_backend(tape);
+    bool helps = b->gelu_backward_sums || (b->matmul_wins && x && x->dtype == BF16 && kind == GELU_TANH);
+    if (!x || up->scaling || down->scaling || !tape_recording(tape) || !helps)
         return linear(tape, gelu(tape, linear(tape, x, up, up_bias), kind), down, down_bias);
     Attributes a = {.i = {[A_KIND] = kind}};
     return tape_apply(tape, &op_mlp, &a, 5, (Tensor *[]){x, up, up_bias, down, down_bias});

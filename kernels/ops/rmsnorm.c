@@ -22,9 +22,21 @@ static void rmsnorm_forward(Node *n) {
                        tensor_width(x), n->attributes.f[A_EPSILON], x->dtype);
 }
 
+static void backward_together(Node *n, Backend *b) {
+    const Tensor *x = n->in[X];
+    Destination d = grad_of(n, X), scale = grad_of(n, SCALE);
+    NormGradients out = {.dx = d.data, .dscale = scale.data, .add_x = d.add, .add_scale = scale.add};
+    b->norm_backward(b, &out, n->out->grad, x->data, NULL, n->saved[RSTD]->data, n->in[SCALE]->data, tensor_rows(x),
+                     tensor_width(x), x->dtype);
+}
+
 static void rmsnorm_backward(Node *n, unsigned wanted) {
     Backend *b = tape_backend(n->tape);
     Tensor *x = n->in[X];
+    if (b->norm_backward && WANTS(wanted, X) && WANTS(wanted, SCALE)) {
+        backward_together(n, b);
+        return;
+    }
     if (WANTS(wanted, X)) {
         Destination d = grad_of(n, X);
         b->rmsnorm_backward_input(b, d.data, n->out->grad, x->data, n->saved[RSTD]->data, n->in[SCALE]->data,
@@ -45,7 +57,8 @@ static Cost rmsnorm_cost(const Node *n) {
 static void rmsnorm_example(Example *e) {
     e->variants = 2; // small and large epsilon
     bool large = e->size != EXAMPLE_SMALL;
-    int64_t rows = large ? example_many(e, 8192) : example_pick(e, 1, 150), width = large ? 768 : example_pick(e, 1, 300);
+    int64_t rows = large ? example_many(e, 8192) : example_pick(e, 1, 150),
+            width = large ? 768 : example_pick(e, 1, 300);
     Tensor *x = example_tensor(e, X, false, 1, SHAPE(rows, width));
     Tensor *scale = example_f32(e, SCALE, true, 1, 0.3, SHAPE(width));
     e->out = rmsnorm(e->tape, x, scale, e->variant ? 0.1 : 1e-5);

@@ -57,9 +57,10 @@ static Tensor *forward(Tape *t, const Block *blocks, int count, Recompute recomp
 }
 
 // Adds what passes over `blocks` blocks call, `sign` times. The second microbatch is counted: gradients are there.
-static void count_passes(const BlockConfig *config, int blocks, Recompute recompute, Counted *c, int sign) {
+static void count_passes(const BlockConfig *config, int blocks, Recompute recompute, bool fuses, Counted *c, int sign) {
     Error error = {0};
     Backend *dry = dry_backend_new();
+    if (fuses) dry_fuse(dry);
     Parameters *p = parameters_new(dry, NULL);
     Block block[BLOCKS];
     for (int i = 0; i < blocks; i++) {
@@ -87,11 +88,11 @@ static void count_passes(const BlockConfig *config, int blocks, Recompute recomp
     backend_free(dry);
 }
 
-// Of the block between two others.
-static void expect_calls(const BlockConfig *config, Recompute recompute, const Calls *kernels) {
+// Of the block between two others. fuses: on a backend with calls that do what others do apart.
+static void expect_calls(const BlockConfig *config, Recompute recompute, bool fuses, const Calls *kernels) {
     Counted c = {.kernels = kernels};
-    count_passes(config, BLOCKS, recompute, &c, 1);
-    count_passes(config, BLOCKS - 1, recompute, &c, -1);
+    count_passes(config, BLOCKS, recompute, fuses, &c, 1);
+    count_passes(config, BLOCKS - 1, recompute, fuses, &c, -1);
     for (int pass = FORWARD; pass <= BACKWARD; pass++) {
         int64_t all = 0;
         for (int i = 0; i < MOST_KERNELS && kernels[i].kernel; i++) {
@@ -117,7 +118,25 @@ static void a_gpt_block_makes_no_pass_too_many(void **state) {
                                          {"gelu_backward", {0, 1}},
                                          {"attention_forward", {1, 0}},
                                          {"attention_backward", {0, 1}}};
-    expect_calls(&GPT, RECOMPUTE_NONE, kernels);
+    expect_calls(&GPT, RECOMPUTE_NONE, false, kernels);
+}
+
+// Where the backend can: all gradients of a norm in one pass, with the sums that the bias in front of it wants (which
+// reach it by an addition of so many numbers); those of up's bias in that over the slope. One is left, that of qkv.
+static void a_gpt_block_sums_gradients_up_where_they_are_written(void **state) {
+    (void)state;
+    BlockConfig config = GPT;
+    const Calls kernels[MOST_KERNELS] = {{"matmul", {4, 8}},
+                                         {"sum_columns", {0, 1}},
+                                         {"add_in_place", {0, 2}},
+                                         {"add_norm_forward", {2, 0}},
+                                         {"norm_backward", {0, 2}},
+                                         {"gelu_forward", {1, 0}},
+                                         {"gelu_backward_sums", {0, 1}},
+                                         {"attention_forward", {1, 0}},
+                                         {"attention_backward", {0, 1}}};
+    for (config.mlp = MLP_GELU_ERF; config.mlp <= MLP_GELU_QUICK; config.mlp++)
+        expect_calls(&config, RECOMPUTE_NONE, true, kernels);
 }
 
 static void dropout_costs_a_block_no_pass(void **state) {
@@ -133,7 +152,7 @@ static void dropout_costs_a_block_no_pass(void **state) {
                                          {"gelu_backward", {0, 1}},
                                          {"attention_forward", {1, 0}},
                                          {"attention_backward", {0, 1}}};
-    expect_calls(&config, RECOMPUTE_NONE, kernels);
+    expect_calls(&config, RECOMPUTE_NONE, false, kernels);
 }
 
 static void a_llama_block_turns_queries_and_keys_where_they_lie(void **state) {
@@ -147,7 +166,7 @@ static void a_llama_block_turns_queries_and_keys_where_they_lie(void **state) {
                                          {"rope", {1, 1}},
                                          {"attention_forward", {1, 0}},
                                          {"attention_backward", {0, 1}}};
-    expect_calls(&LLAMA, RECOMPUTE_NONE, kernels);
+    expect_calls(&LLAMA, RECOMPUTE_NONE, false, kernels);
 }
 
 static void full_recomputation_runs_all_but_the_last_product_again(void **state) {
@@ -163,12 +182,13 @@ static void full_recomputation_runs_all_but_the_last_product_again(void **state)
                                          {"gelu_backward", {0, 1}},
                                          {"attention_forward", {1, 1}},
                                          {"attention_backward", {0, 1}}};
-    expect_calls(&GPT, RECOMPUTE_FULL, kernels);
+    expect_calls(&GPT, RECOMPUTE_FULL, false, kernels);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_gpt_block_makes_no_pass_too_many),
+        cmocka_unit_test(a_gpt_block_sums_gradients_up_where_they_are_written),
         cmocka_unit_test(dropout_costs_a_block_no_pass),
         cmocka_unit_test(a_llama_block_turns_queries_and_keys_where_they_lie),
         cmocka_unit_test(full_recomputation_runs_all_but_the_last_product_again),

@@ -168,10 +168,94 @@ static void equal_gradients_part_where_one_is_changed(void **state) {
     backend_free(b);
 }
 
+// ---- gradients that are summed up where they are written ----
+
+static void norm_backward_apart(Backend *b, const NormGradients *to, const void *dy, const void *x, const float *mean,
+                                const float *rstd, const float *scale, int64_t rows, int64_t width, Dtype t) {
+    if (mean) {
+        b->layernorm_backward_input(b, to->dx, dy, x, mean, rstd, scale, rows, width, t, to->add_x);
+        b->layernorm_backward_weight(b, to->dscale, to->dshift, dy, x, mean, rstd, rows, width, t, to->add_scale,
+                                     to->add_shift);
+    } else {
+        b->rmsnorm_backward_input(b, to->dx, dy, x, rstd, scale, rows, width, t, to->add_x);
+        b->rmsnorm_backward_weight(b, to->dscale, dy, x, rstd, rows, width, t, to->add_scale);
+    }
+    if (to->sums) b->sum_columns(b, to->sums, to->dx, rows, width, t, false);
+}
+
+static void gelu_backward_sums_apart(Backend *b, void *dx, float *sums, const void *dy, const void *x, int64_t rows,
+                                     int64_t width, int kind, Dtype t, bool add_sums) {
+    b->gelu_backward(b, dx, dy, x, rows * width, kind, t, false);
+    b->sum_columns(b, sums, dx, rows, width, t, add_sums);
+}
+
+typedef struct Chain {
+    Dtype dtype;
+    bool centred, in_halves, has_mlp; // what ends in the bias: an mlp, else a linear map
+    int reader;                       // another one of the branch: 0 none, 1 in front of the norm, 2 behind it
+} Chain;
+
+enum { CHAIN_VECTORS = 5, CHAIN_MATRICES = 2 };
+typedef struct ChainResults {
+    float dx[COUNT], vector[CHAIN_VECTORS][WIDTH], matrix[CHAIN_MATRICES][WIDTH * WIDTH];
+} ChainResults;
+
+static Tensor *matrix(Tape *t, Dtype dtype, uint64_t seed) {
+    float x[WIDTH * WIDTH];
+    draw(x, dtype, WIDTH * WIDTH, seed);
+    Tensor *w = tape_arrival(t, dtype, SHAPE(WIDTH, WIDTH), x, true);
+    w->is_parameter = true;
+    w->grad = tape_tensor(t, F32, SHAPE(WIDTH, WIDTH))->data;
+    return w;
+}
+
+// The norm of x + map(norm of x), twice over the same parameters, as in two microbatches: gradients are added then.
+static void run_chain(Backend *b, Chain c, ChainResults *r) {
+    Tape *t = tape_new(b, true);
+    Tensor *w = matrix(t, c.dtype, 3), *v = matrix(t, c.dtype, 4), *scale = vector(t, 5), *bias = vector(t, 6);
+    Tensor *shift = c.centred ? vector(t, 7) : NULL, *inner = vector(t, 8), *first = vector(t, 9);
+    Tensor *x = activation(t, c.dtype, 1), *at = x;
+    for (int i = 0; i < 2; i++) {
+        Tensor *y = shift ? layernorm(t, at, first, shift, 1e-5) : rmsnorm(t, at, first, 1e-5);
+        Tensor *f = c.has_mlp ? mlp(t, y, w, inner, v, bias, GELU_ERF) : linear(t, linear(t, y, w, inner), v, bias);
+        if (c.reader == 1) seed(t, gelu(t, f, GELU_ERF), 20);
+        NormedSum both = add_norm(t, at, f, scale, shift, 1e-5, &(Draws){0});
+        if (c.reader == 2) seed(t, gelu(t, f, GELU_ERF), 21);
+        if (tape_error(t)) fail_msg("%s", tape_error(t));
+        seed(t, both.normed, 22);
+        at = both.sum;
+    }
+    seed(t, at, 23);
+    backward(t, c.in_halves);
+    keep(t, r->dx, c.dtype, x->grad);
+    Tensor *const vectors[CHAIN_VECTORS] = {scale, bias, inner, first, shift};
+    for (int i = 0; i < CHAIN_VECTORS; i++)
+        if (vectors[i]) b->download(b, r->vector[i], vectors[i]->grad, sizeof r->vector[i]);
+    b->download(b, r->matrix[0], w->grad, sizeof r->matrix[0]);
+    b->download(b, r->matrix[1], v->grad, sizeof r->matrix[1]);
+    tape_free(t);
+}
+
+static void sums_formed_beside_are_those_formed_apart(void **state) {
+    (void)state;
+    Backend *apart = cpu_backend_new(2, NULL, NULL), beside = *apart;
+    ChainResults *r[2] = {calloc(1, sizeof **r), calloc(1, sizeof **r)};
+    beside.norm_backward = norm_backward_apart, beside.gelu_backward_sums = gelu_backward_sums_apart;
+    for (int i = 0; i < 48; i++) {
+        Chain c = {i & 1 ? BF16 : F32, i & 2, i & 4, i & 8, i / 16};
+        run_chain(apart, c, r[0]);
+        run_chain(&beside, c, r[1]);
+        assert_memory_equal(r[0], r[1], sizeof **r);
+    }
+    free(r[0]), free(r[1]);
+    backend_free(apart);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_sum_with_its_norm_has_the_bits_of_dropout_add_and_norm),
         cmocka_unit_test(rope_has_its_bits_where_x_lies),
+        cmocka_unit_test(sums_formed_beside_are_those_formed_apart),
         cmocka_unit_test(equal_gradients_part_where_one_is_changed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -86,6 +86,26 @@ static void gelus(const Case &c) {
         }
     }
 }
+static void slopes_with_sums(const Case &c) {
+    struct Shape {
+        int64_t rows, width;
+    };
+    for (Shape s : {Shape{1, 1}, Shape{70, 24}, Shape{3, 257}, Shape{130, 8}}) {
+        for (int kind = 0; kind < 3; kind++) {
+            int64_t n = s.rows * s.width;
+            Array x = Array(c.t, n, c.shift).normal(c.rng, 2), dy = Array(c.t, n, c.shift).normal(c.rng);
+            Array dx = Array(c.t, n, c.shift).normal(c.rng), alone(dx);
+            Array sums = Array(F32, s.width).normal(c.rng), want(sums);
+            cuda_gelu_backward_sums(QUEUE, dx, sums.f32(), dy, x, s.rows, s.width, kind, c.t, c.add);
+            cuda_gelu_backward(QUEUE, alone, dy, x, n, kind, c.t, false);
+            cpu()->sum_columns(cpu(), want.f32(), alone, s.rows, s.width, c.t, c.add);
+            expect_bits(dx, alone, c.name);
+            expect_near(sums, want, 4e-6, 2e-5, c.name);
+        }
+    }
+}
+static void slopes_with_sums_have_the_bits_of_slopes(void **) { for_cases("gelu sums", slopes_with_sums); }
+
 static void gelu_and_silu_agree(void **) { for_cases("gelu", gelus); }
 
 static void swiglus(const Case &c) {
@@ -210,6 +230,7 @@ int main() {
         cmocka_unit_test(sums_have_the_same_bits_repeats_too),
         cmocka_unit_test(conversions_have_the_same_bits),
         cmocka_unit_test(gelu_and_silu_agree),
+        cmocka_unit_test(slopes_with_sums_have_the_bits_of_slopes),
         cmocka_unit_test(swiglu_agrees),
         cmocka_unit_test(dropout_has_the_same_bits),
         cmocka_unit_test(dropout_of_numbered_rows_has_the_same_bits),

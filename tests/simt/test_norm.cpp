@@ -47,6 +47,43 @@ static void norms(const Case &c) {
         expect_near(dscale, want_dscale, 4e-6, 1e-5, c.name);
     }
 }
+// All gradients of a norm at once, and the sums of dx: what the calls apart give.
+static void gradients_at_once(const Case &c) {
+    struct Shape {
+        int64_t rows, width;
+    };
+    for (Shape s : {Shape{1, 8}, Shape{5, 96}, Shape{2, 257}, Shape{403, 8}, Shape{9, 768}, Shape{3, 1024},
+                    Shape{3, 1600}, Shape{2, 2056}, Shape{1, 4104}}) {
+        for (bool centred : {true, false}) {
+            int64_t n = s.rows * s.width;
+            Array x = Array(c.t, n, c.shift).normal(c.rng, 2), dy = Array(c.t, n, c.shift).normal(c.rng);
+            Array scale = Array(F32, s.width, c.shift).normal(c.rng), mean = Array(F32, s.rows).normal(c.rng);
+            Array rstd = Array(F32, s.rows).normal(c.rng), dx = Array(c.t, n, c.shift).normal(c.rng), want(dx);
+            Array dscale = Array(F32, s.width).normal(c.rng), want_dscale(dscale);
+            Array dshift = Array(F32, s.width).normal(c.rng), want_dshift(dshift), sums(F32, s.width), want_sums(sums);
+            float *centre = centred ? mean.f32() : nullptr, *to_sums = centred ? sums.f32() : nullptr;
+            NormGradients out = {dx, dscale.f32(), centred ? dshift.f32() : nullptr, to_sums, c.add, !c.add, c.add};
+            cuda_norm_backward(QUEUE, &out, dy, x, centre, rstd.f32(), scale.f32(), s.rows, s.width, c.t);
+            if (centred) {
+                cpu()->layernorm_backward_input(cpu(), want, dy, x, centre, rstd.f32(), scale.f32(), s.rows, s.width,
+                                                c.t, c.add);
+                cpu()->layernorm_backward_weight(cpu(), want_dscale.f32(), want_dshift.f32(), dy, x, centre,
+                                                 rstd.f32(), s.rows, s.width, c.t, !c.add, c.add);
+                cpu()->sum_columns(cpu(), want_sums.f32(), dx, s.rows, s.width, c.t, false);
+                expect_near(dshift, want_dshift, 4e-6, 1e-5, c.name);
+                expect_near(sums, want_sums, 4e-6, 2e-5, c.name);
+            } else {
+                cpu()->rmsnorm_backward_input(cpu(), want, dy, x, rstd.f32(), scale.f32(), s.rows, s.width, c.t, c.add);
+                cpu()->rmsnorm_backward_weight(cpu(), want_dscale.f32(), dy, x, rstd.f32(), s.rows, s.width, c.t,
+                                               !c.add);
+            }
+            expect_near(dx, want, c.relative(), 1e-4, c.name);
+            expect_near(dscale, want_dscale, 4e-6, 4e-5, c.name);
+        }
+    }
+}
+static void gradients_at_once_agree(void **) { for_cases("norm gradients", gradients_at_once); }
+
 static void norms_agree_forward_and_backward(void **) { for_cases("norm", norms); }
 
 // A sum has the CPU's bits, and so has the norm of it those of the norm alone.
@@ -176,6 +213,7 @@ static void the_first_number_that_is_not_finite_is_found(void **) { for_cases("s
 int main() {
     const CMUnitTest tests[] = {
         cmocka_unit_test(norms_agree_forward_and_backward),
+        cmocka_unit_test(gradients_at_once_agree),
         cmocka_unit_test(sums_with_their_norms_have_the_bits_of_the_kernels_apart),
         cmocka_unit_test(sums_over_rows_agree),
         cmocka_unit_test(totals_agree_and_repeat_to_the_bit),
