@@ -62,9 +62,18 @@ Tensor *joint_embed(Tape *t, Joint *j, const Sequences *s, const int32_t *image_
     return fill_slots(t, j, s, image_rows, text_embed(t, &j->text, ids), image_tokens);
 }
 
+// Whether every position sees all up to itself: rows that are cut from one stream, full ones of one text.
+static bool all_causal(const Sequences *s) {
+    for (int64_t i = 0; i < (int64_t)s->rows * s->length; i++)
+        if (s->range[2 * i] != 0 || s->range[2 * i + 1] != i % s->length + 1) return false;
+    return true;
+}
+
+// A mask that needs no ranges is told as such: a backend may have faster kernels for it. (A cache has more keys.)
 void joint_place_rows(Tape *t, const Sequences *s, BlockContext *context) {
     context->positions = tape_constant(t, I32, SHAPE((int64_t)s->rows * s->length), s->positions);
-    context->range = tape_constant(t, I32, SHAPE(s->rows, s->length, 2), s->range);
+    context->causal = !context->cache && all_causal(s);
+    if (!context->causal) context->range = tape_constant(t, I32, SHAPE(s->rows, s->length, 2), s->range);
 }
 
 Tensor *joint_hidden(Tape *t, Joint *j, const Sequences *s, Tensor *image_tokens, const BlockContext *given) {

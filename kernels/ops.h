@@ -113,6 +113,7 @@ Tensor *linear_cross_entropy(Tape *, Tensor *x, Tensor *w, Tensor *targets, Tens
 // The same with the vocabulary shared out over a group: w holds rows [comm_share(V, r), comm_share(V, r + 1)). Every
 // rank gets the loss; dx is a part of the sum over ranks (x comes through tensor_copy), dw whole.
 Tensor *split_cross_entropy(Tape *, Tensor *x, Tensor *w, Tensor *targets, Tensor *weight, int64_t vocabulary, Comm *);
+const char *cross_entropy_wrong(const Node *); // with the inputs of one of these; NULL: nothing
 // linear_cross_entropy for who wants nothing but the sum over rows: it, (1), where the backend then forms gradients with the
 // loss, while the logits are there, and later scales them alone; else the losses themselves, (N).
 Tensor *cross_entropy_sum(Tape *, Tensor *x, Tensor *w, Tensor *targets, Tensor *weight);

@@ -169,10 +169,14 @@ static __device__ __forceinline__ void leave_sums(float *partial, const Floats<N
     const int thread = static_cast<int>(threadIdx.x), warp = GROUP == WARP ? warp_of_thread() : 0;
 #pragma unroll
     for (int s = 0; s < SUMS; s++) {
-        float *to = GROUP == WARP ? memory + warp * width : partial + s * width;
 #pragma unroll
-        for (int k = 0; k < COUNT; k++)
-            if (part.holds(k)) store<N>(to + part.column(k), sum[s][k]);
+        for (int k = 0; k < COUNT; k++) {
+            if (!part.holds(k)) continue;
+            if (GROUP == WARP)
+                store_shared<N>(memory + warp * width + part.column(k), sum[s][k]);
+            else
+                store<N>(partial + s * width + part.column(k), sum[s][k]);
+        }
         if (GROUP != WARP) continue; // each thread has its columns for itself
         __syncthreads();
         for (int c = thread; c < width; c += ROW_BLOCK) {

@@ -212,11 +212,16 @@ static Tensor *activate(Tape *t, MlpKind kind, Tensor *x) {
     check_failed("a kind of MLP", __FILE__, __LINE__);
 }
 
+// False: another activation.
+static bool is_gelu(MlpKind kind, GeluKind *gelu) {
+    *gelu = kind == MLP_GELU_ERF ? GELU_ERF : kind == MLP_GELU_TANH ? GELU_TANH : GELU_QUICK;
+    return kind == MLP_GELU_ERF || kind == MLP_GELU_TANH || kind == MLP_GELU_QUICK;
+}
+
 Tensor *mlp_forward(Tape *t, const Linear *up, const Linear *down, MlpKind kind, Tensor *x) {
-    static const GeluKind gelus[] = {
-        [MLP_GELU_ERF] = GELU_ERF, [MLP_GELU_TANH] = GELU_TANH, [MLP_GELU_QUICK] = GELU_QUICK};
-    if (kind == MLP_SILU || kind == MLP_SWIGLU) return linear_layer(t, down, activate(t, kind, linear_layer(t, up, x)));
-    return mlp(t, x, up->weight, up->bias, down->weight, down->bias, gelus[kind]);
+    GeluKind gelu;
+    if (is_gelu(kind, &gelu)) return mlp(t, x, up->weight, up->bias, down->weight, down->bias, gelu);
+    return linear_layer(t, down, activate(t, kind, linear_layer(t, up, x)));
 }
 
 // (B, T, C) or (1, N, C) -> (B, T, F) or (B, T, 2 F); F: of this rank
@@ -232,11 +237,13 @@ static Tensor *mlp_output(Tape *t, const void *closure, Tensor *x) {
     return row_linear(t, b->parallel, &b->down, activate(t, b->config.mlp, x));
 }
 
-// (B, T, C) or (1, N, C), what is added to the stream. In one piece where nothing of it is computed again: its
-// activation may then be part of its products.
+// (B, T, C) or (1, N, C), what is added to the stream. In one piece where nothing of it is computed again and rows are
+// not gathered: its activation may then be part of its products.
 static Tensor *mlp_branch(Tape *t, const Block *b, Residual *r, const BlockContext *context) {
-    if (context->recompute != RECOMPUTE_SELECTIVE && parallel_ranks(b->parallel) == 1)
-        return mlp_forward(t, &b->up, &b->down, b->config.mlp, residual_norm(t, &b->norm2, r));
+    GeluKind gelu;
+    bool whole = context->recompute != RECOMPUTE_SELECTIVE && !parallel_shares_rows(b->parallel);
+    if (is_gelu(b->config.mlp, &gelu) && whole)
+        return split_mlp(t, b->parallel, &b->up, &b->down, gelu, residual_norm(t, &b->norm2, r));
     Tensor *h = read_stream(t, b, &b->norm2, &b->up, mlp_input, r, context);
     return run_piece(t, mlp_output, b, h, context, RECOMPUTE_SELECTIVE);
 }

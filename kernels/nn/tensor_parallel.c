@@ -78,16 +78,25 @@ Tensor *column_linear(Tape *t, const Parallel *p, const Linear *l, Tensor *x, co
     return tape_recompute(t, gathered_linear, &g, sizeof g, x);
 }
 
-// What has been summed is dropped: nothing reads it again.
-Tensor *row_linear(Tape *t, const Parallel *p, const Linear *l, Tensor *x) {
-    if (parallel_ranks(p) == 1) return linear_layer(t, l, x);
-    Tensor *part = linear(t, x, l->weight, NULL);
+// A part's sum over ranks, and the bias. What has been summed is dropped: nothing reads it again.
+static Tensor *sum_parts(Tape *t, const Parallel *p, const Linear *l, Tensor *part) {
     Tensor *y = p->sequence ? sequence_scatter(t, part, p->tensor) : tensor_reduce(t, part, p->tensor);
     tape_drop(t, part);
     if (!l->bias) return y;
     Tensor *sum = add(t, y, l->bias);
     tape_drop(t, y);
     return sum;
+}
+
+Tensor *row_linear(Tape *t, const Parallel *p, const Linear *l, Tensor *x) {
+    if (parallel_ranks(p) == 1) return linear_layer(t, l, x);
+    return sum_parts(t, p, l, linear(t, x, l->weight, NULL));
+}
+
+Tensor *split_mlp(Tape *t, const Parallel *p, const Linear *up, const Linear *down, GeluKind kind, Tensor *x) {
+    check(!parallel_shares_rows(p));
+    if (parallel_ranks(p) == 1) return mlp(t, x, up->weight, up->bias, down->weight, down->bias, kind);
+    return sum_parts(t, p, down, mlp(t, tensor_copy(t, x, p->tensor), up->weight, up->bias, down->weight, NULL, kind));
 }
 
 void stack_share(const Parallel *p, int64_t batch, int64_t length, BlockContext *context) {

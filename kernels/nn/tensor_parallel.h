@@ -21,6 +21,8 @@ Norm stack_norm_declare(Parameters *, const char *name, int64_t width, NormKind,
 Tensor *column_linear(Tape *, const Parallel *, const Linear *, Tensor *x, const BlockContext *);
 // The sum over ranks of x W^T, and the bias: (B, T, F) -> (B, T, C), or (1, N, C) inside a stack
 Tensor *row_linear(Tape *, const Parallel *, const Linear *, Tensor *x);
+// Both around a GELU as one operator, where ranks do not share rows out: (B, T, C) -> (B, T, C)
+Tensor *split_mlp(Tape *, const Parallel *, const Linear *up, const Linear *down, GeluKind, Tensor *x);
 
 // Notes in the context how (B, T, ..) is shared out inside a stack; nothing where rows are whole. stack_enter does it;
 // for passes that begin in the middle of a stack.

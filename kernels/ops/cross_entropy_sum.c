@@ -9,15 +9,9 @@ enum { X, W, TARGETS, WEIGHT }; // inputs
 enum { DX, DW };                // saved, where they will be wanted: (N, C), (V + spare rows, C) F32, for a factor of 1
 
 static const char *cross_entropy_sum_infer(Node *n) {
-    Tensor *x = n->in[X], *w = n->in[W], *targets = n->in[TARGETS], *weight = n->in[WEIGHT];
-    if ((x->dtype != F32 && x->dtype != BF16) || w->dtype != x->dtype)
-        return "cross_entropy_sum: x and w must both be F32 or both be BF16";
-    if (x->rank < 1 || w->rank != 2 || tensor_width(x) != w->shape[1])
-        return "cross_entropy_sum: x (.., C) and w (V, C) must share C";
-    int64_t rows = tensor_rows(x);
-    if (targets->dtype != I32 || tensor_count(targets) != rows) return "cross_entropy_sum: one I32 target for each row";
-    if (weight && (weight->dtype != F32 || tensor_count(weight) != rows))
-        return "cross_entropy_sum: weight must be F32, one for each row";
+    const Tensor *x = n->in[X], *w = n->in[W];
+    const char *wrong = cross_entropy_wrong(n);
+    if (wrong) return wrong;
     tape_output(n, F32, SHAPE(1));
     if (!tape_recording(n->tape)) return NULL;
     if (x->needs_grad) tape_keep(n, DX, x->dtype, x->rank, x->shape);

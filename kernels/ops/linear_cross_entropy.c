@@ -10,17 +10,24 @@ enum { X, W, TARGETS, WEIGHT }; // inputs
 enum { LSE };                   // saved: (N) F32
 enum { A_VOCABULARY };          // attribute i: V
 
-static const char *linear_cross_entropy_infer(Node *n) {
-    Tensor *x = n->in[X], *w = n->in[W], *targets = n->in[TARGETS], *weight = n->in[WEIGHT];
+const char *cross_entropy_wrong(const Node *n) {
+    const Tensor *x = n->in[X], *w = n->in[W], *targets = n->in[TARGETS], *weight = n->in[WEIGHT];
     if ((x->dtype != F32 && x->dtype != BF16) || w->dtype != x->dtype)
-        return "linear_cross_entropy: x and w must both be F32 or both be BF16";
+        return "cross-entropy: x and w must both be F32 or both be BF16";
     if (x->rank < 1 || w->rank != 2 || tensor_width(x) != w->shape[1])
-        return "linear_cross_entropy: x (.., C) and w (V, C) must share C";
+        return "cross-entropy: x (.., C) and w (V, C) must share C";
     int64_t rows = tensor_rows(x);
-    if (targets->dtype != I32 || tensor_count(targets) != rows)
-        return "linear_cross_entropy: one I32 target for each row";
+    if (targets->dtype != I32 || tensor_count(targets) != rows) return "cross-entropy: one I32 target for each row";
     if (weight && (weight->dtype != F32 || tensor_count(weight) != rows))
-        return "linear_cross_entropy: weight must be F32, one for each row";
+        return "cross-entropy: weight must be F32, one for each row";
+    return NULL;
+}
+
+static const char *linear_cross_entropy_infer(Node *n) {
+    const Tensor *x = n->in[X], *w = n->in[W];
+    const char *wrong = cross_entropy_wrong(n);
+    int64_t rows = tensor_rows(x);
+    if (wrong) return wrong;
     if (w->shape[0] != collective_own(n->attributes.comm, n->attributes.i[A_VOCABULARY]))
         return "linear_cross_entropy: w must hold this rank's share of the vocabulary";
     if (w->needs_grad && !w->is_parameter && w->dtype != F32)

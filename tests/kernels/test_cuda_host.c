@@ -8,6 +8,7 @@
 #include "kernels/cuda/host/product_layout.h"
 #include "kernels/cuda/host/regions.h"
 #include "kernels/cuda/host/shape_cache.h"
+#include "kernels/cuda/host/work_space.h"
 #include "tests/support/test.h"
 #include <math.h>
 #include <stdio.h>
@@ -403,11 +404,29 @@ static void lists_of_equal_bytes_are_one_and_the_oldest_is_forgotten(void **stat
     command_list_free(&longer), command_list_free(&first), command_list_free(&second);
 }
 
+// GPT-2's step, pictures of ViT-B/16, a length of which not even one row fits.
+static void attention_goes_backward_in_slices_of_what_fits(void **state) {
+    (void)state;
+    const int64_t cases[][5] = {// batch, positions, heads, a slice, its bytes
+                                {32, 1024, 12, 8, 8 * 12 * 1024 * 1024 * 2},
+                                {256, 197, 12, 128, 128 * 12 * 256 * 256 * 2},
+                                {31, 1024, 12, 8, 8 * 12 * 1024 * 1024 * 2},
+                                {3, 16384, 12, 3, 0}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const int64_t *c = cases[i];
+        assert_int_equal(work_attention_slice(c[0], c[1], c[1], c[2], c[2], 64), c[3]);
+        size_t own = work_attention_backward(c[0], c[1], c[1], c[2], c[2], 64, false);
+        assert_int_equal(work_attention_backward(c[0], c[1], c[1], c[2], c[2], 64, true), own + (size_t)c[4]);
+        assert_true(c[4] <= WORK_SDPA);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(commands_come_back_in_order_with_their_arguments),
         cmocka_unit_test(lists_of_equal_bytes_are_one_and_the_oldest_is_forgotten),
         cmocka_unit_test(kernels_have_short_names),
+        cmocka_unit_test(attention_goes_backward_in_slices_of_what_fits),
         cmocka_unit_test(the_device_s_work_is_told_in_order_and_by_the_host_s_clock),
         cmocka_unit_test(a_region_grows_where_it_stands),
         cmocka_unit_test(a_region_stops_where_memory_or_addresses_end),

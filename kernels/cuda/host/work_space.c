@@ -25,11 +25,24 @@ size_t work_scatter(int64_t rows, int64_t width) {
     return (work_sort(rows) + 15) / 16 * 16 + 2 * sums;
 }
 
+// What cuDNN takes for one element of the batch, in bytes.
+static int64_t pairs_of(int64_t queries, int64_t keys, int64_t heads, int64_t kv_heads, int64_t head_size) {
+    enum { QUERIES = 64, KEYS = 128 };
+    int64_t pairs = heads * up(queries, QUERIES) * QUERIES * up(keys, KEYS) * KEYS * 2;
+    return pairs + (heads == kv_heads ? 0 : 2 * heads * keys * head_size * 2);
+}
+
+int64_t work_attention_slice(int64_t batch, int64_t queries, int64_t keys, int64_t heads, int64_t kv_heads,
+                             int64_t head_size) {
+    int64_t most = WORK_SDPA / pairs_of(queries, keys, heads, kv_heads, head_size);
+    return most > 0 ? up(batch, up(batch, most)) : batch; // slices as equal as may be
+}
+
 size_t work_attention_backward(int64_t batch, int64_t queries, int64_t keys, int64_t heads, int64_t kv_heads,
                                int64_t head_size, bool cudnn) {
-    enum { QUERIES = 64, KEYS = 128, SPAN = 16, TILE = 32 };
-    int64_t all = batch * heads, own = all * queries * (int64_t)sizeof(float) + batch * up(queries, TILE) * SPAN;
-    int64_t pairs = all * up(queries, QUERIES) * QUERIES * up(keys, KEYS) * KEYS * 2;
-    int64_t grouped = heads == kv_heads ? 0 : 2 * all * keys * head_size * 2;
-    return (size_t)(cudnn && pairs + grouped <= WORK_SDPA ? own + pairs + grouped : own);
+    enum { SPAN = 16, TILE = 32 };
+    int64_t own = batch * (heads * queries * (int64_t)sizeof(float) + up(queries, TILE) * SPAN);
+    int64_t slice = work_attention_slice(batch, queries, keys, heads, kv_heads, head_size);
+    int64_t pairs = slice * pairs_of(queries, keys, heads, kv_heads, head_size);
+    return (size_t)(cudnn && pairs <= WORK_SDPA ? own + pairs : own);
 }

@@ -36,7 +36,10 @@ size_t work_sort(int64_t rows);                   // of row numbers (row_sort.h)
 size_t work_scatter(int64_t rows, int64_t width); // of sums by sorted rows: gradients of embeddings and gathers
 // Of an attention backward pass over (B, T, S, H, K, D): own kernels take a number for each query and head, and the
 // spans of tiles where the mask is by range. cuDNN, in its way that gives the same bits each time, takes a bf16 number for
-// each pair of a query and a key, and dk and dv of every head where heads are grouped; up to WORK_SDPA, else ours runs.
+// each pair of a query and a key, and dk and dv of every head where heads are grouped; up to WORK_SDPA: calls take as
+// many elements of the batch as that holds (work_attention_slice), and where it does not hold one, ours runs.
+int64_t work_attention_slice(int64_t batch, int64_t queries, int64_t keys, int64_t heads, int64_t kv_heads,
+                             int64_t head_size);
 size_t work_attention_backward(int64_t batch, int64_t queries, int64_t keys, int64_t heads, int64_t kv_heads,
                                int64_t head_size, bool cudnn);
 
