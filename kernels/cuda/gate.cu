@@ -135,13 +135,39 @@ static __device__ double sum_tree(const double *x, int64_t n) {
     return waiting[0];
 }
 
-static __global__ void gate_kernel(Gate *gate, const double *squares, int64_t n, double clip) {
-    double norm = sqrt(sum_tree(squares, n));
+// The same by a block: each thread takes the subtree that the bits of its number lead to, the highest first; where a
+// subtree is a leaf before all bits are used, the thread whose other bits are 0 has it. Adding 0 to squares changes
+// none.
+static __device__ __forceinline__ double block_tree(const double *x, int64_t n, double *memory) {
+    const int thread = static_cast<int>(threadIdx.x);
+    int64_t first = 0, end = n;
+    bool own = n > 0;
+    for (int bit = THREADS / 2; bit; bit /= 2) {
+        const int64_t middle = first + (end - first) / 2;
+        if (end - first > 1)
+            (thread & bit ? first : end) = middle;
+        else
+            own = own && !(thread & bit);
+    }
+    memory[thread] = own ? sum_tree(x + first, end - first) : 0;
+    __syncthreads();
+    for (int apart = 1; apart < THREADS; apart *= 2) {
+        if (thread % (2 * apart) == 0) memory[thread] += memory[thread + apart];
+        __syncthreads();
+    }
+    return memory[0];
+}
+
+static __global__ void __launch_bounds__(THREADS)
+    gate_kernel(Gate *gate, const double *squares, int64_t n, double clip) {
+    SHARED(double, memory, THREADS);
+    double norm = sqrt(block_tree(squares, n, memory));
+    if (threadIdx.x > 0) return;
     gate->norm = norm;
     gate->gradient_scale = clip > 0 && norm > clip ? static_cast<float>(clip / norm) : 1;
     if (!(norm - norm == 0)) gate->failed = 1; // infinite, or not a number
 }
 
 void cuda_gate(const CudaQueue *q, Gate *gate, const double *squares, int64_t n, double clip) {
-    launch<gate_kernel>(dim3(1), dim3(1), 0, q, gate, squares, n, clip);
+    launch<gate_kernel>(dim3(1), dim3(THREADS), 0, q, gate, squares, n, clip);
 }
