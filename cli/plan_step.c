@@ -33,6 +33,7 @@ static const RateOption rates[] = {
     {"bandwidth", AT(cluster.rates.bandwidth)},
     {"peak", AT(cluster.peak)},
     {"memory", AT(cluster.memory)},
+    {"host", AT(cluster.host)},
     {"inside", AT(cluster.inside)},
     {"outside", AT(cluster.outside)},
     {"latency", AT(cluster.latency)},
@@ -47,6 +48,7 @@ static void usage(FILE *out) {
         "  --bandwidth B     bytes/s that it reads and writes (2.6e12)\n"
         "  --peak X          FLOP/s that it could do at most (989e12): for the share of it\n"
         "  --memory BYTES    of it (80e9); parallel.stage_memory says how much of it a stage may take\n"
+        "  --host B          bytes/s between it and its host, each way, for train.offload (50e9)\n"
         "  --node N          devices of a node (8)\n"
         "  --inside B        bytes/s that a device sends within its node (360e9)\n"
         "  --outside B       and to other nodes (40e9)\n"
@@ -131,7 +133,8 @@ static void print_step(const Arguments *a, const Layout *l, const StepTime *t) {
     printf("%-40s %10.1f ms\n", "step", 1e3 * t->total);
     printf("%-40s %10.1f MB, %.1f GB in all a step\n", "a message between stages; a rank sends", t->message / 1e6,
            t->sent / 1e9);
-    printf("%-40s %10.1f GB of %.1f\n", "fullest stage", t->memory / 1e9, a->cluster.memory / 1e9);
+    printf("%-40s %10.1f GB of %.1f, of which CUDA and work space take %.1f\n", "fullest stage", t->memory / 1e9,
+           a->cluster.memory / 1e9, a->cluster.taken / 1e9);
     printf("%-40s %10.4g /s, %.4g a step\n", "positions of text", t->tokens / t->total, t->tokens);
     printf("%-40s %10.4g /s, %.4g a step\n", "pictures", t->images / t->total, t->images);
     printf("%-40s %10.1f %%, %.4g FLOP a step\n", "of the devices' peak (MFU)",
@@ -164,7 +167,8 @@ static bool plan(const Arguments *a, Arena *arena, Error *error) {
     StepTime time;
     Buffer text = {0};
     if (!train_config_read_planned(&config, a->config, a->settings, a->n_settings, arena, error) ||
-        !layout_resolve(&config, (int)a->ranks, &layout, error) || !choose_recompute(a, &config, &layout, arena, error) ||
+        !layout_resolve(&config, (int)a->ranks, &layout, error) ||
+        !choose_recompute(a, &config, &layout, arena, error) ||
         !step_time(&config, &layout, &a->cluster, arena, &time, error) || (a->svg && !draw(a, &time, error)))
         return false;
     layout_describe(&config, &layout, &text);

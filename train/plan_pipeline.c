@@ -102,7 +102,7 @@ bool pipeline_plan(const TrainConfig *given, const Layout *l, Arena *memory, Pip
     *p = (PipelinePlan){0};
     if (!strcmp(c.parallel.split, "measured")) c.parallel.split = "cost";
     double limit = c.parallel.stage_memory ? (double)c.parallel.stage_memory : INFINITY;
-    if (!stages_plan(&c, l, limit, memory, &p->stages, &split, error)) return false;
+    if (!stages_plan(&c, l, machine_rates(&c), limit, memory, &p->stages, &split, error)) return false;
     find_fullest(&split, p);
     Backend *dry = dry_backend_new();
     Counting k = {l, &p->stages, &split.costs, rehearsal_model(dry, &c.model, NULL, c.precision ? BF16 : F32, error),

@@ -69,14 +69,14 @@ static bool begin(const TrainConfig *c, const Layout *l, Arena *memory, Stages *
     return pipeline_make(&l->pipeline, memory, &s->table, error);
 }
 
-static bool split(const TrainConfig *c, const Layout *l, double memory_limit, Stages *s, Arena *memory, SplitPlan *plan,
-                  Error *error) {
+static bool split(const TrainConfig *c, const Layout *l, MachineRates rates, double memory_limit, Stages *s,
+                  Arena *memory, SplitPlan *plan, Error *error) {
     const char *how = c->parallel.split;
     bool measured = !strcmp(how, "measured"), found = measured || !strcmp(how, "cost");
     SplitOptions options = {.shape = l->pipeline,
                             .measured = measured,
                             .threads = (int)c->threads,
-                            .rates = machine_rates(c),
+                            .rates = rates,
                             .memory = found ? memory_limit : 0};
     if (!strcmp(how, "blocks"))
         split_evenly(s->units, s->count, s->parts, s->first);
@@ -90,9 +90,9 @@ static bool split(const TrainConfig *c, const Layout *l, double memory_limit, St
     return found || check_fits(plan, memory_limit, how, error);
 }
 
-bool stages_plan(const TrainConfig *c, const Layout *l, double memory_limit, Arena *memory, Stages *s, SplitPlan *plan,
-                 Error *error) {
-    return begin(c, l, memory, s, error) && split(c, l, memory_limit, s, memory, plan, error);
+bool stages_plan(const TrainConfig *c, const Layout *l, MachineRates rates, double memory_limit, Arena *memory,
+                 Stages *s, SplitPlan *plan, Error *error) {
+    return begin(c, l, memory, s, error) && split(c, l, rates, memory_limit, s, memory, plan, error);
 }
 
 bool stages_resolve(const TrainConfig *c, const Layout *l, double memory_limit, Comm *world, Arena *memory, Stages *s,
@@ -100,7 +100,7 @@ bool stages_resolve(const TrainConfig *c, const Layout *l, double memory_limit, 
     SplitPlan plan;
     Arena *work = arena_new(1 << 16);
     bool ok = begin(c, l, memory, s, error);
-    if (ok && comm_rank(world) == 0) ok = split(c, l, memory_limit, s, work, &plan, error);
+    if (ok && comm_rank(world) == 0) ok = split(c, l, machine_rates(c), memory_limit, s, work, &plan, error);
     arena_free(work);
     if (!agree_with_first(world, ok, error)) return false;
     comm_broadcast(world, s->first, (int64_t)sizeof *s->first * (s->parts + 1), 0, "split of the model");

@@ -15,7 +15,8 @@ typedef struct Stages {
 // take. In the arena.
 bool stages_resolve(const TrainConfig *, const Layout *, double memory, Comm *world, Arena *, Stages *, Error *);
 // What rank 0 does of it, for who starts nothing: also what it plans by.
-bool stages_plan(const TrainConfig *, const Layout *, double memory, Arena *, Stages *, SplitPlan *, Error *);
+bool stages_plan(const TrainConfig *, const Layout *, MachineRates, double memory, Arena *, Stages *, SplitPlan *,
+                 Error *);
 // Of each unit its chunk on `stage`, -1: it is on another one. (count) in the arena.
 int *stages_chunks(const Stages *, int stage, Arena *);
 // A line a stage: "stage 0: vision.patches .. vision.blocks.6 (8 units)"

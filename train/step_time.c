@@ -1,19 +1,27 @@
 /* See step_time.h. Volumes are those of ring algorithms (plan.c): of n bytes that D ranks share out or put together
  * each sends n (D - 1) / D. */
 #include "train/step_time.h"
+#include "kernels/cuda/host/work_space.h"
 #include "kernels/dry.h"
+#include "kernels/dry_gpu.h"
 #include "kernels/nn/parameters.h"
+#include "train/stages.h"
 #include <math.h>
+#include <string.h>
 
 const Cluster h100_cluster = {.rates = {.flops = 600e12, .bandwidth = 2.6e12},
                               .peak = 989e12,
                               .memory = 80e9,
+                              .taken = GPU_CONTEXT_BYTES + GPU_LIBRARIES_BYTES + WORK_PRODUCTS + WORK_LOGITS,
                               .inside = 360e9,
                               .outside = 40e9,
+                              .host = 50e9,
                               .latency = 10e-6,
                               .node = 8};
 
-static const double ADAM_BYTES = 28; // read and written for each trained parameter of the update
+// Read and written for each trained parameter of the update; the copy in bf16; what lies on the host goes there and
+// back.
+static const double ADAM_BYTES = 28, COPY_BYTES = 2, MOVED_BYTES = 8, MOVED_BYTES_BF16 = 12;
 
 typedef struct StepWork {
     const TrainConfig *config;
@@ -127,14 +135,18 @@ static void add_costs(StepWork *w) {
             for (int piece = 0; piece < w->pieces; piece++) add_unit(w, part, unit, piece);
 }
 
+// Bytes that a rank sends to its own tensor place on the next stage: inside a stack rows may be shared out.
+static double boundary_bytes(const StepWork *w, int unit, int piece) {
+    unsigned alive = joint_boundary(w->costs->list, w->costs->units, unit), shared = 0;
+    if (w->config->parallel.sequence) shared = alive & joint_shared_streams(w->costs->list[unit].kind);
+    return stream_bytes(w, unit, piece, alive & ~shared) + stream_bytes(w, unit, piece, shared) / tensor_ranks(w);
+}
+
 static double largest_boundary(const StepWork *w) {
     double most = 0;
-    for (int part = 1; part < w->parts; part++) {
-        int unit = w->out->plan.first[part];
-        unsigned alive = joint_boundary(w->costs->list, w->costs->units, unit);
+    for (int part = 1; part < w->parts; part++)
         for (int piece = 0; piece < w->pieces; piece++)
-            most = fmax(most, stream_bytes(w, unit, w->first + piece, alive));
-    }
+            most = fmax(most, boundary_bytes(w, w->out->plan.first[part], w->first + piece));
     return most;
 }
 
@@ -198,6 +210,14 @@ static void add_copy(const StepWork *w, double *trained) {
             trained[u] += (double)(text->vocabulary * text->width) / tensor_ranks(w);
 }
 
+// Seconds; with states on the host copies up, arithmetic and copies down run beside one another.
+static double update_seconds(const StepWork *w, double own) {
+    bool half = compute_type(w->config) == BF16;
+    double here = (ADAM_BYTES + (half ? COPY_BYTES : 0)) * own / w->cluster->rates.bandwidth;
+    if (w->config->offload != OFFLOAD_STATES || !(w->cluster->host > 0)) return here;
+    return fmax(here, (half ? MOVED_BYTES_BF16 : MOVED_BYTES) * own / w->cluster->host);
+}
+
 // Messages go out of a part in both directions, forward but from the last, back but from the first; and ahead of them
 // with the features.
 static double load_stage(const StepWork *w, int stage, const double *trained) {
@@ -214,7 +234,7 @@ static double load_stage(const StepWork *w, int stage, const double *trained) {
     double own = load->trained / (w->config->parallel.zero > 0 ? w->layout->size[MESH_DATA] : 1);
     load->rows = w->out->waits[stage].busy;
     load->gradients = exchange_seconds(w, load->trained);
-    load->update = ADAM_BYTES * own / w->cluster->rates.bandwidth;
+    load->update = update_seconds(w, own);
     return sent + exchange_bytes(w, load->trained);
 }
 
@@ -245,13 +265,16 @@ static void count_step(const StepWork *w) {
 bool step_time(const TrainConfig *c, const Layout *l, const Cluster *cluster, Arena *arena, StepTime *out,
                Error *error) {
     int stages = l->size[MESH_PIPELINE];
-    double memory = c->parallel.stage_memory ? (double)c->parallel.stage_memory : cluster->memory;
-    SplitOptions options = {.shape = l->pipeline, .rates = cluster->rates, .memory = memory};
+    double memory =
+        c->parallel.stage_memory ? (double)c->parallel.stage_memory : fmax(cluster->memory - cluster->taken, 1);
+    TrainConfig asked = *c; // nothing is at hand to be measured, and one stage is no split
+    Stages cut;
+    if (stages == 1 || !strcmp(c->parallel.split, "measured")) asked.parallel.split = "cost";
     StepWork w = {.config = c, .layout = l, .cluster = cluster, .out = out, .arena = arena};
     *out = (StepTime){.waits = arena_array(arena, StageTime, stages),
                       .peaks = arena_array(arena, StagePeak, stages),
                       .loads = arena_array(arena, StageLoad, stages)};
-    if (!split_plan_find(c, l, &options, arena, &out->plan, error)) return false;
+    if (!stages_plan(&asked, l, cluster->rates, memory, arena, &cut, &out->plan, error)) return false;
     if (!pipeline_check(&out->plan.table, out->peaks, error)) return false;
     w.costs = &out->plan.costs;
     w.parts = l->pipeline.stages * l->pipeline.chunks;

@@ -9,7 +9,9 @@
 typedef struct Cluster {
     MachineRates rates;     // of a device, as its kernels reach them
     double peak, memory;    // FLOP/s that a device could do at most; bytes of it
+    double taken;           // bytes of it for CUDA, its libraries and kernels' work space
     double inside, outside; // bytes/s that a device sends within its node, and out of it
+    double host;            // bytes/s between a device and its host's memory, each way
     double latency;         // seconds of a message
     int node;               // devices of a node
 } Cluster;

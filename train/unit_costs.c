@@ -15,7 +15,7 @@ enum { WARM = 1, REPEATS = 3 };
 
 // A device as it is ordinarily: products at half their peak.
 static const MachineRates core = {6e10, 1e10}, gpu = {1.5e14, 1.5e12};
-static const double BF16_GAIN = 2; // of products over f32
+static const double BF16_GAIN = 2, FP8_GAIN = 2; // of products over f32, and over bf16
 
 typedef struct Costing {
     const TrainConfig *config;
@@ -192,7 +192,7 @@ static void run_dry(Rehearsal *r, Costing *k, int unit, int shape) {
     mean->work = fmax(mean->work, (double)tape_memory_peak(r->memory) - held);
     tape_reset(run.tape);
     double flops = k->rates.flops;
-    DryRates rates = {.bf16 = flops, .f32 = flops, .fp8 = flops, .bandwidth = k->rates.bandwidth};
+    DryRates rates = {.bf16 = flops, .f32 = flops, .fp8 = FP8_GAIN * flops, .bandwidth = k->rates.bandwidth};
     dry_set_rates(k->backend, &rates); // from 0: equal units get equal times
     *time_at(k, unit, shape) = run_once(r, &run, k, dry_clock);
     tape_free(run.tape);
@@ -204,7 +204,9 @@ static void run_dry(Rehearsal *r, Costing *k, int unit, int shape) {
 static double bytes_of(const Costing *k, const Layout *l, double elements, double trained) {
     int data = l->size[MESH_DATA], zero = data > 1 ? (int)k->config->parallel.zero : 0;
     ParameterMemory m = parameters_formula(elements, trained, k->config->precision ? BF16 : F32, zero, data);
-    return m.parameters + m.gradients + m.states;
+    if (k->config->offload != OFFLOAD_STATES) return m.parameters + m.gradients + m.states;
+    double masters = k->config->precision ? 4 * trained / (zero > 0 ? data : 1) : 0; // in bf16 beside the values
+    return m.parameters - masters + m.gradients;
 }
 
 // Tied words count where they are embedded and, as there may be a copy of them, in the head.

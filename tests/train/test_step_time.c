@@ -102,6 +102,27 @@ static void tensor_ranks_share_parameters_and_pay_for_sums(void **state) {
     assert_true(own > alone->loads[0].rows / 2 && own < 0.75 * alone->loads[0].rows);
 }
 
+// Inside a stack each tensor rank sends the rows that it has.
+static void boundaries_of_shared_rows_are_shared_out(void **state) {
+    (void)state;
+    const char split[] = "parallel.split=text.blocks.1", deep[] = "model.text.layers=2", two[] = "parallel.tensor=2",
+               stages[] = "parallel.pipeline=2";
+    double whole = PLANNED(&cluster, 4, two, stages, deep, split)->time.message;
+    double shared_out = PLANNED(&cluster, 4, two, stages, deep, split, "parallel.sequence=true")->time.message;
+    assert_true(shared_out < 0.75 * whole && shared_out >= whole / 2); // features of pictures are with every rank
+}
+
+static void states_on_the_host_come_and_go_in_each_update(void **state) {
+    (void)state;
+    Cluster far = cluster;
+    far.host = 1e8;
+    const StepTime *here = &PLANNED(&far, 1, "precision=bf16")->time;
+    const StepTime *there = &PLANNED(&far, 1, "precision=bf16", "train.offload=states")->time;
+    near(here->loads[0].update, 30 * here->loads[0].trained / 1e9);
+    near(there->loads[0].update, 12 * there->loads[0].trained / 1e8);
+    near(here->memory - there->memory, 12 * here->loads[0].trained);
+}
+
 static void utilisation_counts_the_models_own_work(void **state) {
     (void)state;
     const Planned *p = PLANNED(&cluster, 4, "parallel.pipeline=2"), *q = PLANNED(&cluster, 4, "train.recompute=full");
@@ -135,6 +156,8 @@ int main(void) {
         cmocka_unit_test(stages_take_what_the_schedule_says_and_messages_cost),
         cmocka_unit_test(what_data_ranks_exchange_follows_the_network),
         cmocka_unit_test(tensor_ranks_share_parameters_and_pay_for_sums),
+        cmocka_unit_test(boundaries_of_shared_rows_are_shared_out),
+        cmocka_unit_test(states_on_the_host_come_and_go_in_each_update),
         cmocka_unit_test(utilisation_counts_the_models_own_work),
         cmocka_unit_test(pictures_of_two_pieces_count_once),
         cmocka_unit_test(what_does_not_fit_is_refused),
