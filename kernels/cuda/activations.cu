@@ -42,7 +42,6 @@ template <class T> struct SwishGradient {
         return dy * (gate + p * x * (gate * (1.0f - gate)));
     }
 };
-static constexpr float QUICK = 1.702f;
 template <class T> struct QuickGradient { // without a number of its own
     __device__ float operator()(float dy, float x) const { return SwishGradient<T>{QUICK}(dy, x); }
 };
