@@ -53,11 +53,7 @@ __device__ __forceinline__ bool sees(Interval keys, int64_t key) { return key >=
 template <auto Kernel, class... A>
 static void launch_tiles(const CudaQueue *q, int64_t blocks, size_t shared, const A &...arguments) {
     if (blocks <= 0) return;
-#ifdef __CUDACC__
-    (void)cudaFuncSetAttribute(Kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-#else
-    simt_most_shared<Kernel> = shared;
-#endif
+    allow_shared<Kernel>(shared); // which is the kernel's own
     launch<Kernel>(dim3(static_cast<unsigned>(blocks)), dim3(ATTENTION_THREADS), shared, q, arguments...);
 }
 

@@ -13,7 +13,7 @@
 namespace {
 enum { WARPS = 8, THREADS = WARPS * WARP, RESIDENT = 3 /* blocks on a multiprocessor */ };
 enum { STEP = 32 /* elements of K that a warp takes at a time */, MOST_ROWS = 8 };
-enum { FREQUENCIES = 128, MOST_SHARED = 144 << 10 /* bytes, of rows */ };
+enum { FREQUENCIES = 128, MOST_SHARED = 90 << 10 /* bytes, of rows */ };
 
 // What becomes of two rows of a tile, `distance` apart: each goes its way, or they are a pair that turns (rope), or a
 // gate and what it lets through (SwiGLU).
@@ -133,7 +133,7 @@ static __device__ __forceinline__ void norm_rows(Bf16 *rows, int stride, const F
         if (p.norm_shift) b = load<N>(p.norm_shift + i);
 #pragma unroll
         for (int e = 0; e < N; e++) y.at[e] = (v.at[e] - mean) * rstd * a.at[e] + b.at[e];
-        store<N>(row + i, y);
+        store_shared<N>(row + i, y);
     }
     __syncthreads();
 }
@@ -261,10 +261,7 @@ template <int TILE, Pairs PAIRS> static void run(const CudaQueue *q, Call<PAIRS>
     // lanes of a quarter-warp read 64 bytes of two rows: these lie in different banks
     c.stride = static_cast<int32_t>(divide_up<int64_t>(c.p.k, 64) * 64 + 32);
     const size_t shared = static_cast<size_t>(c.p.rows * c.stride) * sizeof(Bf16);
-#ifdef __CUDACC__
-    (void)cudaFuncSetAttribute(few_rows_kernel<TILE, PAIRS>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(shared));
-#endif
+    allow_shared<few_rows_kernel<TILE, PAIRS>>(MOST_SHARED);
     launch_early<few_rows_kernel<TILE, PAIRS>>(dim3(static_cast<unsigned>(smaller(c.tiles, most_blocks))),
                                                dim3(THREADS), shared, q, c);
 }

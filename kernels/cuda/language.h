@@ -10,6 +10,7 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #define CHECK_VECTOR(at, bytes)   (void)0
+#define CHECK_GLOBAL(at)          (void)0
 #define SHARED(type, name, count) __shared__ type name[count]
 #define SHARED_DYNAMIC(type, name)                                                                                     \
     extern __shared__ uint4 dynamic_shared_memory[];                                                                   \
@@ -37,6 +38,7 @@ static void launch_now_early(dim3 grid, dim3 block, size_t shared, CudaStream st
 }
 #elif defined(SIMT_H)
 #define CHECK_VECTOR(at, bytes) simt_check_vector(at, bytes) // the compiler may take the vector apart
+#define CHECK_GLOBAL(at)        simt_check_global(at)
 template <auto Kernel, class... A>
 static void launch_now_early(dim3 grid, dim3 block, size_t shared, CudaStream stream, const A &...arguments) {
     launch_now<Kernel>(grid, block, shared, stream, arguments...);
@@ -94,6 +96,17 @@ static void launch(dim3 grid, dim3 block, size_t shared, const CudaQueue *queue,
 template <auto Kernel, class... A>
 static void launch_early(dim3 grid, dim3 block, size_t shared, const CudaQueue *queue, const A &...arguments) {
     put_launch<Kernel, true>(grid, block, shared, queue, arguments...);
+}
+
+// Lets a kernel have more dynamic shared memory than the 48 KiB that it gets unasked. The last word counts when a list
+// of launches starts: for one kernel it must always be the same, the most it ever wants. Every GPU has 99 KiB for a
+// block, what it declares included.
+template <auto Kernel> static void allow_shared(size_t bytes) {
+#ifdef __CUDACC__
+    (void)cudaFuncSetAttribute(Kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+#else
+    simt_most_shared<Kernel> = bytes;
+#endif
 }
 
 enum { WARP = 32 };
@@ -162,9 +175,10 @@ __device__ __forceinline__ void store_words(void *y, uint2 w) {
     asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(y)), "r"(w.x), "r"(w.y) : "memory");
 }
 #endif
-// To global memory.
+// To global memory: to shared memory by store_shared.
 template <int N, class T> __device__ __forceinline__ void store_pack(T *y, const Pack<T, N> &p) {
     CHECK_VECTOR(y, alignof(Pack<T, N>));
+    CHECK_GLOBAL(y);
 #ifdef __CUDACC__
     if constexpr (sizeof p % 8 == 0) {
         typedef std::conditional_t<sizeof p % 16 == 0, uint4, uint2> Words;
@@ -187,9 +201,9 @@ template <int N, class T> __device__ __forceinline__ void store(T *y, const Floa
     store_pack<N>(y, packed<N, T>(f));
 }
 // To the block's shared memory.
-template <int N> __device__ __forceinline__ void store_shared(float *y, const Floats<N> &f) {
-    CHECK_VECTOR(y, alignof(Pack<float, N>));
-    *reinterpret_cast<Pack<float, N> *>(y) = packed<N, float>(f);
+template <int N, class T> __device__ __forceinline__ void store_shared(T *y, const Floats<N> &f) {
+    CHECK_VECTOR(y, alignof(Pack<T, N>));
+    *reinterpret_cast<Pack<T, N> *>(y) = packed<N, T>(f);
 }
 // y (+)= f
 template <int N, class T> __device__ __forceinline__ void write(T *y, Floats<N> f, bool add) {

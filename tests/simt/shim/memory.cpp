@@ -270,6 +270,10 @@ void simt_check_vector(const void *at, size_t bytes) {
         simt_fault("misaligned: a vector of %zu bytes at address %p", bytes, at);
 }
 
+void simt_check_global(const void *at) {
+    if (memory_is_shared(at)) simt_fault("a store to shared memory by an instruction for global memory");
+}
+
 static inline void instrumented(void *at, size_t bytes, AccessKind kind, size_t alignment) {
     if (!position.inside) return;
     if (reinterpret_cast<uintptr_t>(at) % alignment && !on_stack(at))

@@ -148,6 +148,7 @@ static inline uint32_t __float_as_uint(float f) {
 }
 [[noreturn]] void __trap();                           // a device fault
 void simt_check_vector(const void *at, size_t bytes); // must lie at a multiple of `bytes`
+void simt_check_global(const void *at);               // must not be shared memory
 
 // ---- launches ----
 
