@@ -26,7 +26,7 @@ static void usage(FILE *out) {
         "       bifocal plan stages CONFIG [section.key=value]... --stages P [options]\n"
         "       bifocal plan schedule --stages P --microbatches M --schedule S [options]\n"
         "       bifocal plan step CONFIG [section.key=value]... --ranks N [options]\n"
-        "       bifocal plan kernels --preset NAME [options]\n"
+        "       bifocal plan kernels CONFIG [section.key=value]... [options]\n"
         "       bifocal plan estimate --layers L --width H [options]\n\n"
         "  CONFIG              YAML file of a training run; its data need not be there\n"
         "  section.key=value   as for bifocal train\n"

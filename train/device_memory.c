@@ -12,6 +12,7 @@
 #include "train/step_gate.h"
 #include "train/synthetic.h"
 #include "train/unit_costs.h"
+#include <math.h>
 #include <string.h>
 
 typedef struct Rehearsed { // a rank of the run
@@ -30,6 +31,7 @@ typedef struct Rehearsed { // a rank of the run
     int first, end;         // this rank's pieces
     StepGate *gate;         // of a GPU
     void *reads[3];         // device memory of losses on their way to the host
+    bool whole;             // every piece runs, though others of its shape did
 } Rehearsed;
 
 DeviceLimit device_limit(double bytes) {
@@ -164,7 +166,7 @@ static int pieces_like(const Rehearsed *r, int piece) {
 
 // Sums that wait for other pieces, or other ranks, are held while the next pieces run. The seconds that it would take.
 static double run_step(const Rehearsed *r) {
-    bool every = r->parallel.ordered || (r->parallel.data && r->parallel.zero >= 2);
+    bool every = r->whole || r->parallel.ordered || (r->parallel.data && r->parallel.zero >= 2);
     double skipped = 0;
     features_of_pieces(r, r->tape);
     gradients_begin_step(r->gradients, r->end - r->first);
@@ -258,6 +260,42 @@ bool device_memory_plan(const TrainConfig *c, const Layout *l, DeviceLimit limit
     if (!plan_within(c, l, (size_t)left, &limit, &tight, error)) return false;
     if (tight.fits) *m = tight;
     return true;
+}
+
+// ---- what it does ----
+
+static void count_step(const Rehearsed *r, RehearsedStep *out) {
+    *out = (RehearsedStep){0};
+    for (int i = r->first; i < r->end; i++) {
+        ArenaMark mark = arena_mark(r->memory);
+        Batch b = synthetic_batch_dry(r->config, i, r->layout->pieces, r->memory);
+        out->flop += joint_flop(&r->config->model, &b) / r->layout->size[MESH_TENSOR];
+        out->tokens += (double)b.lm.rows * b.lm.length + (double)b.caption.rows * b.caption.length +
+                       (double)b.contrastive.rows * b.contrastive.length;
+        out->images += b.parts > 1 ? fmax((double)b.seen, b.mae_images) : b.images;
+        arena_rewind(r->memory, mark);
+    }
+}
+
+bool device_step_rehearse(const TrainConfig *c, const Layout *l, const DryRates *rates, RehearsedStep *out,
+                          void (*seen)(void *context, const Backend *), void *context, Error *error) {
+    TrainConfig on_a_gpu = *c;
+    Rehearsed r = {
+        .config = &on_a_gpu, .layout = l, .gpu = gpu_kind("h100"), .memory = arena_new(1 << 20), .whole = true};
+    on_a_gpu.device = DEVICE_CUDA;
+    bool ok = open_rank(&r, 0, error);
+    if (ok) {
+        dry_gpu_fuse(r.backend);
+        open_step(&r);
+        dry_set_rates(r.backend, rates);
+        (void)run_step(&r);
+        count_step(&r, out);
+        seen(context, r.backend);
+    }
+    const char *wrong = ok ? tape_error(r.tape) : NULL;
+    if (wrong) ok = error_set(error, ERROR_USAGE, "%s", wrong);
+    close_rank(&r);
+    return ok;
 }
 
 // ---- in words ----

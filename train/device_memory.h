@@ -3,6 +3,7 @@
  * planned by plan_pipeline.h. */
 #pragma once
 #include "base/buffer.h"
+#include "kernels/dry.h"
 #include "kernels/gpus.h"
 #include "train/layout.h"
 
@@ -36,3 +37,12 @@ DeviceLimit device_limit(double bytes); // nothing is at hand
 bool device_memory_plan(const TrainConfig *, const Layout *, DeviceLimit, DeviceMemory *, Error *);
 // In lines, under a heading that names the device and what it has (limit 0: not known).
 void device_memory_write(const DeviceMemory *, const char *device, double limit, Buffer *out);
+
+typedef struct RehearsedStep { // of a rank
+    double flop;               // of its share of the model
+    double tokens, images;     // positions of text, pictures that are looked at or painted
+} RehearsedStep;
+// A whole step of a rank of a GPU, all pieces, products with what can be part of them; `seen` gets the backend, whose
+// kernels were charged by the rates.
+bool device_step_rehearse(const TrainConfig *, const Layout *, const DryRates *, RehearsedStep *,
+                          void (*seen)(void *context, const Backend *), void *context, Error *);

@@ -2,6 +2,7 @@
 #include "train/kernel_costs.h"
 #include "kernels/dry_gpu.h"
 #include "train/bench_model.h"
+#include "train/device_memory.h"
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -70,6 +71,29 @@ bool kernel_costs_preset(const BenchPreset *p, Dtype compute, Recompute again, c
     bench_model_free(m);
     backend_free(b);
     return ok;
+}
+
+typedef struct Taking {
+    DryKernel *of;
+    int count;
+} Taking;
+
+static void take_into(void *context, const Backend *b) {
+    Taking *t = context;
+    t->count = take(b, t->of);
+}
+
+bool kernel_costs_run(const TrainConfig *c, const Layout *l, const GpuKind *gpu, KernelCosts *out, Error *error) {
+    DryRates bound = kernel_rates_bound(gpu), expected = kernel_rates_expected(gpu);
+    Taking first = {out->bound, 0}, second = {out->expected, 0};
+    RehearsedStep step;
+    if (!device_step_rehearse(c, l, &bound, &step, take_into, &first, error) ||
+        !device_step_rehearse(c, l, &expected, &step, take_into, &second, error))
+        return false;
+    bool sees = step.images > 0;
+    out->count = first.count, out->flop = step.flop;
+    out->unit = sees ? "images" : "tokens", out->units = sees ? step.images : step.tokens;
+    return true;
 }
 
 double kernel_costs_seconds(const KernelCosts *c, bool expected) {

@@ -7,6 +7,7 @@
 #include "kernels/dry.h"
 #include "kernels/gpus.h"
 #include "train/bench_presets.h"
+#include "train/layout.h"
 
 enum { KERNELS_COSTED = 96 };
 
@@ -23,5 +24,7 @@ DryRates kernel_rates_bound(const GpuKind *);
 DryRates kernel_rates_expected(const GpuKind *);
 // Of a preset in bf16 or f32; products take in what can be part of them.
 bool kernel_costs_preset(const BenchPreset *, Dtype, Recompute, const GpuKind *, KernelCosts *, Error *);
+// Of a rank of a run, in its own precision.
+bool kernel_costs_run(const TrainConfig *, const Layout *, const GpuKind *, KernelCosts *, Error *);
 double kernel_costs_seconds(const KernelCosts *, bool expected); // of a step
 void kernel_costs_write(const KernelCosts *, const GpuKind *, Dtype, Buffer *out);

@@ -36,7 +36,8 @@ static void kernels_of_a_step_are_told_longest_first(void **state) {
     assert_prints("modelled for h200, not measured", "/", "plan", "kernels", "--preset", "vit_ti", "--gpu", "h200");
     assert_prints("at most, everything at its peak: ", "/", "plan", "kernels", "--preset", "vit_ti");
     assert_refuses(2, "no preset 'gpt9'", "/", "plan", "kernels", "--preset", "gpt9");
-    assert_refuses(2, "--preset is missing", "/", "plan", "kernels");
+    assert_refuses(2, "a CONFIG or --preset is wanted", "/", "plan", "kernels");
+    assert_prints("adamw_parts", project, "plan", "kernels", "config.yaml", "train.recompute=full");
 }
 
 static void states_on_the_host_leave_room_and_change_no_bit(void **state) {
