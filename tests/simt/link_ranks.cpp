@@ -3,7 +3,6 @@
  * Started by tests/support/tcprun.sh. */
 #include "tests/simt/nccl_stand_in.h"
 #include "tests/simt/runtime.h"
-#include "tests/simt/shim/host.h"
 #include <cstdlib>
 #include <cstring>
 #include <pthread.h>
@@ -18,11 +17,7 @@ extern "C" {
 #include "tests/train/staged.h"
 }
 
-Comm *stand_in_world;
-bool stand_in_has_failed;
 static Comm *&world = stand_in_world;
-bool stand_in_holds(const void *memory, size_t bytes) { return simt_holds(memory, bytes); }
-
 
 // The host waits for other ranks: its device works on. (To wake up without a reason is what such a wait may do.)
 static const pthread_t host_thread = pthread_self();

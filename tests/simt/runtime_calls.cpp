@@ -11,7 +11,7 @@
 #include <map>
 #include <unistd.h>
 
-static constexpr size_t MEMORY = static_cast<size_t>(512) << 20, GRANULARITY = 2 << 20; // bytes of the device
+static constexpr size_t MEMORY = static_cast<size_t>(1) << 30, GRANULARITY = 2 << 20; // bytes of the device
 
 static struct Device {
     cudaError_t last = cudaSuccess;

@@ -1,10 +1,13 @@
 /* Whole runs on the CUDA backend without a GPU: its kernels on the shim, its host side over a runtime whose streams run
  * late and out of order, steps as lists and graphs, the host a step ahead; beside the same runs on the CPU. */
+#include "base/files.h"
+#include "tests/simt/nccl_stand_in.h"
 #include "tests/simt/runtime.h"
 #include "tests/train/tiny_compare.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 static const char *steps = "24"; // of the comparison of losses
@@ -108,8 +111,86 @@ static void fp8_is_refused_where_tensor_cores_have_none(void **state) {
     free(path);
 }
 
+// ---- as one of two ranks, each a process (tests/support/tcprun.sh) ----
+
+static int open_ranks(void **state) {
+    char folder[256] = "";
+    if (comm_rank(stand_in_world) == 0) {
+        open_shared(state);
+        snprintf(folder, sizeof folder, "%s", shared.folder);
+    }
+    comm_broadcast(stand_in_world, folder, sizeof folder, 0, "the folder");
+    if (comm_rank(stand_in_world)) shared = (TinyRun){.folder = strdup(folder)};
+    return 0;
+}
+
+static int close_ranks(void **state) {
+    comm_barrier(stand_in_world, "the end");
+    if (comm_rank(stand_in_world) == 0) return close_shared(state);
+    free(shared.folder);
+    return 0;
+}
+
+static void train_rank(const char *name, Comm *group, const char *split) {
+    TrainResult result;
+    Error error = {0};
+    const char *const settings[] = {"device=cuda",
+                                    "threads=1",
+                                    "train.steps=4",
+                                    "train.reproducible=layout",
+                                    "train.microbatches=2",
+                                    "checkpoint.every=0",
+                                    "model.vision.patch=16",
+                                    "sequence.caption=32",
+                                    "sequence.contrastive=16",
+                                    "data.0.batch=2",
+                                    "data.1.batch=1",
+                                    "data.2.batch=2",
+                                    split,
+                                    NULL};
+    assert_done(tiny_train_rank(&shared, name, settings, group, &result, &error), &error);
+    assert_int_equal(result.step, 4);
+}
+
+// What was trained in one process has the same bits on two: linked, where no host waits for a step's numbers, and
+// through the hosts.
+static void two_ranks_have_the_bits_of_one(void **state) {
+    (void)state;
+    static const struct {
+        const char *split, *library;
+        RuntimeOrder order;
+    } cases[] = {{"parallel.zero=0", LIBRARY_FOLDER "/libnccl_good.so", RUNTIME_RANDOM},
+                 {"parallel.zero=2", LIBRARY_FOLDER "/libnccl_good.so", RUNTIME_LATE},
+                 {"parallel.pipeline=2", "off", RUNTIME_OTHERS_FIRST}};
+    bool first = comm_rank(stand_in_world) == 0;
+    if (first) train_rank("one", NULL, "parallel.zero=0");
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        setenv("BIFOCAL_NCCL", cases[i].library, 1);
+        runtime_set_order(cases[i].order, 3 + (uint64_t)comm_rank(stand_in_world));
+        train_rank("two", stand_in_world, cases[i].split);
+        if (!first) continue;
+        assert_same_records(&shared, "one", "two");
+        assert_same_end(&shared, "one", "two");
+        char *path = temporary_path(shared.folder, "two");
+        Error error = {0};
+        assert_done(folder_remove(path, &error), &error);
+        free(path);
+    }
+}
+
+static int main_of_rank(void) {
+    Error error = {0};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(two_ranks_have_the_bits_of_one)};
+    stand_in_world = comm_world_new(NULL, &error);
+    if (!stand_in_world) return fprintf(stderr, "%s\n", error.message), 1;
+    int failed = cmocka_run_group_tests(tests, open_ranks, close_ranks);
+    if (!failed) comm_free(stand_in_world);
+    return failed;
+}
+
 // simt_train [STEPS]
 int main(int argc, char **argv) {
+    if (getenv("BIFOCAL_RANKS")) return main_of_rank();
     if (argc > 1) steps = argv[1];
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(losses_are_those_of_the_cpu_within_noise),

@@ -155,6 +155,21 @@ bool tiny_train_ranks(const TinyRun *r, const char *name, const char *const *set
     return rank[0].ok;
 }
 
+bool tiny_train_rank(const TinyRun *r, const char *name, const char *const *settings, Comm *world, TrainResult *result,
+                     Error *error) {
+    char *config = temporary_path(r->folder, "config.yaml"), *run = temporary_path(r->folder, name);
+    Rank rank = {.options = {.config = config, .overrides = settings, .run = run, .world = world}};
+    if (comm_rank(world) == 0) write_config(r, config);
+    comm_barrier(world, "the config");
+    while (settings && settings[rank.options.n_overrides]) rank.options.n_overrides++;
+    run_rank(&rank);
+    free(config);
+    free(run);
+    *result = rank.result;
+    *error = rank.error;
+    return rank.ok;
+}
+
 bool tiny_train(const TinyRun *r, const char *name, const char *const *settings, bool resume,
                 const volatile sig_atomic_t *stop, TrainResult *result, Error *error) {
     return tiny_train_ranks(r, name, settings, resume, 1, &stop, result, error);

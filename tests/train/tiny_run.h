@@ -24,6 +24,9 @@ bool tiny_train(const TinyRun *, const char *name, const char *const *settings, 
 // the error are rank 0's; fails where the others' are not the same.
 bool tiny_train_ranks(const TinyRun *, const char *name, const char *const *settings, bool resume, int ranks,
                       const volatile sig_atomic_t *const *stop, TrainResult *, Error *);
+// The same as one of the ranks of `world`, on this thread; all have the same run.
+bool tiny_train_rank(const TinyRun *, const char *name, const char *const *settings, Comm *world, TrainResult *,
+                     Error *);
 // The config of such a run, in the arena.
 void tiny_config(const TinyRun *, const char *const *settings, Arena *, TrainConfig *);
 // A file of a run; the caller frees it.
