@@ -74,7 +74,7 @@ static double over_ranks(const Bench *b, double value, CommReduction reduction) 
 static double run_round(Bench *b) {
     int own_pieces = b->pieces / b->ranks;
     int64_t bytes = pair_ring_bytes(b->own, (int64_t)b->a->pairs, b->pieces, b->width);
-    Arena *memory = arena_new((size_t)bytes);
+    const float log_scale = 2.66f, bias = -10;
     double *loss = calloc((size_t)own_pieces, sizeof *loss);
     float *d_scale = calloc((size_t)own_pieces, sizeof *d_scale), *d_bias = calloc((size_t)own_pieces, sizeof *d_bias);
     check(loss && d_scale && d_bias);
@@ -87,18 +87,20 @@ static double run_round(Bench *b) {
                      .rows = b->rows,
                      .pieces = b->pieces,
                      .weight = 1,
-                     .log_scale = 2.66f,
-                     .bias = -10,
-                     .memory = memory};
+                     .log_scale = &log_scale,
+                     .bias = &bias};
+    int64_t space = pair_ring_space(&ring);
     double before = resident_bytes();
+    ring.space = aligned_alloc(64, (size_t)space);
+    check(ring.space);
     comm_barrier(b->world, "a round begins");
     double start = clock_seconds();
     pair_ring(&ring, b->images, b->texts, loss, d_scale, d_bias);
     double seconds = over_ranks(b, clock_seconds() - start, COMM_MAX);
     b->grown = fmax(b->grown, over_ranks(b, resident_bytes() - before, COMM_MAX));
-    b->work_space = over_ranks(b, (double)arena_peak(memory), COMM_MAX);
+    b->work_space = over_ranks(b, (double)space, COMM_MAX);
     b->predicted = over_ranks(b, (double)bytes, COMM_MAX);
-    arena_free(memory);
+    free(ring.space);
     free(loss);
     free(d_scale);
     free(d_bias);

@@ -47,6 +47,10 @@ static bool declare_text(Joint *j, const int *chunk, Error *error) {
 }
 
 static void place(Joint *j, const int *chunk) {
+    for (int u = 0; u < j->unit_count; u++) {
+        bool reads = j->units[u].kind == UNIT_PATCHES || j->units[u].kind == UNIT_MAE_HEAD;
+        j->sees_pictures |= reads && (!chunk || chunk[u] >= 0);
+    }
     for (int i = 0; i < parameters_count(j->parameters); i++) {
         int unit = joint_unit_of(j->units, j->unit_count, parameters_at(j->parameters, i)->tensor.name);
         check(unit >= 0 && "every parameter belongs to a unit");
@@ -114,6 +118,8 @@ Joint *joint_new_part(Backend *backend, const JointConfig *config, const Paralle
     joint_free(j);
     return NULL;
 }
+
+bool joint_sees_pictures(const Joint *j) { return j->sees_pictures; }
 
 void joint_free(Joint *j) {
     if (!j) return;

@@ -41,7 +41,8 @@ Joint *joint_new(Backend *, const JointConfig *, const Parallel *, Dtype compute
 // NULL: all of them here, in one part. All ranks of Parallel.pipeline call it.
 Joint *joint_new_part(Backend *, const JointConfig *, const Parallel *, const int *chunk, Dtype compute, uint64_t seed,
                       Error *);
-void joint_free(Joint *); // NULL is allowed
+void joint_free(Joint *);                // NULL is allowed
+bool joint_sees_pictures(const Joint *); // whether what is here of it reads a batch's pixels
 Parameters *joint_parameters(const Joint *);
 const JointConfig *joint_config(const Joint *);
 const Text *joint_text(const Joint *);       // zeroed where no objective needs text
@@ -63,11 +64,10 @@ typedef struct JointPass {
     const int64_t *
         global_count; // (OBJECTIVES) divisors over the whole step (all microbatches, all ranks); NULL: this batch's own
     // A contrastive loss over more pairs than this batch holds is formed elsewhere (joint_pair_features of all, then
-    // pair_ring; Gao et al. 2021) and played back here: gradients of the features of this batch's pairs, (R, E) on the
-    // host, and its part of those of the logits' scale and bias, weight and divisor included. NULL: the loss is over
+    // pair_ring; Gao et al. 2021) and played back here, device: gradients of the features of this batch's pairs, (R,
+    // E), and its part of those of the logits' scale and bias (1), weight and divisor included. NULL: the loss is over
     // the batch's own pairs.
-    const float *image_gradient, *text_gradient;
-    float scale_gradient, bias_gradient;
+    const float *image_gradient, *text_gradient, *scale_gradient, *bias_gradient;
     bool features_only; // of the pairs: no other objective, no loss (joint_units.h: STREAM_TEXT_FEATURES)
     Trace *trace;       // may be NULL: the forward passes of the model's parts are drawn there
 } JointPass;
@@ -111,7 +111,8 @@ double joint_weights(const JointConfig *); // how many weights it has at the lea
 // Features of the pairs of a batch, as joint_loss would compute them: (R, E) F32 each, normalised.
 void joint_pair_features(Tape *, Joint *, const Batch *, const JointPass *, Tensor **image_features,
                          Tensor **text_features);
-// What the loss over pairs takes from the model: backend, kind, width, weight, scale and bias. Not on a recording tape.
+// What the loss over pairs takes from the model: backend, kind, width, weight, and, where they lie until the tape's
+// reset, scale and bias. Not on a recording tape.
 void joint_pair_ring(Tape *, Joint *, PairRing *);
 
 // For evaluation and generation (tapes that do not record).

@@ -51,17 +51,21 @@ void joint_add_loss(JointRun *r, Objective o, Tensor *summed) {
     add_to_total(r, scale(r->tape, r->loss->mean[o], r->joint->config.weight[o]));
 }
 
-// Where the loss of all pairs was formed elsewhere: features . their gradients, which has those gradients; the scale
-// and the bias likewise.
+// x . gradient, which has that gradient.
+static Tensor *times_gradient(JointRun *r, Tensor *x, const float *gradient) {
+    Tensor *g = tape_constant_from(r->tape, F32, x->rank, x->shape, gradient);
+    return sum(r->tape, mul(r->tape, x, g), 1);
+}
+
+// Where the loss of all pairs was formed elsewhere: features, scale and bias, each times its gradient.
 static Tensor *played_back(JointRun *r, Tensor *a, Tensor *b) {
     Tape *t = r->tape;
     const Joint *j = r->joint;
+    const JointPass *p = r->pass;
     if (!a || !b) return NULL;
-    Tensor *da = tape_constant(t, F32, a->rank, a->shape, r->pass->image_gradient);
-    Tensor *db = tape_constant(t, F32, b->rank, b->shape, r->pass->text_gradient);
-    Tensor *features = add(t, sum(t, mul(t, a, da), 1), sum(t, mul(t, b, db), 1));
-    Tensor *whole = add(t, features, sum(t, j->log_scale, r->pass->scale_gradient));
-    return j->bias ? add(t, whole, sum(t, j->bias, r->pass->bias_gradient)) : whole;
+    Tensor *features = add(t, times_gradient(r, a, p->image_gradient), times_gradient(r, b, p->text_gradient));
+    Tensor *whole = add(t, features, times_gradient(r, j->log_scale, p->scale_gradient));
+    return j->bias ? add(t, whole, times_gradient(r, j->bias, p->bias_gradient)) : whole;
 }
 
 void joint_add_pairs(JointRun *r, Tensor *a, Tensor *b) {
@@ -74,12 +78,10 @@ void joint_add_pairs(JointRun *r, Tensor *a, Tensor *b) {
                                : clip_loss(r->tape, a, b, j->log_scale));
 }
 
-// A parameter's value, read by an operator: it may have to be fetched first.
-static float value_of(Tape *t, Tensor *parameter) {
-    float value = 0;
-    Tensor *copy = parameter ? scale(t, parameter, 1) : NULL;
-    if (copy) tape_read(t, copy, &value);
-    return value;
+// Where a parameter's value lies once an operator has read it: it may have to be fetched first.
+static const float *value_of(Tape *t, Tensor *parameter) {
+    const Tensor *copy = parameter ? scale(t, parameter, 1) : NULL;
+    return copy ? copy->data : NULL;
 }
 
 void joint_pair_ring(Tape *t, Joint *j, PairRing *ring) {

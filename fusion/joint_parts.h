@@ -13,6 +13,7 @@ struct Joint {
     Dtype compute;
     JointUnit *units; // (unit_count)
     int unit_count;
+    bool sees_pictures; // a unit that reads pixels is here
     Recompute *recompute; // (unit_count) of each unit's blocks
     Vit vision;
     Mae mae;

@@ -4,11 +4,11 @@
  * P pieces, E feature width, N columns of a tile. */
 #include "fusion/pair_ring.h"
 #include "base/error.h"
+#include "kernels/comm/comm_device.h"
 #include "kernels/pair_tiles.h"
-#include <math.h>
-#include <string.h>
+#include <stdlib.h>
 
-enum { ALIGNMENT = 64 }; // of what an arena hands out, bytes
+enum { ALIGNMENT = 64 /* of parts of the work space, bytes */, LEVELS = 32 /* of a tree over pieces, at most */ };
 
 typedef struct Ring {
     const PairRing *p;
@@ -16,15 +16,16 @@ typedef struct Ring {
     int64_t own, most;      // own pairs; pairs of the largest piece
     int64_t chunk, wide;    // c; P c: columns of a tile at most
     int64_t tiles, stride;  // tiles; from one row of z to the next
-    float factor;           // weight / all pairs
+    double factor;          // weight / all pairs
     float *images, *texts;  // (own, E)
-    int64_t *place;         // (own pieces + 1) first row of each own piece
-    int64_t *column;        // (P + 1) where each piece's columns begin in the tile at hand
+    int64_t *place;         // host, (own pieces + 1) first row of each own piece
+    int64_t *column;        // host, (P + 1) where each piece's columns begin in the tile at hand
+    float *numbers;         // (3) log_scale, bias, factor
     int64_t tile, columns;  // at hand; N
     float *features[2];     // (wide, E): of the tile at hand and of the next, N rows close together
-    float *z;               // (rows, stride)
+    float *z;               // (rows, stride), and large enough for the features of a tile whose rows move
     float *d_images;        // (own, E)
-    float **d_texts;        // one (wide, E) for each level of the tree over pieces; level 0 has a second one,
+    float *d_texts[LEVELS]; // one (wide, E) for each level of the tree over pieces; level 0 has a second one,
     float *d_texts_sent;    // which is being reduced
     float *sums, *gathered; // (levels, 2, wide), (ranks, 2, wide): most and sum of exp of the columns' logits
     PairSums rows;          // (own)
@@ -56,26 +57,22 @@ static void choose_tiles(Ring *r) {
     r->stride = pair_stride(r->wide);
 }
 
-// Work space for `count` elements; only counted where there is no memory.
+// Work space for `count` elements; only counted where there is none.
 static void *take(Ring *r, int64_t count, size_t size) {
-    int64_t bytes = largest(1, count) * (int64_t)size;
-    r->bytes += divide_up(bytes, ALIGNMENT) * ALIGNMENT;
-    return r->p->memory ? arena_allocate(r->p->memory, (size_t)bytes) : NULL;
+    char *at = r->p->space ? (char *)r->p->space + r->bytes : NULL;
+    r->bytes += divide_up(largest(1, count) * (int64_t)size, ALIGNMENT) * ALIGNMENT;
+    return at;
 }
 
 static void take_work_space(Ring *r) {
     int levels = levels_of(r->end - r->first);
     int64_t tile = r->wide * r->p->width, own = r->own;
-    r->place = take(r, r->end - r->first + 1, sizeof *r->place);
-    r->column = take(r, r->p->pieces + 1, sizeof *r->column);
+    check(levels <= LEVELS);
+    r->numbers = take(r, 3, sizeof(float));
     for (int i = 0; i < 2; i++) r->features[i] = take(r, tile, sizeof(float));
-    r->z = take(r, least(PAIR_SIDE, r->most) * r->stride, sizeof(float));
+    r->z = take(r, largest(least(PAIR_SIDE, r->most) * r->stride, tile), sizeof(float));
     r->d_images = take(r, own * r->p->width, sizeof(float));
-    r->d_texts = take(r, levels, sizeof *r->d_texts);
-    for (int i = 0; i < levels; i++) {
-        float *level = take(r, tile, sizeof(float));
-        if (r->d_texts) r->d_texts[i] = level;
-    }
+    for (int i = 0; i < levels; i++) r->d_texts[i] = take(r, tile, sizeof(float));
     r->d_texts_sent = take(r, tile, sizeof(float));
     r->loss = take(r, own, sizeof(double));
     r->d_scale = take(r, own, sizeof(double));
@@ -100,10 +97,10 @@ int64_t pair_ring_bytes(int64_t own_pairs, int64_t all_pairs, int pieces, int64_
     return r.bytes;
 }
 
-static Ring ring_new(const PairRing *p, float *images, float *texts) {
+static Ring shape_of(const PairRing *p) {
     int ranks = comm_size(p->data), rank = comm_rank(p->data);
     check(p->pieces % ranks == 0);
-    Ring r = {.p = p, .ranks = ranks, .images = images, .texts = texts};
+    Ring r = {.p = p, .ranks = ranks};
     r.first = p->pieces / ranks * rank;
     r.end = p->pieces / ranks * (rank + 1);
     int64_t all = 0;
@@ -112,11 +109,31 @@ static Ring ring_new(const PairRing *p, float *images, float *texts) {
         r.most = largest(r.most, p->rows[i]);
         if (i >= r.first && i < r.end) r.own += p->rows[i];
     }
-    r.factor = all ? (float)(p->weight / (double)all) : 0;
+    r.factor = all ? p->weight / (double)all : 0;
     choose_tiles(&r);
     take_work_space(&r);
-    r.place[0] = 0;
+    return r;
+}
+
+int64_t pair_ring_space(const PairRing *p) {
+    PairRing none = *p;
+    none.space = NULL;
+    Ring r = shape_of(&none);
+    return r.bytes;
+}
+
+static Ring ring_new(const PairRing *p, float *images, float *texts) {
+    Ring r = shape_of(p);
+    Backend *be = p->backend;
+    const float factor = (float)r.factor;
+    r.images = images, r.texts = texts;
+    r.place = calloc((size_t)(r.end - r.first + 1), sizeof *r.place);
+    r.column = calloc((size_t)p->pieces + 1, sizeof *r.column);
+    check(p->space && r.place && r.column);
     for (int i = r.first; i < r.end; i++) r.place[i - r.first + 1] = r.place[i - r.first] + p->rows[i];
+    be->copy(be, r.numbers, p->log_scale, sizeof(float));
+    if (p->sigmoid) be->copy(be, r.numbers + 1, p->bias, sizeof(float));
+    be->upload(be, r.numbers + 2, &factor, sizeof factor);
     return r;
 }
 
@@ -133,16 +150,24 @@ static int64_t own_row(const Ring *r, int piece, int64_t tile) { return r->place
 
 // ---- tiles travel ----
 
+static void copy(const Ring *r, void *to, const void *from, size_t bytes) {
+    if (bytes) r->p->backend->copy(r->p->backend, to, from, bytes);
+}
+static void zero(const Ring *r, void *memory, size_t bytes) {
+    if (bytes) r->p->backend->zero(r->p->backend, memory, bytes);
+}
+
 // Own texts into their place of `out`, c rows a piece, and those of all ranks around them.
 static CommRequest *start_tile(const Ring *r, int64_t tile, float *out) {
     for (int i = r->first; i < r->end; i++) {
         int64_t rows = share_of(r, i, tile);
-        if (rows) memcpy(row_of(r, out, i * r->chunk), row_of(r, r->texts, own_row(r, i, tile)), row_bytes(r, rows));
-        memset(row_of(r, out, i * r->chunk + rows), 0, row_bytes(r, r->chunk - rows));
+        copy(r, row_of(r, out, i * r->chunk), rows ? row_of(r, r->texts, own_row(r, i, tile)) : NULL,
+             row_bytes(r, rows));
+        zero(r, row_of(r, out, i * r->chunk + rows), row_bytes(r, r->chunk - rows));
     }
     if (r->ranks == 1) return NULL;
-    return comm_start_all_gather(r->p->data, out, row_of(r, out, r->first * r->chunk), r->wide,
-                                 (int64_t)row_bytes(r, 1), "text features");
+    return comm_device_start_all_gather(r->p->backend, r->p->data, out, row_of(r, out, r->first * r->chunk), r->wide,
+                                        (int64_t)row_bytes(r, 1), "text features");
 }
 
 // Where each piece's columns stand in a tile. Returns how many there are.
@@ -152,15 +177,24 @@ static int64_t place_columns(Ring *r, int64_t tile) {
     return r->column[r->p->pieces];
 }
 
+// Rows of a tile that stand c apart for each piece move close together, or apart again, by way of z.
+static void move_rows(const Ring *r, float *x, bool together) {
+    bool moves = false;
+    for (int i = 0; i < r->p->pieces; i++) moves |= r->column[i + 1] > r->column[i] && r->column[i] != i * r->chunk;
+    if (!moves) return;
+    copy(r, r->z, x, row_bytes(r, together ? r->wide : r->column[r->p->pieces]));
+    for (int i = 0; i < r->p->pieces; i++) {
+        int64_t close = r->column[i], apart = i * r->chunk;
+        copy(r, row_of(r, x, together ? close : apart), row_of(r, r->z, together ? apart : close),
+             row_bytes(r, r->column[i + 1] - close));
+    }
+}
+
 // A tile that has come: its rows close together.
 static void open_tile(Ring *r, int64_t tile) {
-    float *features = r->features[tile % 2];
     r->tile = tile;
     r->columns = place_columns(r, tile);
-    for (int i = 0; i < r->p->pieces; i++)
-        if (r->column[i] != i * r->chunk)
-            memmove(row_of(r, features, r->column[i]), row_of(r, features, i * r->chunk),
-                    row_bytes(r, r->column[i + 1] - r->column[i]));
+    move_rows(r, r->features[tile % 2], true);
 }
 
 // Every tile in order: `work` on it, then `settle` the one before and `send` what this one gave.
@@ -204,24 +238,30 @@ static PairSums sums_of(const Ring *r, float *x, int number) {
     return (PairSums){most, most + r->wide};
 }
 
-static void add_sums(PairSums a, PairSums b, int64_t n) {
-    for (int64_t i = 0; i < n; i++) {
-        if (b.most[i] == -INFINITY) continue;                       // of no rows
-        float most = a.most[i] < b.most[i] ? b.most[i] : a.most[i]; // a NaN in b comes through its sum
-        a.sum[i] = a.sum[i] * expf(a.most[i] - most) + b.sum[i] * expf(b.most[i] - most);
-        a.most[i] = most;
-    }
-}
-
 static void sum_piece(Ring *r, int piece, PairSums columns) {
     Backend *be = r->p->backend;
-    for (int64_t c = 0; c < r->columns; c++) columns.most[c] = -INFINITY, columns.sum[c] = 0;
     for (int64_t row = 0; row < r->p->rows[piece]; row += PAIR_SIDE) {
         PairTile t = products(r, piece, row);
         int64_t at = r->place[piece - r->first] + row;
-        be->clip_sums(be, (PairSums){r->rows.most + at, r->rows.sum + at}, columns, r->own_logit + at, &t,
-                      &r->p->log_scale);
+        be->clip_sums(be, (PairSums){r->rows.most + at, r->rows.sum + at}, columns, r->own_logit + at, &t, r->numbers);
     }
+}
+
+static bool any_rows(const Ring *r, int first, int end) {
+    for (int i = first; i < end; i++)
+        if (r->p->rows[i]) return true;
+    return false;
+}
+
+// Sums over pieces [first, middle) at `a` and [middle, end) at `b` become those of both at `a`; pieces without rows
+// have none.
+static void join_sums(const Ring *r, PairSums a, PairSums b, int first, int middle, int end) {
+    Backend *be = r->p->backend;
+    if (!any_rows(r, middle, end)) return;
+    if (any_rows(r, first, middle))
+        be->clip_join(be, a, b, r->columns);
+    else
+        copy(r, a.most, b.most, (size_t)(2 * r->wide) * sizeof(float));
 }
 
 // Sums over the tile of pieces [first, end), along the tree; those of columns at `level`.
@@ -230,33 +270,35 @@ static void sum_pieces(Ring *r, int first, int end, int level) {
     if (end - first == 1) return sum_piece(r, first, sums_of(r, r->sums, level));
     sum_pieces(r, first, middle, level);
     sum_pieces(r, middle, end, level + 1);
-    add_sums(sums_of(r, r->sums, level), sums_of(r, r->sums, level + 1), r->columns);
+    join_sums(r, sums_of(r, r->sums, level), sums_of(r, r->sums, level + 1), first, middle, end);
 }
 
 static void send_sums(Ring *r) {
     int64_t bytes = 2 * r->wide * (int64_t)sizeof(float);
     float *mine = sums_of(r, r->gathered, comm_rank(r->p->data)).most;
-    memcpy(mine, r->sums, (size_t)bytes);
-    r->sent =
-        r->ranks > 1 ? comm_start_all_gather(r->p->data, r->gathered, mine, r->ranks, bytes, "softmax sums") : NULL;
+    copy(r, mine, r->sums, (size_t)bytes);
+    r->sent = r->ranks > 1 ? comm_device_start_all_gather(r->p->backend, r->p->data, r->gathered, mine, r->ranks, bytes,
+                                                          "softmax sums")
+                           : NULL;
 }
 
-static void add_ranks(const Ring *r, int first, int end, int64_t columns) {
-    int middle = first + (end - first) / 2;
+static void add_ranks(const Ring *r, int first, int end) {
+    int middle = first + (end - first) / 2, each = r->end - r->first; // pieces of a rank
     if (end - first == 1) return;
-    add_ranks(r, first, middle, columns);
-    add_ranks(r, middle, end, columns);
-    add_sums(sums_of(r, r->gathered, first), sums_of(r, r->gathered, middle), columns);
+    add_ranks(r, first, middle);
+    add_ranks(r, middle, end);
+    join_sums(r, sums_of(r, r->gathered, first), sums_of(r, r->gathered, middle), first * each, middle * each,
+              end * each);
 }
 
 static void settle_sums(Ring *r, int64_t tile) {
-    int64_t columns = place_columns(r, tile);
     float *lse = r->column_lse + tile * r->wide;
-    add_ranks(r, 0, r->ranks, columns);
-    r->p->backend->clip_logsumexp(r->p->backend, lse, sums_of(r, r->gathered, 0), columns);
+    r->columns = place_columns(r, tile);
+    add_ranks(r, 0, r->ranks);
+    r->p->backend->clip_logsumexp(r->p->backend, lse, sums_of(r, r->gathered, 0), r->columns);
     for (int i = r->first; i < r->end; i++) {
         int64_t rows = share_of(r, i, tile);
-        if (rows) memcpy(r->own_lse + own_row(r, i, tile), lse + r->column[i], (size_t)rows * sizeof *lse);
+        if (rows) copy(r, r->own_lse + own_row(r, i, tile), lse + r->column[i], (size_t)rows * sizeof *lse);
     }
 }
 
@@ -267,8 +309,8 @@ static void add_losses(Ring *r, int first, int end, int level) {
     for (int piece = first; piece < end; piece++)
         for (int64_t row = 0; row < r->p->rows[piece]; row += PAIR_SIDE) {
             PairTile t = products(r, piece, row);
-            r->p->backend->siglip_sums(r->p->backend, r->loss + r->place[piece - r->first] + row, &t, &r->p->log_scale,
-                                       &r->p->bias);
+            r->p->backend->siglip_sums(r->p->backend, r->loss + r->place[piece - r->first] + row, &t, r->numbers,
+                                       r->numbers + 1);
         }
 }
 static void send_nothing(Ring *r) { (void)r; }
@@ -280,15 +322,15 @@ static void differentiate_piece(Ring *r, int piece, float *d_texts) {
     Backend *be = r->p->backend;
     const PairRing *p = r->p;
     const float *column_lse = p->sigmoid ? NULL : r->column_lse + r->tile * r->wide;
-    if (!p->rows[piece]) memset(d_texts, 0, row_bytes(r, r->columns));
+    if (!p->rows[piece]) zero(r, d_texts, row_bytes(r, r->columns));
     for (int64_t row = 0; row < p->rows[piece]; row += PAIR_SIDE) {
         PairTile t = products(r, piece, row);
         int64_t at = r->place[piece - r->first] + row;
         if (p->sigmoid) {
-            be->siglip_sums(be, r->loss + at, &t, &p->log_scale, &p->bias);
-            be->siglip_gradient(be, r->d_scale + at, r->d_bias + at, &t, &p->log_scale, &p->bias, &r->factor);
+            be->siglip_sums(be, r->loss + at, &t, r->numbers, r->numbers + 1);
+            be->siglip_gradient(be, r->d_scale + at, r->d_bias + at, &t, r->numbers, r->numbers + 1, r->numbers + 2);
         } else {
-            be->clip_gradient(be, r->d_scale + at, &t, r->row_lse + at, column_lse, &p->log_scale, &r->factor);
+            be->clip_gradient(be, r->d_scale + at, &t, r->row_lse + at, column_lse, r->numbers, r->numbers + 2);
         }
         pair_spread_rows(be, &t, row_of(r, r->d_images, at), r->tile > 0, r->features[r->tile % 2], p->width);
         pair_spread_columns(be, &t, d_texts, row > 0, row_of(r, r->images, at), p->width);
@@ -309,31 +351,37 @@ static void send_gradients(Ring *r) {
     float *d_texts = r->d_texts[0];
     r->d_texts[0] = r->d_texts_sent;
     r->d_texts_sent = d_texts;
-    place_columns(r, r->tile); // apart again, c rows a piece, from the last piece on: none moves onto one still to move
-    for (int i = r->p->pieces - 1; i >= 0; i--) {
+    place_columns(r, r->tile);
+    move_rows(r, d_texts, false);
+    for (int i = 0; i < r->p->pieces; i++) {
         int64_t rows = r->column[i + 1] - r->column[i];
-        memmove(row_of(r, d_texts, i * r->chunk), row_of(r, d_texts, r->column[i]), row_bytes(r, rows));
-        memset(row_of(r, d_texts, i * r->chunk + rows), 0, row_bytes(r, r->chunk - rows));
+        zero(r, row_of(r, d_texts, i * r->chunk + rows), row_bytes(r, r->chunk - rows));
     }
     if (r->ranks == 1) return;
-    r->sent = comm_start_reduce_scatter(r->p->data, row_of(r, d_texts, r->first * r->chunk), d_texts, r->wide,
-                                        r->p->width, COMM_F32, COMM_ORDERED, "text feature gradients");
+    r->sent =
+        comm_device_start_reduce_scatter(r->p->backend, r->p->data, row_of(r, d_texts, r->first * r->chunk), d_texts,
+                                         r->wide, r->p->width, COMM_F32, COMM_ORDERED, "text feature gradients");
 }
 
 static void settle_gradients(Ring *r, int64_t tile) {
     for (int i = r->first; i < r->end; i++) {
         float *sum = row_of(r, r->d_texts_sent, i * r->chunk);
         int64_t rows = share_of(r, i, tile);
-        if (rows) memcpy(row_of(r, r->texts, own_row(r, i, tile)), sum, row_bytes(r, rows));
+        if (rows) copy(r, row_of(r, r->texts, own_row(r, i, tile)), sum, row_bytes(r, rows));
     }
 }
 
 // ---- the whole ----
 
-static double sum_of(const double *x, int64_t first, int64_t end) {
-    double sum = 0;
-    for (int64_t i = first; i < end; i++) sum += x[i];
-    return sum;
+// What each piece comes to: sums over its rows.
+static void add_rows(const Ring *r, double *loss, float *d_scale, float *d_bias) {
+    Backend *be = r->p->backend;
+    for (int i = 0; i < r->end - r->first; i++) {
+        int64_t first = r->place[i], rows = r->place[i + 1] - first;
+        be->sum_doubles(be, &(DoubleSum){.x = r->loss + first, .out = loss + i, .n = rows}, 1);
+        if (d_scale) be->sum_rows(be, d_scale + i, false, r->d_scale + first, rows);
+        if (d_scale && r->p->sigmoid) be->sum_rows(be, d_bias + i, false, r->d_bias + first, rows);
+    }
 }
 
 void pair_ring(const PairRing *p, float *images, float *texts, double *loss, float *d_scale, float *d_bias) {
@@ -348,12 +396,9 @@ void pair_ring(const PairRing *p, float *images, float *texts, double *loss, flo
     }
     if (d_scale) {
         walk(&r, differentiate_pieces, settle_gradients, send_gradients);
-        memcpy(images, r.d_images, row_bytes(&r, r.own));
+        copy(&r, images, r.d_images, row_bytes(&r, r.own));
     }
-    for (int i = 0; i < r.end - r.first; i++) {
-        int64_t first = r.place[i], end = r.place[i + 1];
-        loss[i] = sum_of(r.loss, first, end);
-        if (d_scale) d_scale[i] = (float)sum_of(r.d_scale, first, end);
-        if (d_scale && d_bias) d_bias[i] = p->sigmoid ? (float)sum_of(r.d_bias, first, end) : 0;
-    }
+    add_rows(&r, loss, d_scale, d_bias);
+    free(r.place);
+    free(r.column);
 }

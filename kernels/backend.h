@@ -309,6 +309,7 @@ struct Backend {
     // contrastive losses, on one tile of products; rows' and columns' arrays begin at those of the tile. Softmax: the
     // running sums of exp of both, and the logit of each row's own pair where it is in the tile
     void (*clip_sums)(Backend *, PairSums rows, PairSums columns, float *own, const PairTile *, const float *log_scale);
+    void (*clip_join)(Backend *, PairSums a, PairSums b, int64_t n); // a becomes the sums over what both are over
     void (*clip_logsumexp)(Backend *, float *lse, PairSums sums, int64_t n);
     void (*clip_losses)(Backend *, double *loss, const float *row_lse, const float *column_lse, const float *own, int64_t n); // of each pair
     // z becomes the gradient of factor[0] x loss by z; d_scale (M): each row's part of that by log_scale

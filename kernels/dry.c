@@ -211,6 +211,7 @@ static double doubles_in(const DoubleSum *sums, int count) {
       int32_t *targets, const float *weight, int ranks, int64_t n)                                                    \
     X(clip_sums, 4 * tile->rows * tile->columns, PairSums rows, PairSums columns, float *own, const PairTile       \
       *tile, const float *log_scale)                                                                                  \
+    X(clip_join, 24 * n, PairSums a, PairSums b, int64_t n)                                                            \
     X(clip_logsumexp, 12 * n, float *lse, PairSums sums, int64_t n)                                                \
     X(clip_losses, 20 * n, double *loss, const float *row_lse, const float *column_lse, const float *own,          \
       int64_t n)                                                                                                      \

@@ -112,6 +112,13 @@ Tensor *tape_tensor(Tape *t, Dtype dtype, int rank, const int64_t *shape) {
     return x;
 }
 
+Tensor *tape_constant_from(Tape *t, Dtype dtype, int rank, const int64_t *shape, const void *device) {
+    Tensor *x = make(t, dtype, rank, shape);
+    x->name = "constant";
+    t->backend->copy(t->backend, x->data, device, tensor_bytes(x));
+    return x;
+}
+
 Tensor *tape_constant(Tape *t, Dtype dtype, int rank, const int64_t *shape, const void *host) {
     Tensor *x = make(t, dtype, rank, shape);
     x->name = "constant";

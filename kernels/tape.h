@@ -82,6 +82,8 @@ void tape_read_gradient(Tape *, Tensor *arrival, void *host); // once: its memor
 Tensor *tape_tensor(Tape *, Dtype, int rank, const int64_t *shape);
 // The same, filled from host memory.
 Tensor *tape_constant(Tape *, Dtype, int rank, const int64_t *shape, const void *host);
+// The same, filled from the backend's memory.
+Tensor *tape_constant_from(Tape *, Dtype, int rank, const int64_t *shape, const void *device);
 // The same data under another shape of equal count; gradients flow through. (An operator without work.)
 Tensor *tape_reshape(Tape *, Tensor *, int rank, const int64_t *shape);
 // Nobody reads x's elements any more, no gradient does either: its memory is used again at once. What it was made from

@@ -10,6 +10,7 @@
 #include "train/optimizer.h"
 #include "train/rehearsal.h"
 #include "train/step_gate.h"
+#include "train/step_pairs.h"
 #include "train/synthetic.h"
 #include "train/unit_costs.h"
 #include <math.h>
@@ -29,9 +30,10 @@ typedef struct Rehearsed { // a rank of the run
     SyntheticShape *shapes; // (pieces)
     const float *features;  // stands for gradients of features of pairs
     int first, end;         // this rank's pieces
-    StepGate *gate;         // of a GPU
-    void *reads[3];         // device memory of losses on their way to the host
-    bool whole;             // every piece runs, though others of its shape did
+    StepGate *gate;         // of a GPU; likewise
+    StepPairs *pairs;
+    void *reads[3]; // device memory of losses on their way to the host
+    bool whole;     // every piece runs, though others of its shape did
 } Rehearsed;
 
 DeviceLimit device_limit(double bytes) {
@@ -71,6 +73,7 @@ static bool open_rank(Rehearsed *r, size_t limit, Error *error) {
 static void close_rank(Rehearsed *r) {
     for (int i = 0; i < 3; i++) r->backend->release(r->backend, r->reads[i], WORK_BLOCK_FIRST);
     step_gate_free(r->gate);
+    step_pairs_free(r->pairs);
     gradients_free(r->gradients);
     tape_free(r->tape);
     tape_free(r->inference);
@@ -105,7 +108,7 @@ static bool seen_before(const Rehearsed *r, int piece) {
     return false;
 }
 
-// The loss over the pairs of several pieces is formed elsewhere (step.c); what it takes is on the host.
+// The loss over the pairs of several pieces is formed elsewhere (step_pairs.h).
 static bool pairs_elsewhere(const Rehearsed *r, const Batch *piece) {
     return r->layout->pieces > 1 && piece->contrastive.rows > 0;
 }
@@ -128,7 +131,9 @@ static void run_piece(const Rehearsed *r, Tape *t, const Batch *given) {
     JointPass pass = {.seed = 1,
                       .training = training,
                       .image_gradient = elsewhere && training ? r->features : NULL,
-                      .text_gradient = elsewhere && training ? r->features : NULL};
+                      .text_gradient = elsewhere && training ? r->features : NULL,
+                      .scale_gradient = r->features,
+                      .bias_gradient = r->features};
     if (elsewhere && !training) piece->contrastive.rows = 0;
     tape_reset(t);
     backend_sequence_begin(r->backend, training ? "training step" : "losses");
@@ -156,6 +161,14 @@ static void features_of_pieces(const Rehearsed *r, Tape *t) {
 static void open_gate(Rehearsed *r) {
     r->gate = step_gate_new(r->backend, r->end - r->first, r->parallel.data, NULL);
     for (int i = 0; i < 3; i++) r->reads[i] = r->backend->allocate(r->backend, WORK_BLOCK_FIRST);
+}
+
+static void open_pairs(Rehearsed *r) {
+    int64_t any = 0, *rows = arena_array(r->memory, int64_t, r->layout->pieces);
+    for (int i = 0; i < r->layout->pieces; i++) any |= rows[i] = r->shapes[i].rows[OBJECTIVE_CONTRASTIVE];
+    if (!any || r->layout->pieces == 1) return;
+    r->pairs = step_pairs_new(r->backend);
+    step_pairs_begin(r->pairs, r->parallel.data, rows, r->layout->pieces, r->config->model.embedding);
 }
 
 static int pieces_like(const Rehearsed *r, int piece) {
@@ -217,6 +230,8 @@ static void measure_gpu(Rehearsed *r, DeviceMemory *m) {
     double opened = held(r);
     open_gate(r);
     double reads = held(r) - opened;
+    open_pairs(r);
+    double pairs = held(r) - opened - reads;
     m->seconds = run_step(r);
     m->buckets = gradients_memory(r->gradients).buckets;
     double stepped = held(r), first = (double)WORK_SCRATCH_FIRST;
@@ -225,7 +240,7 @@ static void measure_gpu(Rehearsed *r, DeviceMemory *m) {
     m->gradients = model.gradients;
     m->values = declared - first - model.gradients;
     m->moments = opened - declared;
-    m->scratch = (double)end.scratch;
+    m->scratch = (double)end.scratch + pairs;
     m->validation = (double)end.regions - stepped; // which sends no more along than a step
     m->sent = (double)end.sent + reads;
     m->activations = stepped - opened - m->buckets - m->sent - (m->scratch - first);

@@ -62,7 +62,7 @@ static int32_t *renumber(const int32_t *images, Range r, const int32_t *index, A
 
 static void copy_images(Batch *out, const Batch *b, const int32_t *index, Arena *memory) {
     size_t bytes = (size_t)b->side * (size_t)b->side * 3;
-    out->pixels = arena_allocate(memory, bytes * (size_t)out->images + 1);
+    out->pixels = b->pixels ? arena_allocate(memory, bytes * (size_t)out->images + 1) : NULL;
     out->image_keys = arena_array(memory, uint64_t, out->images + 1);
     uint64_t *numbers = arena_array(memory, uint64_t, out->images + 1);
     out->image_numbers = numbers;
@@ -70,7 +70,7 @@ static void copy_images(Batch *out, const Batch *b, const int32_t *index, Arena 
     out->image_sources = b->image_sources ? arena_array(memory, const char *, out->images + 1) : NULL;
     for (int i = 0; i < b->images; i++) {
         if (index[i] < 0) continue;
-        memcpy(out->pixels + bytes * (size_t)index[i], b->pixels + bytes * (size_t)i, bytes);
+        if (b->pixels) memcpy(out->pixels + bytes * (size_t)index[i], b->pixels + bytes * (size_t)i, bytes);
         out->image_keys[index[i]] = b->image_keys[i];
         numbers[index[i]] = b->image_numbers ? b->image_numbers[i] : (uint64_t)i;
         if (b->mirrored) out->mirrored[index[i]] = b->mirrored[i];

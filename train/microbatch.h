@@ -5,5 +5,6 @@
 #include "data/batch.h"
 
 // Piece `piece` of the `pieces` of a step; arrays live in the arena or in `batch`, which holds the whole step, or the
-// part of it that the piece lies in. A piece may have no rows of some objectives, or none.
+// part of it that the piece lies in. A piece may have no rows of some objectives, or none; and no pixels where the batch
+// has none.
 Batch microbatch(const Batch *batch, int piece, int pieces, int image_tokens, Arena *);

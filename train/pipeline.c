@@ -60,8 +60,7 @@ struct Pipeline {
 typedef struct PendingRead {
     struct PendingRead *next;
     BackendRead *read;
-    double *mean; // where one number goes; else
-    float *place; // many
+    double *mean; // where it goes
 } PendingRead;
 
 // A pass over the rows.
@@ -369,19 +368,19 @@ static void draw(const Pass *r, const Slot *row, double begin) {
     trace_slice(trace, TRACK, name, begin, trace_now());
 }
 
-static void want(Pass *r, const Tensor *x, double *mean, float *place) {
+static void want(Pass *r, const Tensor *loss, double *mean) {
     PendingRead *p = malloc(sizeof *p);
     check(p);
-    *p = (PendingRead){r->reads, backend_read_start(backend_of(r->pipeline), x->data, tensor_bytes(x)), mean, place};
+    *p = (PendingRead){r->reads, backend_read_start(backend_of(r->pipeline), loss->data, sizeof(float)), mean};
     r->reads = p;
 }
 
 static void finish_reads(Pass *r) {
     for (PendingRead *p = r->reads, *next; p; p = next) {
-        float value = 0;
+        float value;
         next = p->next;
-        backend_read_finish(backend_of(r->pipeline), p->read, p->mean ? &value : p->place);
-        if (p->mean) *p->mean = value;
+        backend_read_finish(backend_of(r->pipeline), p->read, &value);
+        *p->mean = (double)value;
         free(p);
     }
     r->reads = NULL;
@@ -397,8 +396,9 @@ static void note(Pass *r, const Chunk *c, Flight *f, int microbatch, const Joint
         bool last = c->part == p->shape.stages * p->shape.chunks - 1;
         if (!last || !images || !texts) return;
         int64_t at = r->first_pair[microbatch] * joint_config(p->setup.joint)->embedding;
-        want(r, images, NULL, r->images + at);
-        want(r, texts, NULL, r->texts + at);
+        Backend *b = backend_of(p);
+        b->copy(b, r->images + at, images->data, tensor_bytes(images));
+        b->copy(b, r->texts + at, texts->data, tensor_bytes(texts));
         return;
     }
     for (int o = 0; o < OBJECTIVES; o++) {
@@ -406,7 +406,7 @@ static void note(Pass *r, const Chunk *c, Flight *f, int microbatch, const Joint
         if (p->leave)
             p->leave(p->leave_context, microbatch, (Objective)o, loss->mean[o]);
         else
-            want(r, loss->mean[o], &r->results[microbatch].mean[o], NULL);
+            want(r, loss->mean[o], &r->results[microbatch].mean[o]);
     }
 }
 

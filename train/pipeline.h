@@ -38,7 +38,7 @@ typedef struct PipelineResult { // of a microbatch; what is formed on other stag
 } PipelineResult;
 
 // Collective over the group: every stage brings the same microbatches (as many as the table has). images, texts: in
-// mode FEATURES on the stage of the last part, (all pairs, E) each, where microbatch m's rows start at row
+// mode FEATURES on the stage of the last part, device, (all pairs, E) each, where microbatch m's rows start at row
 // first_pair[m]; else NULL. False where something is wrong here, with the tape's message; the stage has done its part
 // of all messages all the same.
 bool pipeline_run(Pipeline *, PipelineMode, const PipelineMicrobatch *, PipelineResult *, const int64_t *first_pair,

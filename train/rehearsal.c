@@ -84,6 +84,8 @@ static JointPass pass_of(const Rehearsal *r, const UnitRun *run) {
                        .training = true,
                        .image_gradient = elsewhere ? r->features : NULL,
                        .text_gradient = elsewhere ? r->features : NULL,
+                       .scale_gradient = r->features,
+                       .bias_gradient = r->features,
                        .features_only = run->features_only};
 }
 

@@ -243,6 +243,7 @@ static bool open_step(Run *r, Error *error) {
     r->inference = tape_new(r->backend, false);
     parameters_follow(parameters, r->inference);
     r->gradients = gradients_new(parameters, r->parallel.pipeline ? NULL : r->tape, r->trace);
+    r->pairs = step_pairs_new(r->backend);
     if (r->backend->read_start) // the device judges
         r->gate = step_gate_new(r->backend, r->layout.pieces / r->layout.size[MESH_DATA], r->parallel.data,
                                 r->parallel.pipeline);
@@ -392,6 +393,7 @@ void run_close(Run *r) {
     metrics_close(r->metrics);
     if (r->late.work) step_finish(r->late.work, NULL, NULL);
     step_gate_free(r->gate);
+    step_pairs_free(r->pairs);
     pipeline_free(r->pipeline);
     gradients_free(r->gradients);
     tape_free(r->tape);

@@ -52,6 +52,7 @@ typedef struct Run {
     Error unwritten;        // a record that could not be written here: the next vote ends the run
     Traffic traffic, begin; // of all steps; when the one under way began
     Utilisation utilisation;
+    StepPairs *pairs;
     StepGate *gate;         // where the device judges steps, so that the host may be ahead; else NULL
     LateStep late;
     TrainState state;

@@ -17,6 +17,7 @@ StepSetup run_setup(const Run *r, Tape *tape) {
                        .pipeline = r->pipeline,
                        .stages = r->parallel.pipeline,
                        .pieces = r->layout.pieces,
+                       .pairs = r->pairs,
                        .first = layout_first(&r->layout, place),
                        .end = layout_first(&r->layout, place + 1),
                        .seed = (uint64_t)r->config.seed,

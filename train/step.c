@@ -1,8 +1,6 @@
-/* See step.h. In several pieces a contrastive loss takes two passes over the pairs (Gao et al. 2021, "Scaling deep
- * contrastive learning batch size under memory limited setup"): features without a tape, the loss over all of them,
- * then each piece again with the gradients of its features played back. */
+/* See step.h. In several pieces a contrastive loss takes two passes over the pairs (step_pairs.h): features without a
+ * tape, the loss over all of them, then each piece again with the gradients of its features played back. */
 #include "train/step.h"
-#include "kernels/cpu/cpu.h"
 #include "train/microbatch.h"
 #include <stdlib.h>
 #include <string.h>
@@ -21,13 +19,12 @@ typedef struct StepUnderWay {
     StepSetup setup;
     const Batch *batch; // the caller's, until step_start returns
     JointPass pass;
-    PieceLoss *pieces;                       // (setup.pieces)
-    PieceReads *reads;                       // (setup.pieces) of the own ones
-    BackendRead *verdict;                    // of the gate
-    Arena *memory;                           // host
-    float *images, *texts;                   // (own pairs, E) features of the own pairs, later their gradients
-    float *scale_gradients, *bias_gradients; // (own pieces) of the logits' scale and bias
-    double *pair_losses;                     // (own pieces) sums over pairs; NULL: not formed apart
+    PieceLoss *pieces;            // (setup.pieces)
+    PieceReads *reads;            // (setup.pieces) of the own ones
+    BackendRead *verdict;         // of the gate
+    Arena *memory;                // host
+    StepPairs *pairs, *own_pairs; // the loss over pairs of several pieces; where only this step has it
+    bool paired;                  // it was formed on this rank
     StepLoss loss;
     Error error; // the first on this rank
 } Step;
@@ -43,7 +40,9 @@ static bool failed(Step *s) {
 
 static Batch piece_of(const Step *s, int piece) {
     const JointConfig *c = joint_config(s->setup.joint);
-    return microbatch(s->batch, piece, s->setup.pieces, c->has_vision ? joint_image_tokens(c) : 1, s->memory);
+    Batch batch = *s->batch;
+    if (!joint_sees_pictures(s->setup.joint)) batch.pixels = NULL; // a stage behind those that do
+    return microbatch(&batch, piece, s->setup.pieces, c->has_vision ? joint_image_tokens(c) : 1, s->memory);
 }
 
 // The first of the piece's pairs, counted from this rank's first.
@@ -100,37 +99,44 @@ static void read_verdict(Step *s) {
     }
 }
 
-// Of a piece's pairs, into host memory from row `row` on.
-static void read_features(Step *s, const Batch *piece, int64_t row) {
+// ---- the loss over pairs of several pieces ----
+
+// Of a piece's pairs, into their place from row `row` on.
+static void keep_features(Step *s, const Batch *piece, int64_t row) {
     Tape *t = s->setup.tape;
-    int64_t width = joint_config(s->setup.joint)->embedding;
-    Tensor *image_features, *text_features;
-    backend_sequence_begin(backend_of(s), "features of pairs");
-    joint_pair_features(t, s->setup.joint, piece, &s->pass, &image_features, &text_features);
+    Backend *b = backend_of(s);
+    Tensor *images, *texts;
+    backend_sequence_begin(b, "features of pairs");
+    joint_pair_features(t, s->setup.joint, piece, &s->pass, &images, &texts);
     if (!failed(s)) {
-        tape_read(t, image_features, s->images + row * width);
-        tape_read(t, text_features, s->texts + row * width);
+        b->copy(b, step_pairs_images(s->pairs, row), images->data, tensor_bytes(images));
+        b->copy(b, step_pairs_texts(s->pairs, row), texts->data, tensor_bytes(texts));
     }
-    backend_sequence_end(backend_of(s));
+    backend_sequence_end(b);
 }
 
 // Features of this rank's pairs, piece by piece.
 static void cache_features(Step *s) {
     Tape *t = s->setup.tape;
     bool recording = tape_recording(t);
-    int64_t width = joint_config(s->setup.joint)->embedding;
-    size_t bytes = (size_t)(s->batch->contrastive.rows * width) * sizeof(float);
-    s->images = arena_zeroed(s->memory, bytes); // a rank that fails has something to bring all the same
-    s->texts = arena_zeroed(s->memory, bytes);
     tape_set_recording(t, false);
     for (int i = s->setup.first; i < s->setup.end && !failed(s); i++) {
         ArenaMark mark = arena_mark(s->memory);
         Batch piece = piece_of(s, i);
         tape_reset(t);
-        if (piece.contrastive.rows) read_features(s, &piece, first_pair(s, i));
+        if (piece.contrastive.rows) keep_features(s, &piece, first_pair(s, i));
         arena_rewind(s->memory, mark);
     }
     tape_set_recording(t, recording);
+}
+
+static void begin_pairs(Step *s) {
+    const StepSetup *setup = &s->setup;
+    int64_t all = s->loss.count[OBJECTIVE_CONTRASTIVE], *rows = arena_array(s->memory, int64_t, setup->pieces);
+    for (int i = 0; i < setup->pieces; i++)
+        rows[i] = batch_share(all, i + 1, setup->pieces) - batch_share(all, i, setup->pieces);
+    s->pairs = setup->pairs ? setup->pairs : (s->own_pairs = step_pairs_new(backend_of(s)));
+    step_pairs_begin(s->pairs, setup->data, rows, setup->pieces, joint_config(setup->joint)->embedding);
 }
 
 // The loss over the pairs of all ranks; features of the own pairs become their gradients.
@@ -138,41 +144,34 @@ static void pair_gradients(Step *s) {
     const StepSetup *setup = &s->setup;
     Tape *t = setup->tape;
     bool recording = tape_recording(t);
-    int64_t all = s->loss.count[OBJECTIVE_CONTRASTIVE], *rows = arena_array(s->memory, int64_t, setup->pieces);
-    for (int i = 0; i < setup->pieces; i++)
-        rows[i] = batch_share(all, i + 1, setup->pieces) - batch_share(all, i, setup->pieces);
     int own = setup->end - setup->first;
-    s->scale_gradients = arena_array(s->memory, float, own);
-    s->bias_gradients = arena_array(s->memory, float, own);
-    double *loss = s->pair_losses = arena_array(s->memory, double, own);
-    PairRing ring = {.data = setup->data, .rows = rows, .pieces = setup->pieces};
     tape_reset(t);
     tape_set_recording(t, false);
     if (setup->pipeline) parameters_meet(joint_parameters(setup->joint)); // nobody follows this tape
-    joint_pair_ring(t, setup->joint, &ring);
+    backend_sequence_begin(backend_of(s), "loss of all pairs");
+    step_pairs_loss(s->pairs, t, setup->joint, recording);
+    backend_sequence_end(backend_of(s));
     tape_set_recording(t, recording);
-    parameters_meet(joint_parameters(setup->joint));
-    ring.memory = arena_new((size_t)pair_ring_bytes(s->batch->contrastive.rows, all, setup->pieces, ring.width));
-    // The features are in the host's memory, where a GPU's kernels do not reach.
-    Backend *host = strcmp(ring.backend->name, "cuda") ? NULL : cpu_backend_new(0, NULL, NULL);
-    if (host) ring.backend = host;
-    pair_ring(&ring, s->images, s->texts, loss, recording ? s->scale_gradients : NULL, s->bias_gradients);
-    backend_free(host);
-    arena_free(ring.memory);
-    for (int i = 0; i < own; i++) s->pieces[setup->first + i].mean[OBJECTIVE_CONTRASTIVE] = pair_mean(s, loss[i]);
+    s->paired = true;
+    if (setup->gate) return;
+    double *sums = arena_array(s->memory, double, own);
+    backend_of(s)->download(backend_of(s), sums, step_pairs_sums(s->pairs), (size_t)own * sizeof *sums);
+    for (int i = 0; i < own; i++) s->pieces[setup->first + i].mean[OBJECTIVE_CONTRASTIVE] = pair_mean(s, sums[i]);
 }
+
+// ---- a rank that has the whole model ----
 
 static void begin_gate(const Step *s) {
     step_gate_begin(s->setup.gate);
-    if (s->pair_losses) step_gate_pairs(s->setup.gate, s->pair_losses);
+    if (s->paired) step_gate_pairs(s->setup.gate, step_pairs_sums(s->pairs));
 }
 
 static void run_pieces(Step *s) {
     const StepSetup *setup = &s->setup;
-    int64_t width = joint_config(setup->joint)->embedding;
     bool pairs = s->loss.count[OBJECTIVE_CONTRASTIVE] > 0 && setup->pieces > 1;
     if (pairs) {
         double begin = trace_now();
+        begin_pairs(s);
         cache_features(s);
         double cached = trace_now();
         pair_gradients(s);
@@ -187,12 +186,9 @@ static void run_pieces(Step *s) {
         JointPass pass = s->pass;
         backend_sequence_begin(backend_of(s), recording ? "training step" : "losses");
         if (setup->gate && i == setup->first) begin_gate(s);
-        if (pairs && recording) {
-            pass.image_gradient = s->images + first_pair(s, i) * width;
-            pass.text_gradient = s->texts + first_pair(s, i) * width;
-            pass.scale_gradient = s->scale_gradients[i - setup->first];
-            pass.bias_gradient = s->bias_gradients[i - setup->first];
-        } else if (pairs)
+        if (pairs && recording)
+            step_pairs_play(s->pairs, i - setup->first, first_pair(s, i), &pass);
+        else if (pairs)
             piece.contrastive.rows = 0; // without gradients there is nothing to play back
         if (recording) gradients_begin_piece(setup->gradients, i - setup->first);
         if (!failed(s)) run_piece(s, i, &piece, &pass);
@@ -207,7 +203,9 @@ static void run_pieces(Step *s) {
 static void run_rows(Step *s, PipelineMode mode, const PipelineMicrobatch *microbatches, PipelineResult *results,
                      const int64_t *first_pairs) {
     Error error;
-    if (!pipeline_run(s->setup.pipeline, mode, microbatches, results, first_pairs, s->images, s->texts, &error) &&
+    float *images = s->pairs ? step_pairs_images(s->pairs, 0) : NULL;
+    float *texts = s->pairs ? step_pairs_texts(s->pairs, 0) : NULL;
+    if (!pipeline_run(s->setup.pipeline, mode, microbatches, results, first_pairs, images, texts, &error) &&
         !s->error.kind)
         s->error = error;
 }
@@ -218,11 +216,9 @@ static void run_pairs(Step *s, PipelineMicrobatch *microbatches, PipelineResult 
     const StepSetup *setup = &s->setup;
     int count = setup->end - setup->first;
     bool last = pipeline_has_last(setup->pipeline);
-    int64_t width = joint_config(setup->joint)->embedding, *at = arena_array(s->memory, int64_t, count);
-    size_t bytes = last ? (size_t)(s->batch->contrastive.rows * width) * sizeof(float) : 0;
+    int64_t *at = arena_array(s->memory, int64_t, count);
     double begin = trace_now();
-    s->images = arena_zeroed(s->memory, bytes);
-    s->texts = arena_zeroed(s->memory, bytes);
+    if (last) begin_pairs(s);
     for (int i = 0; i < count; i++) at[i] = first_pair(s, setup->first + i);
     run_rows(s, PIPELINE_FEATURES, microbatches, results, at);
     double cached = trace_now();
@@ -235,10 +231,7 @@ static void run_pairs(Step *s, PipelineMicrobatch *microbatches, PipelineResult 
         JointPass *pass = &microbatches[i].pass;
         if (!tape_recording(setup->tape)) microbatches[i].batch.contrastive.rows = 0; // nothing to be played back
         if (!last || !tape_recording(setup->tape)) continue;
-        pass->image_gradient = s->images + at[i] * width;
-        pass->text_gradient = s->texts + at[i] * width;
-        pass->scale_gradient = s->scale_gradients[i];
-        pass->bias_gradient = s->bias_gradients[i];
+        step_pairs_play(s->pairs, i, at[i], pass);
     }
 }
 
@@ -337,6 +330,7 @@ bool step_finish(StepUnderWay *s, StepLoss *loss, Error *error) {
     } else {
         forget(s);
     }
+    step_pairs_free(s->own_pairs);
     arena_free(s->memory);
     return ok;
 }

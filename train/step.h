@@ -5,6 +5,7 @@
 #include "fusion/joint.h"
 #include "train/pipeline.h"
 #include "train/step_gate.h"
+#include "train/step_pairs.h"
 
 typedef struct StepLoss {
     double total;              // what was minimised
@@ -22,6 +23,7 @@ typedef struct StepSetup { // what stays from step to step; all borrowed
     Comm *stages;           // its group
     Comm *data;             // the ranks that share out the pieces; NULL: alone
     int pieces, first, end; // of a step, over all data ranks; this rank's own: [first, end)
+    StepPairs *pairs;       // NULL: a step whose loss over pairs takes one has its own
     StepGate *gate;         // where the device is to judge a step; NULL: the host does
     uint64_t seed;
     Trace *trace; // may be NULL

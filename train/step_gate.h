@@ -21,7 +21,7 @@ void step_gate_free(StepGate *); // NULL is allowed
 // Of one step, in this order; what is wrong on one rank may be said any time before the close:
 void step_gate_begin(StepGate *);
 void step_gate_loss(StepGate *, int piece, Objective, const Tensor *mean); // (1) F32; copied behind what forms it
-void step_gate_pairs(StepGate *, const double *sums);                      // host, (pieces): in place of their means
+void step_gate_pairs(StepGate *, const double *sums);                      // device, (pieces): in place of their means
 void step_gate_fail(StepGate *);                                           // no rank is to take the step
 // Collective over all ranks of the run, which share its gradients. Device: for the update.
 const Gate *step_gate_close(StepGate *, Gradients *, double clip);

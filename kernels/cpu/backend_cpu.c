@@ -3,6 +3,7 @@
 #include "base/error.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/onednn.h"
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -169,6 +170,17 @@ static void choose_matmul(Backend *b, Log *log) {
              onednn_version(s->onednn));
 }
 
+// One of few numbers: not worth threads or instruction sets. A NaN in b comes through its sum.
+static void clip_join(Backend *be, PairSums a, PairSums b, int64_t n) {
+    (void)be;
+    for (int64_t i = 0; i < n; i++) {
+        if (b.most[i] == -INFINITY) continue; // of no rows
+        float most = a.most[i] < b.most[i] ? b.most[i] : a.most[i];
+        a.sum[i] = a.sum[i] * expf(a.most[i] - most) + b.sum[i] * expf(b.most[i] - most);
+        a.most[i] = most;
+    }
+}
+
 Backend *cpu_backend_new(int threads, const char *isa, Log *log) {
     int set = choose_set(isa, log), best = best_set();
     Backend *b = calloc(1, sizeof *b);
@@ -185,6 +197,7 @@ Backend *cpu_backend_new(int threads, const char *isa, Log *log) {
     SETS[set].install(b);
     cpu_install_fp8(b);
     cpu_install_words(b);
+    b->clip_join = clip_join;
     choose_matmul(b, log);
     log_info(log, "CPU kernels: %s, %d thread%s%s%s%s", b->isa, count, count == 1 ? "" : "s",
              SETS[best].lacks ? "; this processor has no " : "", SETS[best].lacks ? SETS[best].lacks : "",

@@ -83,6 +83,19 @@ void cuda_clip_sums(const CudaQueue *q, PairSums rows, PairSums columns, float *
 
 static dim3 blocks_over(int64_t n) { return dim3(static_cast<unsigned>(divide_up<int64_t>(n, ELEMENT_THREADS))); }
 
+// A NaN in b comes through its sum.
+static __global__ void __launch_bounds__(ELEMENT_THREADS) clip_join_kernel(PairSums a, PairSums b, int64_t n) {
+    const int64_t i = static_cast<int64_t>(blockIdx.x) * ELEMENT_THREADS + threadIdx.x;
+    if (i >= n || b.most[i] == -INFINITY) return;
+    const float before = a.most[i], most = before < b.most[i] ? b.most[i] : before;
+    a.sum[i] = a.sum[i] * expf(before - most) + b.sum[i] * expf(b.most[i] - most);
+    a.most[i] = most;
+}
+
+void cuda_clip_join(const CudaQueue *q, PairSums a, PairSums b, int64_t n) {
+    if (n > 0) launch<clip_join_kernel>(blocks_over(n), dim3(ELEMENT_THREADS), 0, q, a, b, n);
+}
+
 static __global__ void __launch_bounds__(ELEMENT_THREADS) clip_logsumexp_kernel(float *lse, PairSums sums, int64_t n) {
     const int64_t i = static_cast<int64_t>(blockIdx.x) * ELEMENT_THREADS + threadIdx.x;
     if (i < n) lse[i] = sums.most[i] + logf(sums.sum[i]);

@@ -219,6 +219,7 @@ static void clip_sums(Backend *be, PairSums rows, PairSums columns, float *own, 
                       const float *log_scale) {
     CALL(clip_sums, rows, columns, own, tile, log_scale);
 }
+static void clip_join(Backend *be, PairSums a, PairSums b, int64_t n) { CALL(clip_join, a, b, n); }
 static void clip_logsumexp(Backend *be, float *lse, PairSums sums, int64_t n) { CALL(clip_logsumexp, lse, sums, n); }
 static void clip_losses(Backend *be, double *loss, const float *row_lse, const float *column_lse, const float *own,
                         int64_t n) {
@@ -281,8 +282,9 @@ void cuda_calls_install(Backend *be) {
     be->l2_normalize_backward = l2_normalize_backward, be->pixels = pixels, be->patches_forward = patches_forward,
     be->patches_backward = patches_backward, be->masked_patch_mse_forward = masked_patch_mse_forward,
     be->masked_patch_mse_backward = masked_patch_mse_backward, be->cross_entropy_combine = cross_entropy_combine,
-    be->clip_sums = clip_sums, be->clip_logsumexp = clip_logsumexp, be->clip_losses = clip_losses,
-    be->clip_gradient = clip_gradient, be->siglip_sums = siglip_sums, be->siglip_gradient = siglip_gradient,
-    be->adamw_parts = adamw_parts, be->sum_squares = sum_squares, be->sum_doubles = sum_doubles;
+    be->clip_sums = clip_sums, be->clip_join = clip_join, be->clip_logsumexp = clip_logsumexp,
+    be->clip_losses = clip_losses, be->clip_gradient = clip_gradient, be->siglip_sums = siglip_sums,
+    be->siglip_gradient = siglip_gradient, be->adamw_parts = adamw_parts, be->sum_squares = sum_squares,
+    be->sum_doubles = sum_doubles;
     be->gate = close_gate, be->block_squares = block_squares, be->first_nonfinite = first_nonfinite;
 }

@@ -150,6 +150,7 @@ void cuda_cross_entropy_combine(const CudaQueue *, float *loss, float *lse, cons
 
 // ---- contrastive.cu ----
 void cuda_clip_sums(const CudaQueue *, PairSums rows, PairSums columns, float *own, const PairTile *, const float *log_scale);
+void cuda_clip_join(const CudaQueue *, PairSums a, PairSums b, int64_t n);
 void cuda_clip_logsumexp(const CudaQueue *, float *lse, PairSums sums, int64_t n);
 void cuda_clip_losses(const CudaQueue *, double *loss, const float *row_lse, const float *column_lse, const float *own,
                       int64_t n);

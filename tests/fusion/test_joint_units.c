@@ -423,7 +423,7 @@ static void gradients_of_features_are_played_back_through_any_cut(void **state) 
         for (int i = 0; i < 2 * FEATURES; i++) gradient[i] = 0.01f * (float)(i % 17 - 8);
         JointPass pass = TRAINING;
         pass.image_gradient = gradient, pass.text_gradient = gradient + FEATURES;
-        pass.scale_gradient = 0.5f, pass.bias_gradient = -0.25f;
+        pass.scale_gradient = (float[]){0.5f}, pass.bias_gradient = (float[]){-0.25f};
         cut_everywhere(&m, &batch, &pass);
         model_close(&m);
     }

@@ -72,7 +72,6 @@ static void *run_rank(void *context) {
     Rank *r = context;
     const Case *c = r->c;
     Backend *backend = cpu_backend_new(1, NULL, NULL);
-    Arena *memory = arena_new(1 << 16);
     int first = c->pieces / r->ranks * r->rank;
     int64_t skip = pairs_before(c, first) * c->width;
     PairRing ring = {.backend = backend,
@@ -82,13 +81,14 @@ static void *run_rank(void *context) {
                      .rows = c->rows,
                      .pieces = c->pieces,
                      .weight = c->weight,
-                     .log_scale = c->log_scale,
-                     .bias = c->bias,
-                     .memory = memory};
+                     .log_scale = &c->log_scale,
+                     .bias = &c->bias};
+    r->peak = (size_t)pair_ring_space(&ring);
+    ring.space = aligned_alloc(64, r->peak);
+    assert_non_null(ring.space);
     pair_ring(&ring, r->answer->images + skip, r->answer->texts + skip, r->answer->loss + first,
               c->losses_alone ? NULL : r->answer->d_scale + first, c->sigmoid ? r->answer->d_bias + first : NULL);
-    r->peak = arena_peak(memory);
-    arena_free(memory);
+    free(ring.space);
     backend_free(backend);
     return NULL;
 }

@@ -210,7 +210,8 @@ static void take_kernels(Backend *b, const Backend *cpu) {
     TAKE(l2_normalize_backward), TAKE(pixels), TAKE(patches_forward), TAKE(patches_backward);
     TAKE(masked_patch_mse_forward), TAKE(masked_patch_mse_backward), TAKE(attention_forward), TAKE(attention_backward);
     TAKE(cross_entropy_forward), TAKE(cross_entropy_combine), TAKE(cross_entropy_backward), TAKE(clip_sums);
-    TAKE(clip_logsumexp), TAKE(clip_losses), TAKE(clip_gradient), TAKE(siglip_sums), TAKE(siglip_gradient);
+    TAKE(clip_join), TAKE(clip_logsumexp), TAKE(clip_losses), TAKE(clip_gradient), TAKE(siglip_sums),
+        TAKE(siglip_gradient);
     TAKE(sum_rows), TAKE(put_rows), TAKE(choose_words), TAKE(gate), TAKE(matmul_wins);
     TAKE(matmul_fp8), TAKE(fp8_advance), TAKE(scale_by), TAKE(add_norm_forward), TAKE(add_norm_backward);
     TAKE(cross_entropy_both);

@@ -24,6 +24,7 @@ typedef struct Run {
     Tape *tape;
     Gradients *gradients;
     StepGate *gate;
+    StepPairs *pairs;
     Optimizer *optimizer;
     int pieces;
     StepLoss losses[MOST_STEPS];
@@ -67,6 +68,7 @@ static void open_run(Run *r, const Plan *plan) {
     r->tape = tape_new(r->backend, true);
     r->gradients = gradients_new(joint_parameters(r->joint), r->tape, NULL);
     r->gate = step_gate_new(r->backend, plan->pieces, NULL, NULL);
+    r->pairs = step_pairs_new(r->backend);
     r->optimizer = optimizer_new(r->backend, joint_parameters(r->joint), &optimizer, 100);
 }
 
@@ -87,6 +89,7 @@ static void close_run(Run *r) {
     if (tape_error(r->tape)) fail_msg("%s", tape_error(r->tape));
     optimizer_free(r->optimizer);
     step_gate_free(r->gate);
+    step_pairs_free(r->pairs);
     gradients_free(r->gradients);
     tape_free(r->tape);
     joint_free(r->joint);
@@ -113,6 +116,7 @@ static StepUnderWay *start_step(Run *r, const Batch *batch, int number) {
                        .gradients = r->gradients,
                        .pieces = r->pieces,
                        .end = r->pieces,
+                       .pairs = r->pairs,
                        .gate = r->gate,
                        .seed = 3};
     StepUnderWay *step = step_start(&setup, batch);
@@ -185,7 +189,8 @@ static void steps_are_graphs_from_the_third_on_and_keep_their_bits(void **state)
         2);
 }
 
-// Memory that grew in the first step may lie otherwise in the second: then it takes one more.
+// Memory that grew in the first step may lie otherwise in the second: then it takes one more. Features of pairs, the
+// loss over all of them and each piece are graphs of their own.
 static void steps_in_bf16_and_several_pieces_too(void **state) {
     (void)state;
     check_steps((Plan){.dtype = BF16,
@@ -193,7 +198,7 @@ static void steps_in_bf16_and_several_pieces_too(void **state) {
                        .shapes = 1,
                        .pieces = 2,
                        .learning_rate = 1e-2,
-                       .without = PAIRS | CAPTIONS,
+                       .without = CAPTIONS,
                        .order = RUNTIME_OTHERS_FIRST},
                 3);
 }
@@ -223,6 +228,35 @@ static void dropout_differs_from_step_to_step_though_the_graph_is_the_same(void 
     for (int i = 0; i < STEPS; i++)
         for (int k = 0; k < i; k++) assert_true((r.losses[i].total == r.losses[k].total) == (i / 2 == k / 2));
     free(r.parameters);
+}
+
+static int64_t commands(const Run *r) { return cuda_list_counts(cuda_state(r->backend)).commands; }
+
+// By the list of commands: the norm's sums over spans and over blocks, the verdict; then all parameters, whatever type
+// operators read of them.
+static void the_verdict_is_three_launches_and_the_update_one(void **state) {
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        Run r;
+        Plan plan = {.sequences = true, .dtype = i ? BF16 : F32, .pieces = 1, .shapes = 1, .learning_rate = 1e-2};
+        open_run(&r, &plan);
+        Batch batch = batch_of(&r, &plan, 0);
+        Error error;
+        StepLoss loss;
+        StepUnderWay *step = start_step(&r, &batch, 0);
+        assert_true(step_finish(step, &loss, &error));
+        int64_t before = commands(&r);
+        backend_sequence_begin(r.backend, "verdict");
+        const Gate *gate = step_gate_close(r.gate, r.gradients, 1);
+        backend_sequence_end(r.backend);
+        int64_t judged = commands(&r);
+        backend_sequence_begin(r.backend, "update");
+        optimizer_step_gated(r.optimizer, 2, gate);
+        backend_sequence_end(r.backend);
+        assert_int_equal(judged - before, 3);
+        assert_int_equal(commands(&r) - judged, 1);
+        close_run(&r);
+    }
 }
 
 // ---- generation ----
@@ -316,6 +350,7 @@ int main(void) {
         cmocka_unit_test(steps_in_bf16_and_several_pieces_too),
         cmocka_unit_test(two_shapes_in_turns_each_have_their_graphs),
         cmocka_unit_test(dropout_differs_from_step_to_step_though_the_graph_is_the_same),
+        cmocka_unit_test(the_verdict_is_three_launches_and_the_update_one),
         cmocka_unit_test(tokens_keep_their_bits_as_graphs),
         cmocka_unit_test(a_token_is_few_launches),
     };

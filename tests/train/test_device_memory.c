@@ -4,6 +4,8 @@
 #include "kernels/cuda/host/regions.h"
 #include "kernels/cuda/host/work_space.h"
 #include "kernels/device.h"
+#include "kernels/dry.h"
+#include "kernels/dry_gpu.h"
 #include "tests/support/test.h"
 #include "train/device_fit.h"
 #include "train/optimizer.h"
@@ -310,6 +312,55 @@ static void shards_take_their_part(void **state) {
     assert_true(m[1].moments < m[0].moments && m[2].gradients < m[1].gradients && m[3].values < m[2].values);
 }
 
+// ---- passes over memory ----
+
+static DryKernel kernel_of(const Backend *b, const char *name) {
+    DryKernel k;
+    for (int i = 0; dry_kernel(b, i, &k); i++)
+        if (!strcmp(k.name, name)) return k;
+    fail_msg("no kernel %s", name);
+    return k;
+}
+
+// A whole step of all objectives. Divisors by counts over the whole step, weights of objectives and clipping go with
+// the kernels that form gradients: what is scaled by itself are single numbers, but for the gradients that a loss over
+// words formed before its factor was known, which take it on their way to where they are added.
+static void counts_weights_and_clipping_take_no_pass_of_their_own_and_one_launch_updates_all(void **state) {
+    (void)state;
+    TrainConfig c = CONFIG("precision=bf16");
+    Error error = {0};
+    Backend *b = dry_gpu_new(0);
+    Joint *joint = joint_new(b, &c.model, NULL, BF16, 1, &error);
+    assert_done(joint, &error);
+    Optimizer *optimizer = optimizer_new(b, joint_parameters(joint), &c.optimizer, 10);
+    Tape *tape = tape_new(b, true);
+    Gradients *gradients = gradients_new(joint_parameters(joint), tape, NULL);
+    StepGate *gate = step_gate_new(b, 1, NULL, NULL);
+    StepSetup setup = {.tape = tape, .joint = joint, .gradients = gradients, .pieces = 1, .end = 1, .gate = gate};
+    Batch batch = synthetic_batch_dry(&c, 0, 1, arena);
+    dry_set_rates(b, &(DryRates){.bf16 = 1, .f32 = 1, .fp8 = 1, .bandwidth = 1});
+    StepUnderWay *step = step_start(&setup, &batch);
+    optimizer_step_gated(optimizer, 1, step_gate_close(gate, gradients, 1));
+    step_send(step);
+    assert_int_equal(kernel_of(b, "adamw_parts").calls, 1);
+    assert_int_equal(kernel_of(b, "gate").calls, 1);
+    assert_int_equal(kernel_of(b, "sum_squares").calls, 1);
+    assert_int_equal(kernel_of(b, "sum_doubles").calls, 0);
+    static const char *const single[] = {"scale", "mul", "fill"};
+    for (int i = 0; i < 3; i++) {
+        DryKernel k = kernel_of(b, single[i]);
+        if (!(k.bytes <= 16.0 * (double)k.calls)) fail_msg("%s: %.0f bytes in %d calls", k.name, k.bytes, (int)k.calls);
+    }
+    assert_int_equal(kernel_of(b, "scale_by").calls, 4); // of tokens and of their words' table, of lm and captions
+    step_finish(step, NULL, NULL);
+    step_gate_free(gate);
+    gradients_free(gradients);
+    tape_free(tape);
+    optimizer_free(optimizer);
+    joint_free(joint);
+    backend_free(b);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_plan_is_what_a_run_holds_to_the_byte),
@@ -320,6 +371,7 @@ int main(void) {
         cmocka_unit_test(no_cheaper_choice_of_blocks_fits),
         cmocka_unit_test(rounding_to_fp8_takes_work_space),
         cmocka_unit_test(shards_take_their_part),
+        cmocka_unit_test(counts_weights_and_clipping_take_no_pass_of_their_own_and_one_launch_updates_all),
     };
     return cmocka_run_group_tests(tests, open_arena, close_arena);
 }

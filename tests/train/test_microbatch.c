@@ -95,10 +95,30 @@ static void rows_keep_their_pictures(void **state) {
     arena_free(memory);
 }
 
+// For a stage that reads none.
+static void without_pixels_the_rest_is_the_same(void **state) {
+    (void)state;
+    Fixture f;
+    Arena *memory = arena_new(1 << 16);
+    fill(&f);
+    Batch seen = microbatch(&f.batch, 1, 3, SLOTS, memory);
+    f.batch.pixels = NULL;
+    Batch blind = microbatch(&f.batch, 1, 3, SLOTS, memory);
+    assert_non_null(seen.pixels);
+    assert_null(blind.pixels);
+    assert_true(seen.images > 0);
+    assert_int_equal(seen.images, blind.images);
+    assert_memory_equal(seen.image_keys, blind.image_keys, (size_t)seen.images * sizeof *seen.image_keys);
+    assert_memory_equal(seen.contrastive_image, blind.contrastive_image,
+                        (size_t)seen.contrastive.rows * sizeof(int32_t));
+    arena_free(memory);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_row_comes_once_and_in_order),
         cmocka_unit_test(rows_keep_their_pictures),
+        cmocka_unit_test(without_pixels_the_rest_is_the_same),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

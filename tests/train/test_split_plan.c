@@ -183,7 +183,12 @@ static void run_stage(int rank, Comm *world, void *argument) {
     }
     for (int m = 0; m < own; m++)
         work[m] = (PipelineMicrobatch){synthetic_batch(&r->c->config, m, own, arena),
-                                       {.seed = 3, .training = true, .image_gradient = zeros, .text_gradient = zeros}};
+                                       {.seed = 3,
+                                        .training = true,
+                                        .image_gradient = zeros,
+                                        .text_gradient = zeros,
+                                        .scale_gradient = zeros,
+                                        .bias_gradient = zeros}};
     Parallel parallel = {
         .tensor = tensors > 1 ? tensor : NULL, .sequence = asked->sequence, .pipeline = group, .bucket_bytes = 8 << 10};
     Joint *joint =
