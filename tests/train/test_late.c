@@ -4,7 +4,10 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cuda.h"
 #include "tests/train/tiny_compare.h"
+#include "train/run_state.h"
+#include "train/run_step.h"
 #include <math.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -323,6 +326,67 @@ static void what_is_not_finite_on_one_rank_updates_nothing_on_any(void **state) 
     assert_all_end(&tensor, IN_A_GRADIENT, "step 3: the gradient's norm is not a finite number");
 }
 
+// ---- a rank that cannot do its part ----
+
+typedef struct Broken {
+    Comm *world;
+    bool ok;
+    int64_t step;
+    Error error;
+} Broken;
+
+// Steps of a run in which rank 1 cannot run its model from the third on.
+static void *run_until_broken(void *context) {
+    Broken *m = context;
+    const char *const settings[] = {"device=cuda", "threads=1", "train.microbatches=2", "checkpoint.every=0"};
+    char *config = temporary_path(shared.folder, "config.yaml"), *folder = temporary_path(shared.folder, "broken");
+    TrainOptions options = {
+        .config = config, .overrides = settings, .n_overrides = 4, .run = folder, .world = m->world};
+    Log *log = log_new(LOG_ERROR, stderr);
+    Run r;
+    int stopped = 0;
+    m->ok = run_open(&r, &options, log, &m->error);
+    for (int i = 0; m->ok && i < 5; i++) {
+        if (i == 2 && comm_rank(m->world) == 1)
+            parameters_find(joint_parameters(r.joint), "text.tokens")->tensor.shape[1]--;
+        m->ok = run_step(&r, &stopped, &m->error);
+    }
+    m->step = r.state.step;
+    run_close(&r);
+    log_free(log);
+    free(config);
+    free(folder);
+    return NULL;
+}
+
+static void a_rank_that_cannot_do_its_part_ends_all_of_them_with_nothing_updated(void **state) {
+    (void)state;
+    enum { RANKS = 2 };
+    Comm *ends[RANKS];
+    Broken broken[RANKS] = {0};
+    pthread_t threads[RANKS];
+    Arena *memory = arena_new(1 << 16);
+    TrainConfig config;
+    tiny_config(&shared, NULL, memory, &config); // the file
+    forget();
+    plan.late = true, plan.place = NOWHERE;
+    comm_threads_new(RANKS, ends);
+    for (int i = 0; i < RANKS; i++) {
+        broken[i].world = ends[i];
+        assert_int_equal(pthread_create(&threads[i], NULL, run_until_broken, &broken[i]), 0);
+    }
+    for (int i = 0; i < RANKS; i++) pthread_join(threads[i], NULL);
+    for (int i = 0; i < RANKS; i++) {
+        comm_free(ends[i]);
+        assert_false(broken[i].ok);
+        assert_int_equal(broken[i].step, 2);
+        assert_message_has(&broken[i].error, "rank 1: ");
+        assert_int_equal(fakes[i].updates, 3);
+        assert_true(fakes[i].state[2] == fakes[i].state[1] && fakes[i].state[1] != fakes[i].state[0]);
+    }
+    arena_free(memory);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_host_is_a_step_ahead_and_says_the_same),
@@ -334,6 +398,7 @@ int main(void) {
         cmocka_unit_test(on_several_ranks_the_host_is_a_step_ahead_and_says_the_same),
         cmocka_unit_test(norms_as_ranks_hold_them_are_those_by_parameters),
         cmocka_unit_test(what_is_not_finite_on_one_rank_updates_nothing_on_any),
+        cmocka_unit_test(a_rank_that_cannot_do_its_part_ends_all_of_them_with_nothing_updated),
     };
     return cmocka_run_group_tests(tests, open_shared, close_shared);
 }
