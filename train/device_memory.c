@@ -302,6 +302,8 @@ bool device_step_rehearse(const TrainConfig *c, const Layout *l, const DryRates 
     if (ok) {
         dry_gpu_fuse(r.backend);
         open_step(&r);
+        open_gate(&r);
+        open_pairs(&r);
         dry_set_rates(r.backend, rates);
         (void)run_step(&r);
         count_step(&r, out);

@@ -141,7 +141,7 @@ bool recompute_plan(TrainConfig *c, const Layout *l, DeviceLimit limit, Arena *a
     TrainConfig tried = *c;
     Search s = {.config = &tried, .layout = l, .limit = limit, .arena = arena, .error = error};
     find_stacks(&s);
-    Choice best = {.mode = RECOMPUTE_NONE}, none = best;
+    Choice best = {.mode = RECOMPUTE_NONE}, none;
     bool found = fits(&s, &best);
     none = best;
     for (int mode = RECOMPUTE_SELECTIVE; mode <= RECOMPUTE_FULL && !none.memory.fits && !s.failed; mode++) {
