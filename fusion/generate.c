@@ -2,8 +2,17 @@
  * device, where each choice moves it on: to the device every token is the same work, and the host only reads what was
  * said. R rows of a group, P positions of the longest prompt, V vocabulary, C width, K slots of an image, S side. */
 #include "fusion/generate.h"
+#include "fusion/joint_parts.h"
 #include <stdlib.h>
 #include <string.h>
+
+// Device memory that the model keeps from call to call: a GPU's graphs hold where it lies.
+struct GenerateMemory {
+    Backend *backend;
+    KvCache *cache;
+    void *words; // of WordRows
+    size_t bytes;
+};
 
 typedef struct Generator { // what one call shares
     Tape *tape;
@@ -27,8 +36,6 @@ typedef struct Group {  // prompts that run together
     int64_t most;       // new tokens of any of them
     KvCache *cache;
     WordRows speech;
-    void *memory; // of the speech, on the device
-    size_t bytes;
     int32_t *said;  // (kept, rows) on the host
     bool *finished; // (rows)
 } Group;
@@ -163,11 +170,11 @@ static BackendRead *run_ahead(Generator *g, Group *group, int64_t *step) {
 }
 
 // A device that works beside the host gets further tokens' work before the host knows these.
-static bool run_tokens(Generator *g, Group *group, Tensor *hidden, Error *error) {
+static bool run_tokens(Generator *g, Group *group, BackendRead *read, Error *error) {
     Backend *b = tape_backend(g->tape);
     bool ahead = group->speech.kept > 1, ok = true;
     int64_t begun = 1, taken = 0; // tokens
-    BackendRead *read = choose_tokens(g, group, hidden, 0), *next = NULL;
+    BackendRead *next = NULL;
     if (!read) read = run_ahead(g, group, &begun);
     while (ok && read) {
         int64_t there = begun;
@@ -183,15 +190,38 @@ static bool run_tokens(Generator *g, Group *group, Tensor *hidden, Error *error)
     return ok && tape_ok(g->tape, error);
 }
 
+void generate_memory_free(GenerateMemory *m) {
+    if (!m) return;
+    kv_cache_free(m->cache);
+    m->backend->release(m->backend, m->words, m->bytes);
+    free(m);
+}
+
+// For groups of so many rows, and texts of so many positions.
+static GenerateMemory *reach_memory(Generator *g, int64_t rows, int64_t capacity) {
+    Backend *b = tape_backend(g->tape);
+    GenerateMemory *m = g->joint->speech;
+    if (m && m->cache->batch >= rows && m->cache->capacity >= capacity) return m;
+    if (m && m->cache->batch > rows) rows = m->cache->batch;
+    if (m && m->cache->capacity > capacity) capacity = m->cache->capacity;
+    generate_memory_free(m);
+    g->joint->speech = m = calloc(1, sizeof *m);
+    check(m);
+    m->backend = b;
+    m->cache = text_cache_new(b, joint_text(g->joint), rows, capacity);
+    m->bytes = (size_t)rows * (sizeof(WordDraw) + (6 + READ_TOGETHER) * sizeof(int32_t));
+    m->words = b->allocate(b, m->bytes);
+    check(m->words);
+    return m;
+}
+
 // Every row stands at the last position of its prompt.
-static void speech_begin(Generator *g, Group *group) {
+static void speech_begin(Generator *g, Group *group, WordDraw *device) {
     Backend *b = tape_backend(g->tape);
     int rows = group->rows, kept = b->read_start ? READ_TOGETHER : 1;
-    size_t draws = sizeof(WordDraw) * (size_t)rows, numbers = (size_t)rows * (6 + (size_t)kept);
-    group->bytes = draws + numbers * sizeof(int32_t);
-    group->memory = b->allocate(b, group->bytes);
-    WordDraw *host = arena_allocate(g->memory, group->bytes), *device = group->memory;
-    check(group->memory);
+    size_t numbers = (size_t)rows * (6 + (size_t)kept);
+    size_t bytes = sizeof(WordDraw) * (size_t)rows + numbers * sizeof(int32_t);
+    WordDraw *host = arena_allocate(g->memory, bytes);
     int32_t *from = (int32_t *)(void *)(host + rows), *to = (int32_t *)(void *)(device + rows);
     memset(from, 0, numbers * sizeof *from);
     for (int r = 0; r < rows; r++) {
@@ -201,40 +231,36 @@ static void speech_begin(Generator *g, Group *group) {
         from[rows + r] = (int32_t)(r * group->cache->capacity + last); // slot
         from[2 * rows + 2 * r + 1] = last + 1;                         // range
     }
-    b->upload(b, device, host, group->bytes);
+    b->upload(b, device, host, bytes);
     group->speech = (WordRows){.draws = device,
-                             .positions = to,
-                             .slots = to + rows,
-                             .range = to + 2 * rows,
-                             .step = to + 4 * rows,
-                             .next = to + 5 * rows,
-                             .said = to + 6 * rows,
-                             .kept = kept,
-                             .end = g->special.end};
+                               .positions = to,
+                               .slots = to + rows,
+                               .range = to + 2 * rows,
+                               .step = to + 4 * rows,
+                               .next = to + 5 * rows,
+                               .said = to + 6 * rows,
+                               .kept = kept,
+                               .end = g->special.end};
 }
 
-static void group_open(Generator *g, Group *group) {
-    Backend *b = tape_backend(g->tape);
-    group->finished = arena_array(g->memory, bool, group->rows);
-    int64_t capacity = group->length + group->most, context = g->config->text.context;
-    group->cache = text_cache_new(b, joint_text(g->joint), group->rows, capacity < context ? capacity : context);
-    speech_begin(g, group);
-    group->said = arena_array(g->memory, int32_t, group->rows * group->speech.kept);
-}
-
-static bool run_group(Generator *g, Group *group, Error *error) {
+static bool run_group(Generator *g, Group *group, GenerateMemory *memory, Error *error) {
     Sequences rows;
+    Backend *b = tape_backend(g->tape);
     arena_reset(g->memory);
-    tape_reset(g->tape);
     if (!group_rows(g, group, &rows, error)) return false;
-    group_open(g, group);
+    group->finished = arena_array(g->memory, bool, group->rows);
+    group->cache = memory->cache;
+    kv_cache_begin(group->cache, group->rows);
+    backend_sequence_begin(b, "prompt");
+    tape_reset(g->tape);
+    speech_begin(g, group, memory->words);
+    group->said = arena_array(g->memory, int32_t, group->rows * group->speech.kept);
     Tensor *images = group_images(g, group);
     Tensor *hidden = joint_hidden(g->tape, g->joint, &rows, images, &(BlockContext){.cache = group->cache});
-    bool ok = run_tokens(g, group, hidden, error);
-    Backend *b = tape_backend(g->tape);
+    BackendRead *read = choose_tokens(g, group, hidden, 0);
+    backend_sequence_end(b);
+    bool ok = run_tokens(g, group, read, error);
     b->wait(b);
-    b->release(b, group->memory, group->bytes);
-    kv_cache_free(group->cache);
     return ok;
 }
 
@@ -249,21 +275,22 @@ static int by_length(const void *a, const void *b) {
     return x->index < y->index ? -1 : x->index > y->index;
 }
 
+// Prompts in the order of their length; members and lengths: (count) each, for the groups.
 static bool run_groups(Generator *g, const Order *order, int *members, int *lengths, int count, Error *error) {
-    int64_t context = g->config->text.context;
+    int64_t context = g->config->text.context, batch = g->options->batch, longest = count ? order[count - 1].length : 0;
+    if (longest > context)
+        return error_set(error, ERROR_USAGE, "prompt %d takes %lld positions, the model's context is %lld; shorten it",
+                         order[count - 1].index + 1, (long long)longest, (long long)context);
+    int64_t capacity = longest + g->options->max_tokens;
+    GenerateMemory *memory =
+        count ? reach_memory(g, batch < count ? batch : count, capacity < context ? capacity : context) : NULL;
+    for (int i = 0; i < count; i++) members[i] = order[i].index, lengths[i] = (int)order[i].length;
     for (int first = 0, rows; first < count; first += rows) {
-        for (rows = 0; first + rows < count && rows < g->options->batch; rows++) {
-            const Order *o = &order[first + rows];
-            if (o->length > context)
-                return error_set(error, ERROR_USAGE,
-                                 "prompt %d takes %lld positions, the model's context is %lld; shorten it",
-                                 o->index + 1, (long long)o->length, (long long)context);
-            members[rows] = o->index;
-            lengths[rows] = (int)o->length;
-        }
-        Group group = {.members = members, .lengths = lengths, .rows = rows, .length = lengths[rows - 1]};
+        rows = (int)(count - first < batch ? count - first : batch);
+        Group group = {.members = members + first, .lengths = lengths + first, .rows = rows};
+        group.length = group.lengths[rows - 1];
         group.most = row_room(g, &group, 0); // the shortest
-        if (!run_group(g, &group, error)) return false;
+        if (!run_group(g, &group, memory, error)) return false;
     }
     return true;
 }

@@ -123,6 +123,7 @@ bool joint_sees_pictures(const Joint *j) { return j->sees_pictures; }
 
 void joint_free(Joint *j) {
     if (!j) return;
+    generate_memory_free(j->speech);
     parameters_free(j->parameters);
     arena_free(j->host);
     arena_free(j->memory);

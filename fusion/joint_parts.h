@@ -4,6 +4,9 @@
 #pragma once
 #include "fusion/joint_units.h"
 
+typedef struct GenerateMemory GenerateMemory; // generate.c
+void generate_memory_free(GenerateMemory *);  // NULL is allowed
+
 struct Joint {
     JointConfig config;
     Backend *backend;       // borrowed
@@ -22,6 +25,7 @@ struct Joint {
     Linear image_projection;  // contrastive: (E, Cv)
     Linear text_projection;   // contrastive: (E, Ct)
     Tensor *log_scale, *bias; // contrastive: (1) each; bias for the sigmoid loss only
+    GenerateMemory *speech;   // owned; NULL before it first generates
 };
 
 bool joint_needs_text(const JointConfig *);

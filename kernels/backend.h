@@ -105,7 +105,13 @@ typedef struct FewRows {
     const int32_t *positions; // (rows) of rope
     double rope_base;
     int32_t head_size, activation; // FewRowsActivation
+    // In place of x, which is NULL then: what attention_parts left, heads of head_size; k is theirs together
+    const float *parts;       // (rows, heads, chunks, head_size + 2)
+    const int32_t *range;     // (rows, 2) of that attention
+    int64_t chunks;
 } FewRows;
+
+enum { ATTENTION_CHUNK = 128 }; // keys of a part
 
 typedef struct WordDraw { // how a row of text chooses its words
     float    factor;       // log2(e) / temperature; 0: always the likeliest
@@ -193,6 +199,8 @@ struct Backend {
     // A product of a few rows as one call. NULL: it is none here. few_rows_wins: whether it can be and is faster than the
     // calls apart; the answer for a shape stays
     void (*few_rows)(Backend *, const FewRows *, Dtype t);
+    // Attention of one query in each row, in parts of ATTENTION_CHUNK keys: parts (B, H, chunks, D + 2), for few_rows
+    void (*attention_parts)(Backend *, float *parts, const void *q, const void *k, const void *v, const AttentionShape *, Dtype t);
     bool (*few_rows_wins)(Backend *, const FewRows *, Dtype t);
     void (*fp8_advance)(Backend *, Fp8Scaling *, float *most, int margin); // (FP8_SIDES) each, behind a step; most becomes 0
     void (*sum_columns)(Backend *, float *out, const void *x, int64_t rows, int64_t width, Dtype t, bool add); // out[c] = sum_r x[r, c]

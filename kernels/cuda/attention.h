@@ -15,6 +15,9 @@ void cuda_attention_forward(const CudaQueue *, void *o, float *lse, const void *
 void cuda_attention_backward(const CudaQueue *, void *dq, void *dk, void *dv, const void *d_o, const void *o,
                              const float *lse, const void *q, const void *k, const void *v, const AttentionShape *, Dtype t,
                              bool add);
+// One query in each row, in parts: Backend.attention_parts. False, and nothing is started, where it does not take the shape.
+bool cuda_attention_parts(const CudaQueue *, float *parts, const void *q, const void *k, const void *v,
+                          const AttentionShape *, Dtype t);
 
 #ifdef __cplusplus
 }

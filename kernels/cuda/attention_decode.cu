@@ -4,7 +4,7 @@
  * while a cache fills up to its capacity, and chunks that nobody sees end at once. B batch, H heads, D head size. */
 #include "kernels/cuda/attention_decode.h"
 
-static constexpr int CHUNK = 128; // keys
+static constexpr int CHUNK = ATTENTION_CHUNK;
 
 // A key's row is shared out over LANES lanes, a pack of 16 bytes each. HEADS queries at a time.
 template <class T, int LANES, int HEADS> struct Decode {
@@ -196,7 +196,7 @@ template <class F> static void with_count(int count, F f) { // the least of 1, 2
 
 static dim3 blocks_of(int64_t count) { return dim3(static_cast<unsigned>(count)); }
 
-template <class T> static void decode(const CudaQueue *queue, DecodeCall d, void *o) {
+template <class T> static void find_parts(const CudaQueue *queue, DecodeCall d) {
     const AttentionShape &s = d.c.shape;
     const int packs = divide_up(s.head_size, PACK<T>);
     with_count(s.heads / s.kv_heads, [&](auto heads) {
@@ -210,19 +210,40 @@ template <class T> static void decode(const CudaQueue *queue, DecodeCall d, void
                            blocks_of(s.batch * s.kv_heads * d.groups * d.chunks), dim3(ATTENTION_THREADS), 0, queue, d);
                    });
     });
-    launch_early<attention_decode_join_kernel<T>>(blocks_of(s.batch * s.heads), dim3(ATTENTION_THREADS), 0, queue, d,
-                                                  static_cast<T *>(o));
+}
+
+static bool takes_call(const DecodeCall &d, Dtype t) {
+    return (t == F32 ? takes<float>(d.c) : takes<Bf16>(d.c)) && d.c.shape.batch > 0 && d.c.shape.keys > 0;
+}
+
+static DecodeCall decode_call(const void *q, const void *k, const void *v, const AttentionShape *s, Dtype t) {
+    DecodeCall d = {};
+    d.c = attention_call(q, k, v, s, t);
+    d.chunks = static_cast<int>(divide_up<int64_t>(s->keys, CHUNK));
+    return d;
+}
+
+bool cuda_attention_parts(const CudaQueue *queue, float *parts, const void *q, const void *k, const void *v,
+                          const AttentionShape *s, Dtype t) {
+    DecodeCall d = decode_call(q, k, v, s, t);
+    if (!takes_call(d, t)) return false;
+    d.parts = parts;
+    with_type(t, [&](auto type) { find_parts<decltype(type)>(queue, d); });
+    return true;
 }
 
 bool cuda_attention_decode(const CudaQueue *queue, void *o, float *lse, const void *q, const void *k, const void *v,
                            const AttentionShape *s, Dtype t) {
-    DecodeCall d = {};
-    d.c = attention_call(q, k, v, s, t);
+    DecodeCall d = decode_call(q, k, v, s, t);
     d.c.lse = lse;
-    if (!(t == F32 ? takes<float>(d.c) : takes<Bf16>(d.c)) || s->batch == 0 || s->keys == 0) return false;
-    d.chunks = static_cast<int>(divide_up<int64_t>(s->keys, CHUNK));
+    if (!takes_call(d, t)) return false;
     const int64_t numbers = s->batch * s->heads * d.chunks * (s->head_size + 2);
     d.parts = static_cast<float *>(queue->scratch(queue->owner, static_cast<size_t>(numbers) * sizeof(float)));
-    with_type(t, [&](auto type) { decode<decltype(type)>(queue, d, o); });
+    with_type(t, [&](auto type) {
+        typedef decltype(type) T;
+        find_parts<T>(queue, d);
+        launch_early<attention_decode_join_kernel<T>>(blocks_of(s->batch * s->heads), dim3(ATTENTION_THREADS), 0, queue,
+                                                      d, static_cast<T *>(o));
+    });
     return true;
 }

@@ -77,6 +77,14 @@ static bool run_slices(Backend *b, const Backward *whole, const AttentionShape *
 }
 #endif
 
+static void parts(Backend *b, float *out, const void *q, const void *k, const void *v, const AttentionShape *shape,
+                  Dtype t) {
+    CudaState *s = cuda_state(b);
+    CudaQueue queue = cuda_queue(s);
+    check(cuda_attention_parts(&queue, out, q, k, v, shape, t) && "few_rows_wins said so");
+    cuda_after(s, "attention_parts");
+}
+
 static void backward(Backend *b, void *dq, void *dk, void *dv, const void *d_o, const void *o, const float *lse,
                      const void *q, const void *k, const void *v, const AttentionShape *shape, Dtype t, bool add) {
     CudaState *s = cuda_state(b);
@@ -99,7 +107,7 @@ void cuda_attention_install(Backend *b) {
     bool steady = !way || strcmp(way, "fast") != 0;
     if (!way || strcmp(way, "own") != 0) s->sdpa = cuda_sdpa_new(s, steady);
 #endif
-    b->attention_forward = forward, b->attention_backward = backward;
+    b->attention_forward = forward, b->attention_backward = backward, b->attention_parts = parts;
 }
 
 void cuda_attention_close(CudaState *s) {

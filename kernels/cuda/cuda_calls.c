@@ -4,6 +4,7 @@
 #include "kernels/cuda/cuda_state.h"
 #include "kernels/cuda/kernels.h"
 #include <stdlib.h>
+#include <string.h>
 
 typedef struct Call { // one launch or a few that belong together
     CudaState *state;
@@ -275,7 +276,6 @@ void cuda_calls_install(Backend *be) {
     be->rmsnorm_forward = rmsnorm_forward, be->rmsnorm_backward_input = rmsnorm_backward_input,
     be->rmsnorm_backward_weight = rmsnorm_backward_weight, be->embedding_forward = embedding_forward,
     be->local_ids = local_ids, be->gather_rows = gather_rows, be->put_rows = put_rows, be->choose_words = choose_words,
-    be->few_rows = few_rows, be->few_rows_wins = few_rows_wins,
     be->scatter_rows = scatter_rows, be->copy_rows = copy_rows, be->scatter_add_rows = scatter_add_rows,
     be->embedding_backward = embedding_backward, be->mean_rows_forward = mean_rows_forward,
     be->mean_rows_backward = mean_rows_backward, be->l2_normalize_forward = l2_normalize_forward,
@@ -287,4 +287,6 @@ void cuda_calls_install(Backend *be) {
     be->siglip_gradient = siglip_gradient, be->adamw_parts = adamw_parts, be->sum_squares = sum_squares,
     be->sum_doubles = sum_doubles;
     be->gate = close_gate, be->block_squares = block_squares, be->first_nonfinite = first_nonfinite;
+    const char *few = getenv("BIFOCAL_FEW_ROWS");
+    if (!few || strcmp(few, "off") != 0) be->few_rows = few_rows, be->few_rows_wins = few_rows_wins;
 }

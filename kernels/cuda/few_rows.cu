@@ -7,8 +7,10 @@
  * Of what a block needs, the matrix alone does not come from the kernel in front of it: loads of it begin before that
  * one has ended (programmatic dependent launch, compute capability 9.0), so that memory goes on working between
  * kernels. R rows, N columns of the result, K the inner dimension. */
+#include "kernels/cuda/attention.h"
 #include "kernels/cuda/functions.h"
 #include "kernels/cuda/mma.h"
+#include <math.h>
 
 namespace {
 enum { WARPS = 8, THREADS = WARPS * WARP, RESIDENT = 3 /* blocks on a multiprocessor */ };
@@ -138,8 +140,40 @@ static __device__ __forceinline__ void norm_rows(Bf16 *rows, int stride, const F
     __syncthreads();
 }
 
+// Attention's result in place of x: the parts that somebody saw, joined as attention_decode.cu joins them.
+static __device__ __forceinline__ void join_parts(Bf16 *rows, int stride, const FewRows &p) {
+    const int size = p.head_size, heads = static_cast<int>(p.k) / size, chunks = static_cast<int>(p.chunks);
+    const int pairs = static_cast<int>(p.k) / 2, count = static_cast<int>(p.rows) * pairs, width = size + 2;
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += THREADS) {
+        const int r = i / pairs, element = 2 * (i - r * pairs), head = element / size, e = element - head * size;
+        const int first = larger(p.range[2 * r], 0), end = smaller(p.range[2 * r + 1], chunks * ATTENTION_CHUNK);
+        const int begin = first / ATTENTION_CHUNK, past = first < end ? divide_up<int>(end, ATTENTION_CHUNK) : begin;
+        const float *part = p.parts + (static_cast<int64_t>(r) * heads + head) * chunks * width;
+        float most = -INFINITY, sum = 0;
+        Floats<2> out = {};
+#pragma unroll 2
+        for (int c = begin; c < past; c++) most = larger(most, part[c * width + size]);
+        const float base = most == -INFINITY ? 0 : most;
+#pragma unroll 2
+        for (int c = begin; c < past; c++) {
+            const float weight = exp2f(part[c * width + size] - base);
+            const Floats<2> values = load<2>(part + c * width + e);
+            sum += weight * part[c * width + size + 1];
+            out.at[0] += weight * values.at[0], out.at[1] += weight * values.at[1];
+        }
+        out.at[0] = sum == 0 ? 0 : out.at[0] / sum, out.at[1] = sum == 0 ? 0 : out.at[1] / sum;
+        store<2>(rows + r * stride + element, out);
+    }
+    __syncthreads();
+}
+
 // x, or its norm, into shared memory. memory: (2 WARPS) of it.
 static __device__ __forceinline__ void take_rows(Bf16 *rows, int stride, const FewRows &p, float *memory) {
+    if (p.parts) {
+        join_parts(rows, stride, p);
+        return;
+    }
     const int packs = static_cast<int>(p.k) / 8, count = static_cast<int>(p.rows) * packs;
 #pragma unroll 2
     for (int i = static_cast<int>(threadIdx.x); i < count; i += THREADS) {
@@ -269,9 +303,10 @@ template <int TILE, Pairs PAIRS> static void run(const CudaQueue *q, Call<PAIRS>
 static bool takes(const FewRows &p) {
     const bool packed = packs_at(static_cast<const Bf16 *>(p.x), 8) && packs_at(static_cast<const Bf16 *>(p.w), 8) &&
                         packs_at(p.norm_scale, 4) && packs_at(p.norm_shift, 4);
+    const bool joins = p.chunks == 0 || (p.head_size % 8 == 0 && p.head_size <= ATTENTION_MOST_HEAD_SIZE);
     const bool turns = p.turned == 0 || (p.head_size % 16 == 0 && p.head_size <= 2 * FREQUENCIES);
-    return p.rows >= 1 && p.rows <= MOST_ROWS && p.k % 8 == 0 && p.k > 0 && p.n > 0 && p.n < INT32_MAX / 32 && packed &&
-           turns && (p.activation != FEW_ROWS_SWIGLU || p.n % 8 == 0) &&
+    return p.rows >= 1 && p.rows <= MOST_ROWS && joins && p.k % 8 == 0 && p.k > 0 && p.n > 0 && p.n < INT32_MAX / 32 &&
+           packed && turns && (p.activation != FEW_ROWS_SWIGLU || p.n % 8 == 0) &&
            p.rows * (p.k + 96) * static_cast<int64_t>(sizeof(Bf16)) <= MOST_SHARED;
 }
 

@@ -8,7 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { NAME_MOST = 256 }; // bytes of a parameter's name
+enum { NAME_MOST = 256, /* bytes of a parameter's name */ CACHE_ALIGNMENT = 256 };
 
 static const char *join(char out[NAME_MOST], const char *name, const char *part) {
     check(snprintf(out, NAME_MOST, "%s.%s", name, part) < NAME_MOST);
@@ -303,25 +303,28 @@ KvCache *kv_cache_new(Backend *backend, const BlockConfig *c, int layers, int64_
                       Dtype dtype) {
     KvCache *cache = calloc(1, sizeof *cache);
     check(cache);
-    *cache = (KvCache){backend, calloc((size_t)layers, sizeof(Tensor)), layers, capacity, 0};
+    *cache = (KvCache){backend, calloc((size_t)layers, sizeof(Tensor)), layers, batch, capacity, 0, 0};
     check(cache->kv);
-    for (int i = 0; i < layers; i++) {
-        Tensor *kv = &cache->kv[i];
-        *kv = (Tensor){.rank = 3, .dtype = dtype, .borrowed = true, .name = "cache"};
-        kv->shape[0] = batch;
-        kv->shape[1] = capacity;
-        kv->shape[2] = 2 * c->kv_heads * head_size(c);
-        kv->data = backend->allocate(backend, tensor_bytes(kv));
-        check(kv->data);
-        backend->zero(backend, kv->data, tensor_bytes(kv)); // slots outside every range must still hold numbers
-    }
+    Tensor kv = {.rank = 3, .dtype = dtype, .borrowed = true, .name = "cache"};
+    kv.shape[0] = batch, kv.shape[1] = capacity, kv.shape[2] = 2 * c->kv_heads * head_size(c);
+    size_t each = (tensor_bytes(&kv) + CACHE_ALIGNMENT - 1) / CACHE_ALIGNMENT * CACHE_ALIGNMENT;
+    cache->bytes = each * (size_t)layers;
+    char *memory = backend->allocate(backend, cache->bytes);
+    check(memory);
+    backend->zero(backend, memory, cache->bytes); // slots outside every range must still hold numbers
+    for (int i = 0; i < layers; i++) cache->kv[i] = kv, cache->kv[i].data = memory + (size_t)i * each;
     return cache;
+}
+
+void kv_cache_begin(KvCache *cache, int64_t batch) {
+    check(batch <= cache->batch);
+    for (int i = 0; i < cache->layers; i++) cache->kv[i].shape[0] = batch;
+    cache->used = 0;
 }
 
 void kv_cache_free(KvCache *cache) {
     if (!cache) return;
-    for (int i = 0; i < cache->layers; i++)
-        cache->backend->release(cache->backend, cache->kv[i].data, tensor_bytes(&cache->kv[i]));
+    cache->backend->release(cache->backend, cache->kv[0].data, cache->bytes);
     free(cache->kv);
     free(cache);
 }

@@ -46,7 +46,9 @@ typedef struct KvCache {
     Backend *backend; // not owned
     Tensor *kv;       // (layers) of (B, capacity, 2 K D), in the type of the activations
     int layers;
+    int64_t batch;          // B at the most
     int64_t capacity, used; // slots
+    size_t bytes;           // of all layers, in one piece of memory
 } KvCache;
 
 /* What of a block is computed again in the backward pass instead of being held. Selective: what is large and costs next
@@ -104,6 +106,7 @@ double block_activations(const BlockConfig *, double tokens, Recompute, const Pa
 // A cache for `layers` blocks of this config; kv_cache_free(NULL) is allowed.
 KvCache *kv_cache_new(Backend *, const BlockConfig *, int layers, int64_t batch, int64_t capacity, Dtype);
 void kv_cache_free(KvCache *);
+void kv_cache_begin(KvCache *, int64_t batch); // empty again, for so many rows
 // Rows of (B, capacity) for `count` new positions of each row of the batch, from `used` on: (B count) I32. They are data,
 // so that passes at other positions are the same to a device that repeats them.
 Tensor *kv_cache_slots(Tape *, const KvCache *, int64_t count);

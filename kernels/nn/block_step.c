@@ -52,6 +52,8 @@ static Step step_of(const Block *b, const Tensor *x, const BlockContext *context
         s.qkv.turned = queries + keys, s.qkv.positions = context->positions->data;
         s.qkv.rope_base = c->rope_base;
     }
+    s.projection.head_size = (int32_t)size, s.projection.range = context->range->data;
+    s.projection.chunks = (cache->shape[1] + ATTENTION_CHUNK - 1) / ATTENTION_CHUNK;
     behind_norm(&s.up, &b->norm2);
     s.up.activation = activation_of(c->mlp);
     return s;
@@ -60,34 +62,52 @@ static Step step_of(const Block *b, const Tensor *x, const BlockContext *context
 bool block_step_wins(Tape *t, const Block *b, const Tensor *x, const BlockContext *context) {
     Backend *be = tape_backend(t);
     if (!be->few_rows || !x || tape_recording(t) || !context->cache || !context->slots || x->shape[1] != 1 ||
-        parallel_ranks(b->parallel) > 1 || b->qkv.weight->dtype != x->dtype)
+        parallel_ranks(b->parallel) > 1 || b->qkv.weight->dtype != x->dtype || !context->range)
         return false;
     Step s = step_of(b, x, context);
     return be->few_rows_wins(be, &s.qkv, x->dtype) && be->few_rows_wins(be, &s.projection, x->dtype) &&
            be->few_rows_wins(be, &s.up, x->dtype) && be->few_rows_wins(be, &s.down, x->dtype);
 }
 
-static void run(Backend *be, FewRows *p, const Tensor *x, const Tensor *residual, Tensor *y) {
-    p->x = x->data;
+static Tensor *run(Tape *t, FewRows *p, const Tensor *x, const Tensor *residual, int64_t width) {
+    Backend *be = tape_backend(t);
+    Dtype dtype = residual ? residual->dtype : x->dtype;
+    Tensor *y = tape_tensor(t, dtype, SHAPE(p->rows, 1, width));
+    p->x = x ? x->data : NULL;
     p->residual = residual ? residual->data : NULL;
     p->y = y->data;
-    be->few_rows(be, p, x->dtype);
+    be->few_rows(be, p, dtype);
+    return y;
+}
+
+// Attention over the cache, in parts that the projection joins.
+static void attend(Tape *t, const Block *b, const Tensor *q, FewRows *projection, const BlockContext *context) {
+    const BlockConfig *c = &b->config;
+    Backend *be = tape_backend(t);
+    const Tensor *kv = &context->cache->kv[b->site];
+    int64_t size = c->width / c->heads, keys = c->kv_heads * size;
+    AttentionShape shape = {.batch = q->shape[0],
+                            .queries = 1,
+                            .keys = kv->shape[1],
+                            .heads = c->heads,
+                            .kv_heads = c->kv_heads,
+                            .head_size = (int)size,
+                            .q_stride = c->heads * size,
+                            .k_stride = 2 * keys,
+                            .v_stride = 2 * keys,
+                            .o_stride = c->heads * size,
+                            .range = context->range->data};
+    Tensor *parts = tape_tensor(t, F32, SHAPE(shape.batch, c->heads, projection->chunks, size + 2));
+    const char *v = (const char *)kv->data + (size_t)keys * dtype_size(kv->dtype);
+    be->attention_parts(be, parts->data, q->data, kv->data, v, &shape, q->dtype);
+    projection->parts = parts->data;
 }
 
 Tensor *block_step(Tape *t, const Block *b, Tensor *x, const BlockContext *context) {
-    const BlockConfig *c = &b->config;
-    Backend *be = tape_backend(t);
     Step s = step_of(b, x, context);
-    int64_t rows = x->shape[0], width = c->width;
-    Tensor *q = tape_tensor(t, x->dtype, SHAPE(rows, 1, s.qkv.queries));
-    run(be, &s.qkv, x, NULL, q);
-    Tensor *o = attention(t, q, &context->cache->kv[b->site], context->range, (Heads){c->heads, c->kv_heads, false});
-    if (!o) return NULL;
-    Tensor *middle = tape_tensor(t, x->dtype, SHAPE(rows, 1, width)),
-           *y = tape_tensor(t, x->dtype, SHAPE(rows, 1, width));
-    Tensor *h = tape_tensor(t, x->dtype, SHAPE(rows, 1, c->mlp_width));
-    run(be, &s.projection, o, x, middle);
-    run(be, &s.up, middle, NULL, h);
-    run(be, &s.down, h, middle, y);
-    return y;
+    Tensor *q = run(t, &s.qkv, x, NULL, s.qkv.queries);
+    attend(t, b, q, &s.projection, context);
+    Tensor *middle = run(t, &s.projection, NULL, x, s.projection.n);
+    Tensor *h = run(t, &s.up, middle, NULL, s.up.n);
+    return run(t, &s.down, h, middle, s.down.n);
 }

@@ -1,5 +1,6 @@
 /* Products of few rows, with all that goes into them, against the CPU backend's calls apart: same roundings, so that
  * only the order of sums differs. */
+#include "kernels/cuda/attention.h"
 #include "tests/simt/support.h"
 #include <math.h>
 
@@ -143,6 +144,35 @@ static void heads_turn_and_go_to_the_cache(void **) {
     expect_heads(&rng, 5, 16, 2, true);
 }
 
+// The product of what attention's parts come to, and attention as a call of its own with a product of its result.
+static void attention_is_joined_on_the_way(void **) {
+    enum { HEADS = 2, KEYS = 300 };
+    Rng rng = rng_for(3, PURPOSE_TEST, 5);
+    for (int size : {16, 40}) {
+        const int64_t rows = 5, width = HEADS * size, chunks = (KEYS + ATTENTION_CHUNK - 1) / ATTENTION_CHUNK;
+        const Shape s = {rows, 48, width, 1};
+        Given g(&rng, s, s.n);
+        Array q = Array(BF16, rows * width).normal(&rng), kv = Array(BF16, rows * KEYS * 2 * width).normal(&rng);
+        Array range(I32, 2 * rows), parts(F32, rows * HEADS * chunks * (size + 2)), o(BF16, rows * width);
+        const int ends[] = {0, 1, 128, 130, 300}; // keys that a row sees
+        for (int64_t r = 0; r < rows; r++) range.put(2 * r, r == 4 ? 140 : 0), range.put(2 * r + 1, ends[r]);
+        AttentionShape shape = {};
+        shape.batch = rows, shape.queries = 1, shape.keys = KEYS, shape.heads = shape.kv_heads = HEADS;
+        shape.head_size = size, shape.range = range.i32();
+        shape.q_stride = shape.o_stride = width, shape.k_stride = shape.v_stride = 2 * width;
+        Array lse(F32, rows * HEADS), y(BF16, rows * s.n), want(y);
+        const uint16_t *k = kv.as<uint16_t>();
+        assert_true(cuda_attention_parts(QUEUE, parts.f32(), q, k, k + width, &shape, BF16));
+        cuda_attention_forward(QUEUE, o, lse.f32(), q, k, k + width, &shape, BF16);
+        FewRows p = product_of(g, s);
+        p.x = o, p.y = want;
+        assert_true(cuda_few_rows(QUEUE, &p, s.multiprocessors));
+        p.x = nullptr, p.y = y, p.parts = parts.f32(), p.range = range.i32(), p.chunks = chunks, p.head_size = size;
+        assert_true(cuda_few_rows(QUEUE, &p, s.multiprocessors));
+        expect_bits(y, want, "a product of joined attention");
+    }
+}
+
 static void what_does_not_fit_is_left_to_others(void **) {
     Rng rng = rng_for(3, PURPOSE_TEST, 4);
     const Shape s = {1, 40, 64, 4};
@@ -167,9 +197,8 @@ static void what_does_not_fit_is_left_to_others(void **) {
 
 int main() {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(products_are_those_of_the_calls_apart),
-        cmocka_unit_test(gates_meet_what_they_let_through),
-        cmocka_unit_test(heads_turn_and_go_to_the_cache),
+        cmocka_unit_test(products_are_those_of_the_calls_apart), cmocka_unit_test(gates_meet_what_they_let_through),
+        cmocka_unit_test(heads_turn_and_go_to_the_cache),        cmocka_unit_test(attention_is_joined_on_the_way),
         cmocka_unit_test(what_does_not_fit_is_left_to_others),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);
