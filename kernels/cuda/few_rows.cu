@@ -163,7 +163,7 @@ static __device__ __forceinline__ void join_parts(Bf16 *rows, int stride, const 
             out.at[0] += weight * values.at[0], out.at[1] += weight * values.at[1];
         }
         out.at[0] = sum == 0 ? 0 : out.at[0] / sum, out.at[1] = sum == 0 ? 0 : out.at[1] / sum;
-        store<2>(rows + r * stride + element, out);
+        store_shared<2>(rows + r * stride + element, out);
     }
     __syncthreads();
 }
