@@ -131,9 +131,9 @@ static void a_run_may_have_what_the_gpu_has_free(void **state) {
     Error error = {0};
     assert_done(start((size_t)200 << 20, &planned, &error), &error);
     assert_true(planned.measured && planned.context == (200 << 20) + DEVICE_LATER_BYTES);
-    assert_false(start((size_t)400 << 20, &planned, &error));
+    assert_false(start((size_t)912 << 20, &planned, &error));
     assert_int_equal(error.kind, ERROR_USAGE);
-    assert_message_has(&error, "0.52 for CUDA and other processes, as measured), 0.50 GiB are there");
+    assert_message_has(&error, "1.02 for CUDA and other processes, as measured), 1.00 GiB are there");
 }
 
 int main(void) {

@@ -20,7 +20,7 @@ void runtime_set_order(RuntimeOrder, uint64_t seed);
 typedef enum RuntimeCall { RUNTIME_INSTANTIATE, RUNTIME_GRAPH_LAUNCH, RUNTIME_MALLOC, RUNTIME_CALLS } RuntimeCall;
 void runtime_fail(RuntimeCall, int times); // that call answers with an error so often
 int64_t runtime_calls(RuntimeCall);        // how often it was called so far
-void runtime_occupy(size_t bytes); // of the device's 512 MiB: by CUDA itself and other processes; 0 at first
+void runtime_occupy(size_t bytes); // of the device's 1 GiB: by CUDA itself and other processes; 0 at first
 void runtime_capability(int major, int minor); // of the device from now on; 9.0 at first
 
 // Runs `body` and returns the first thing that work under way did wrong (memory that is gone, or not what it must be),
