@@ -171,17 +171,21 @@ static bool plan_gpu(const Arguments *a, TrainConfig *c, const Layout *l, Arena 
     Target t;
     RecomputePlan plan;
     int pieces;
-    bool chosen = c->model.recompute == RECOMPUTE_AUTO;
+    bool again = c->model.recompute == RECOMPUTE_AUTO, lanes = !c->model.lanes;
     find_target(a, &t);
     if (c->model.fp8 && !t.fp8)
         return error_set(error, ERROR_USAGE,
                          "precision: fp8 needs a GPU of compute capability 8.9 or newer; %s is older", t.name);
-    if (!(chosen ? recompute_plan(c, l, t.limit, arena, &plan, error)
-                 : device_memory_plan(c, l, t.limit, &plan.memory, error)) ||
-        !device_fit_pieces(c, l->ranks, t.limit, &pieces, error))
+    if (!device_fit_lanes(c, l, t.limit, error)) return false;
+    if (!(again ? recompute_plan(c, l, t.limit, arena, &plan, error)
+                : device_memory_plan(c, l, t.limit, &plan.memory, error)))
         return false;
+    TrainConfig fewest = *c; // as a run would have it that does not fit otherwise
+    if (lanes) fewest.model.lanes = 1;
+    if (!device_fit_pieces(&fewest, l->ranks, t.limit, &pieces, error)) return false;
     device_memory_write(&plan.memory, t.name, t.limit.bytes, out);
-    if (chosen) write_choice(&plan, c, out);
+    if (again) write_choice(&plan, c, out);
+    if (lanes && c->model.lanes > 1) buffer_printf(out, "  train.lanes: auto takes %d\n", c->model.lanes);
     write_largest(l, pieces, out);
     return true;
 }

@@ -26,6 +26,7 @@ typedef struct JointConfig {
     StringList freeze;                  // prefixes of parameter names: "vision", "text", "vision.blocks.0"
     bool fp8;                           // products of its blocks, in training, where it computes in bf16
     Recompute recompute;                // of its blocks, in training; not the model's own: no number depends on it
+    int lanes; // of a GPU's work that its streams are spread over, at most (joint_units.h); 0: not yet chosen, 1. Likewise
     StringList
         recompute_units; // units whose blocks do so, or what they lie under: "vision.blocks.0", "text"; none: all
 } JointConfig;

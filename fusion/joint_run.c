@@ -2,12 +2,16 @@
  * trunk runs once over every picture that captions or pairs look at, and its tokens serve both; MAE runs the same trunk
  * on the patches it leaves visible. What blocks need beside their stream (positions, ranges, draws) comes from the
  * batch, so that any range of units can run alone. Inside a unit streams go in the order trunk, mae, or lm, caption,
- * pairs: with it gradients add up in one order, wherever the model is cut. */
+ * pairs: with it gradients add up in one order, wherever the model is cut. Streams have lanes (joint_lane), where they
+ * run beside one another; at the end all meet. */
 #include "base/philox.h"
 #include "fusion/joint_parts.h"
 #include "kernels/nn/tensor_parallel.h"
 
 static Tensor **stream(JointRun *r, int which) { return &r->streams->of[which]; }
+
+// What follows is the work of this stream.
+static void turn_to(JointRun *r, int which) { tape_lane(r->tape, joint_lane(&r->joint->config, (JointStream)which)); }
 
 static const Sequences *rows_of(const Batch *b, int which) {
     return which == STREAM_LM ? &b->lm : which == STREAM_CAPTION ? &b->caption : &b->contrastive;
@@ -122,6 +126,7 @@ static Residual take_residual(JointRun *r, int which) {
 static void run_block(JointRun *r, int which, int context, const Block *block) {
     Tensor **x = stream(r, which);
     if (!*x) return;
+    turn_to(r, which);
     BlockContext own = *context_of(r, context);
     own.recompute = r->recompute;
     r->residual[which] = block_forward(r->tape, block, take_residual(r, which), &own);
@@ -133,10 +138,12 @@ static void run_block(JointRun *r, int which, int context, const Block *block) {
 static void run_patches(JointRun *r, int layer) {
     const Vit *vit = &r->joint->vision;
     (void)layer;
+    turn_to(r, STREAM_TRUNK);
     if (r->holds.seen)
         *stream(r, STREAM_TRUNK) =
             vit_enter(r->tape, vit, pick_images(r, r->list, r->holds.seen), NULL, 0, context_of(r, STREAM_TRUNK));
     if (!r->holds.count[OBJECTIVE_MAE]) return;
+    turn_to(r, STREAM_MAE);
     draw_masks(r);
     *stream(r, STREAM_MAE) =
         vit_enter(r->tape, vit, repainted_images(r), r->keep, kept_of(r), context_of(r, STREAM_MAE));
@@ -149,8 +156,11 @@ static void run_vision_block(JointRun *r, int layer) {
 
 static void run_vision_norm(JointRun *r, int layer) {
     (void)layer;
-    for (int s = STREAM_TRUNK; s <= STREAM_MAE; s++)
-        if (*stream(r, s)) *stream(r, s) = vit_leave(r->tape, &r->joint->vision, take_residual(r, s), context_of(r, s));
+    for (int s = STREAM_TRUNK; s <= STREAM_MAE; s++) {
+        if (!*stream(r, s)) continue;
+        turn_to(r, s);
+        *stream(r, s) = vit_leave(r->tape, &r->joint->vision, take_residual(r, s), context_of(r, s));
+    }
 }
 
 static void run_pooling(JointRun *r, int layer) {
@@ -158,6 +168,7 @@ static void run_pooling(JointRun *r, int layer) {
     int pairs = r->batch->contrastive.rows;
     (void)layer;
     if (!r->holds.count[OBJECTIVE_CONTRASTIVE]) return;
+    turn_to(r, STREAM_IMAGE_FEATURES);
     int32_t *image = arena_array(j->host, int32_t, pairs);
     for (int i = 0; i < pairs; i++) image[i] = r->place[r->batch->contrastive_image[i]];
     Tensor *pooled = vit_pool(r->tape, &j->vision, *stream(r, STREAM_TRUNK));                // (U, Cv)
@@ -167,13 +178,16 @@ static void run_pooling(JointRun *r, int layer) {
 
 static void run_connector(JointRun *r, int layer) {
     (void)layer;
-    if (r->holds.slots) *stream(r, STREAM_IMAGE_TOKENS) = joint_connect(r->tape, r->joint, *stream(r, STREAM_TRUNK));
+    if (!r->holds.slots) return;
+    turn_to(r, STREAM_IMAGE_TOKENS);
+    *stream(r, STREAM_IMAGE_TOKENS) = joint_connect(r->tape, r->joint, *stream(r, STREAM_TRUNK));
 }
 
 static void run_mae_embed(JointRun *r, int layer) {
     Tensor **x = stream(r, STREAM_MAE);
     (void)layer;
     if (!*x) return;
+    turn_to(r, STREAM_MAE);
     draw_masks(r);
     *x = mae_enter(r->tape, &r->joint->mae, &r->joint->vision, *x, r->keep, context_of(r, DECODER));
 }
@@ -185,6 +199,7 @@ static void run_mae_head(JointRun *r, int layer) {
     const Vit *vit = &r->joint->vision;
     (void)layer;
     if (!*stream(r, STREAM_MAE)) return;
+    turn_to(r, STREAM_MAE);
     draw_masks(r);
     Residual x = take_residual(r, STREAM_MAE);
     Tensor *painted = mae_leave(r->tape, mae, vit, x, r->masked, context_of(r, DECODER));
@@ -208,6 +223,7 @@ static void run_text_embed(JointRun *r, int layer) {
     for (int s = STREAM_LM; s <= STREAM_PAIRS; s++) {
         const Sequences *rows = rows_of(r->batch, s);
         if (!r->holds.count[draws_of(s)]) continue;
+        turn_to(r, s);
         bool filled = s == STREAM_CAPTION && r->holds.slots;
         Tensor *x = joint_embed(r->tape, r->joint, rows, filled ? rows_of_image_tokens(r, rows) : NULL,
                                 *stream(r, STREAM_IMAGE_TOKENS));
@@ -225,14 +241,16 @@ static void run_text_head(JointRun *r, int layer) {
     for (int s = STREAM_LM; s <= STREAM_PAIRS; s++) {
         if (!*stream(r, s)) continue;
         const Sequences *rows = rows_of(r->batch, s);
+        turn_to(r, s);
         Tensor *hidden = text_leave(r->tape, &j->text, take_residual(r, s), context_of(r, s)); // (R, T, Ct)
         if (s != STREAM_PAIRS)
             joint_add_loss(r, (Objective)draws_of(s), joint_score_sum(r->tape, j, rows, hidden));
         else
             *stream(r, STREAM_TEXT_FEATURES) = joint_project_text(r->tape, j, rows, hidden);
     }
-    if (*stream(r, STREAM_TEXT_FEATURES) && !r->pass->features_only)
-        joint_add_pairs(r, *stream(r, STREAM_IMAGE_FEATURES), *stream(r, STREAM_TEXT_FEATURES));
+    if (!*stream(r, STREAM_TEXT_FEATURES) || r->pass->features_only) return;
+    turn_to(r, STREAM_TEXT_FEATURES);
+    joint_add_pairs(r, *stream(r, STREAM_IMAGE_FEATURES), *stream(r, STREAM_TEXT_FEATURES));
 }
 
 static void (*const run_unit[UNIT_KINDS])(JointRun *, int layer) = {
@@ -294,6 +312,7 @@ static void run_units(JointRun *r, int first, int end) {
 static void form_sums(JointRun *r) {
     for (int s = 0; s < JOINT_STREAMS; s++) {
         if (!r->residual[s].branch) continue;
+        turn_to(r, s);
         Residual x = take_residual(r, s);
         *stream(r, s) = residual_sum(r->tape, &x);
     }
@@ -307,6 +326,7 @@ void joint_run(Tape *tape, Joint *j, const Batch *batch, const JointPass *pass, 
     look_at_batch(&r);
     if (keep_streams(&r, first)) run_units(&r, first, end);
     form_sums(&r);
+    tape_join(tape);
     keep_streams(&r, end);
     arena_rewind(j->host, mark);
 }

@@ -74,6 +74,54 @@ int joint_units(const JointConfig *c, JointUnit *units) {
     return list.count;
 }
 
+// ---- lanes ----
+
+static int lane_of_pairs(const JointConfig *c, int most) {
+    bool rows = c->weight[OBJECTIVE_LM] > 0, captions = c->weight[OBJECTIVE_CAPTION] > 0;
+    if (!rows || !captions) return 1;
+    return most > 2 ? 2 : 0;
+}
+
+// Behind those of the others.
+static int lane_of_mae(const JointConfig *c, int most) {
+    bool rows = c->weight[OBJECTIVE_LM] > 0, captions = c->weight[OBJECTIVE_CAPTION] > 0;
+    bool pairs = c->weight[OBJECTIVE_CONTRASTIVE] > 0;
+    int others = 1 + (rows || pairs) + (rows && pairs && captions);
+    return most > 3 && (captions || pairs) ? others : 0;
+}
+
+static bool sees(const JointConfig *c) {
+    return c->weight[OBJECTIVE_CAPTION] > 0 || c->weight[OBJECTIVE_CONTRASTIVE] > 0 || c->weight[OBJECTIVE_MAE] > 0;
+}
+
+int joint_lane(const JointConfig *c, JointStream stream) {
+    if (c->lanes < 2 || !sees(c)) return 0;
+    switch (stream) {
+    case STREAM_LM:
+        return 1;
+    case STREAM_PAIRS:
+    case STREAM_TEXT_FEATURES:
+        return lane_of_pairs(c, c->lanes);
+    case STREAM_MAE:
+        return lane_of_mae(c, c->lanes);
+    default:
+        return 0;
+    }
+}
+
+int joint_lanes(const JointConfig *c) {
+    const struct {
+        Objective objective;
+        JointStream stream;
+    } streams[] = {{OBJECTIVE_LM, STREAM_LM}, {OBJECTIVE_CONTRASTIVE, STREAM_PAIRS}, {OBJECTIVE_MAE, STREAM_MAE}};
+    int most = 0;
+    for (size_t i = 0; i < sizeof streams / sizeof *streams; i++) {
+        int lane = c->weight[streams[i].objective] > 0 ? joint_lane(c, streams[i].stream) : 0;
+        if (lane > most) most = lane;
+    }
+    return most + 1;
+}
+
 unsigned joint_boundary(const JointUnit *units, int count, int unit) {
     unsigned written = 0, read = 0;
     check(unit >= 0 && unit <= count);

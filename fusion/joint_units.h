@@ -55,6 +55,15 @@ Recompute joint_unit_recompute(const JointConfig *, const JointUnit *);
 // The unit that a parameter belongs to, by its name ("vision.blocks.3.qkv.weight"); -1: none of this model's.
 int joint_unit_of(const JointUnit *units, int count, const char *parameter);
 
+// Streams that do not depend on one another go beside one another on a device that has lanes (Backend.lane): pictures
+// and what is made of them, with the captions that look at them, in lane 0; rows of text in the next; texts of pairs in
+// a third where there are captions too, pictures that are repainted in a fourth. With fewer lanes the later ones join
+// the earlier, but rows of text and texts of pairs never share a lane beside captions: in every layer the gradient of a
+// weight is added up over texts of pairs, captions and rows of text in this order, so one lane for the first and the
+// last would run in step with the other. From 0 to joint_lanes() - 1.
+int joint_lane(const JointConfig *, JointStream);
+int joint_lanes(const JointConfig *); // how many are used, of the config's
+
 typedef struct JointStreams {
     Tensor *of[JOINT_STREAMS]; // NULL: absent
 } JointStreams;

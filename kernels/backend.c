@@ -38,6 +38,10 @@ void backend_sequence_end(Backend *b) {
     if (b->sequence_end) b->sequence_end(b);
 }
 
+void backend_lanes_meet(Backend *b) {
+    if (b->lanes_meet) b->lanes_meet(b);
+}
+
 // ---- reads of a backend that computes at once ----
 
 struct BackendRead {

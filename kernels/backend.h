@@ -8,6 +8,7 @@
 #include "kernels/tensor.h"
 
 typedef struct Backend Backend;
+enum { BACKEND_LANES = 4 };
 typedef struct BackendRead BackendRead; // of device memory, under way
 
 typedef struct AdamW { // one fused update; Loshchilov and Hutter 2019
@@ -172,6 +173,13 @@ struct Backend {
     void (*sequence_begin)(Backend *, const char *name); // name: for the log and the trace; lives as long as the program
     void (*sequence_end)(Backend *);
     void (*flush)(Backend *); // starts what was written down so far, and does not wait. NULL: nothing ever is
+    // Lanes: within a sequence calls go one behind the other in one lane, 0 at first, and beside those in others, but
+    // where a wait orders them; outside of sequences, and NULL: all calls go in their order. What one call hands to
+    // another over memory, and memory that is used again, is for the callers to order (a tape does: tape_lane).
+    const LaneMark *here; // the mark behind what goes into the present lane now: it stands where that lane is left
+    void (*lane)(Backend *, int lane); // where calls go from here on, below BACKEND_LANES
+    void (*lane_wait)(Backend *, int lane, LaneMark until); // what follows in the lane comes behind the mark
+    void (*lanes_meet)(Backend *); // what follows in any lane comes behind all before. Use backend_lanes_meet
     // Numbers the host wants later: copied in the order of the calls, while the host goes on. NULL: read at once. Use
     // backend_read_start and backend_read_finish
     BackendRead *(*read_start)(Backend *, const void *device, size_t bytes);
@@ -349,6 +357,7 @@ void *backend_allocate_host(Backend *, size_t bytes); // zeroed; NULL where ther
 void backend_release_host(Backend *, void *memory, size_t bytes);
 void backend_sequence_begin(Backend *, const char *name);
 void backend_sequence_end(Backend *);
+void backend_lanes_meet(Backend *);
 // What lies at `device` once all calls up to now are done; the memory may be used otherwise by calls behind this one.
 BackendRead *backend_read_start(Backend *, const void *device, size_t bytes);
 void backend_read_finish(Backend *, BackendRead *, void *host); // waits for it alone and frees it; host NULL: frees it

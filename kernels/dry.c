@@ -35,18 +35,14 @@ static const char *fault(Backend *backend) {
     return NULL;
 }
 
-static void destroy(Backend *b) {
-    free(b->state);
-    free(b);
-}
-
 // ---- what kernels would take ----
 
 enum { KERNELS_MOST = 96 };
 
 typedef struct DryClock {
     DryRates rates; // without a bandwidth: it stands still
-    double seconds;
+    double seconds, flop_seconds, byte_seconds;
+    DryLanes lanes;
     DryKernel of[KERNELS_MOST]; // each kernel
     int more[KERNELS_MOST];     // launches of one of its calls beyond the first
 } DryClock;
@@ -54,11 +50,39 @@ typedef struct DryClock {
 void dry_set_rates(Backend *b, const DryRates *rates) {
     check(b->dry && rates->bf16 > 0 && rates->f32 > 0 && rates->bandwidth > 0);
     DryClock *clock = b->state;
-    clock->rates = *rates, clock->seconds = 0;
+    clock->rates = *rates, clock->seconds = clock->flop_seconds = clock->byte_seconds = 0;
+    dry_lanes_start(&clock->lanes);
     memset(clock->of, 0, sizeof clock->of);
 }
 
 double dry_seconds(const Backend *b) { return ((const DryClock *)b->state)->seconds; }
+double dry_floor(const Backend *b) {
+    const DryClock *clock = b->state;
+    return fmax(clock->flop_seconds, clock->byte_seconds);
+}
+
+static void destroy(Backend *b) {
+    dry_lanes_free(&((DryClock *)b->state)->lanes);
+    free(b->state);
+    free(b);
+}
+
+// ---- lanes ----
+
+static DryLanes *lanes_of(Backend *b) { return &((DryClock *)b->state)->lanes; }
+static void set_lane(Backend *b, int lane) { dry_lanes_set(lanes_of(b), lane); }
+static void lane_wait(Backend *b, int lane, LaneMark until) { dry_lanes_wait(lanes_of(b), lane, until); }
+static void lanes_meet(Backend *b) { dry_lanes_meet(lanes_of(b)); }
+
+void dry_open_lanes(Backend *b) {
+    dry_lanes_start(lanes_of(b));
+    b->here = &lanes_of(b)->here;
+    b->lane = set_lane, b->lane_wait = lane_wait, b->lanes_meet = lanes_meet;
+}
+
+DryLane dry_lane(const Backend *b, int lane) { return ((const DryClock *)b->state)->lanes.of[lane]; }
+
+// ---- what kernels move ----
 
 static double product_bytes(const Matmul *m) {
     double in = (double)dtype_size(m->in), out = (double)dtype_size(m->out) * (1 + (m->add != 0) + (m->aux != NULL));
@@ -238,7 +262,7 @@ static double doubles_in(const DoubleSum *sums, int count) {
 #define NAME_KERNEL(name, ...)    #name,
 #define DEFINE_PRODUCT(name, t, flop, bytes, ...)                                                                      \
     static void name(Backend *backend, __VA_ARGS__) {                                                                  \
-        charge(backend, NUMBER_##name, t, (double)(flop), (double)(bytes));                                         \
+        charge(backend, NUMBER_##name, t, (double)(flop), (double)(bytes));                                            \
     }
 #define DEFINE_KERNEL(name, bytes, ...)                                                                                \
     static void name(Backend *backend, __VA_ARGS__) { charge(backend, NUMBER_##name, F32, 0, (double)(bytes)); }
@@ -263,9 +287,11 @@ static void charge(Backend *b, int kernel, Dtype t, double flop, double bytes) {
     k->calls++, k->launches += launches;
     k->flop += flop, k->bytes += bytes;
     if (!(r->bandwidth > 0)) return;
-    double work = fmax(flop > 0 ? flop / rate_of(r, kernel, t) : 0, bytes / r->bandwidth), gaps = launches * r->launch;
+    double computes = flop > 0 ? flop / rate_of(r, kernel, t) : 0, moves = bytes / r->bandwidth;
+    double work = fmax(computes, moves), gaps = launches * r->launch;
     k->work += work, k->gaps += gaps;
-    clock->seconds += work + gaps;
+    clock->seconds += work + gaps, clock->flop_seconds += computes, clock->byte_seconds += moves;
+    dry_lanes_advance(&clock->lanes, work + gaps);
 }
 
 PRODUCTS(DEFINE_PRODUCT)

@@ -3,7 +3,7 @@
  * the peak of memory (tape_memory_peak) of a model that is far too large for this machine, in milliseconds, and they are
  * those of the same pass on a backend that computes: where blocks lie never depends on what is in them. */
 #pragma once
-#include "kernels/backend.h"
+#include "kernels/dry_lanes.h"
 
 Backend *dry_backend_new(void); // never fails; end with backend_free
 
@@ -25,6 +25,11 @@ typedef struct DryKernel { // of backend.h: all its calls since the rates were s
 // A clock that kernels move on by what they would take. It stands still until rates are set, which puts all to 0.
 void dry_set_rates(Backend *, const DryRates *);
 double dry_seconds(const Backend *);
+// What all would take if they ran beside one another at will: all FLOP or all bytes, whichever takes longer.
+double dry_floor(const Backend *);
+// Gives it lanes (at most once), whose clocks the rates put to 0 too.
+void dry_open_lanes(Backend *);
+DryLane dry_lane(const Backend *, int lane);
 bool dry_kernel(const Backend *, int number, DryKernel *out); // false behind the last
 // How often a kernel of backend.h was called, by its name ("add"); NULL: all of them together.
 int64_t dry_calls(const Backend *, const char *kernel);

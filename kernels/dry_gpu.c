@@ -18,7 +18,8 @@ typedef struct DryGpu {
     Backend backend; // first: a Backend of this kind is one of these
     Backend plain;   // whose kernels charge the clock
     Regions *regions;
-    Block scratch, place, arrival; // the last two: of what the host sends along with a sequence (cuda_slab.c)
+    Block scratch[BACKEND_LANES]; // of each lane that was used
+    Block place, arrival;         // of what the host sends along with a sequence (cuda_slab.c)
     bool in_sequence;
     size_t sent;                // bytes, along with the sequence up to now
     size_t limit, backed, host; // bytes
@@ -104,7 +105,7 @@ static void reach(DryGpu *g, Block *b, size_t bytes) {
 // What a call takes of the work space while it runs, after cuda_scratch.
 static void take_scratch(Backend *b, size_t bytes) {
     size_t unit = WORK_SCRATCH_ALIGNMENT;
-    reach(gpu_of(b), &gpu_of(b)->scratch, (bytes + unit - 1) / unit * unit);
+    reach(gpu_of(b), &gpu_of(b)->scratch[b->here->lane], (bytes + unit - 1) / unit * unit);
 }
 
 // ---- what the host sends along with a sequence ----
@@ -136,6 +137,14 @@ static void sequence_begin(Backend *b, const char *name) {
 static void sequence_end(Backend *b) {
     send_along(gpu_of(b));
     gpu_of(b)->in_sequence = false;
+}
+
+// A lane has work space once it was used.
+static void set_lane(Backend *b, int lane) {
+    DryGpu *g = gpu_of(b);
+    if (!g->in_sequence) return;
+    g->plain.lane(b, lane);
+    reach(g, &g->scratch[lane], WORK_SCRATCH_FIRST);
 }
 
 // ---- kernels ----
@@ -262,6 +271,7 @@ static void destroy(Backend *b) {
 
 Backend *dry_gpu_new(size_t limit) {
     Backend *plain = dry_backend_new();
+    dry_open_lanes(plain);
     DryGpu *g = calloc(1, sizeof *g);
     check(g);
     *g = (DryGpu){.backend = *plain, .plain = *plain, .limit = limit, .next = FIRST_ADDRESS};
@@ -282,7 +292,8 @@ Backend *dry_gpu_new(size_t limit) {
     b->sequence_begin = sequence_begin, b->sequence_end = sequence_end;
     for (size_t i = 0; i < sizeof launches / sizeof *launches; i++)
         dry_set_launches(b, launches[i].kernel, launches[i].count);
-    reach(g, &g->scratch, WORK_SCRATCH_FIRST);
+    b->lane = set_lane;
+    reach(g, &g->scratch[0], WORK_SCRATCH_FIRST);
     return b;
 }
 
@@ -292,10 +303,13 @@ static size_t backed(const Block *b) { return (b->size + WORK_GRANULARITY - 1) /
 
 DryGpuMemory dry_gpu_memory(const Backend *b) {
     const DryGpu *g = gpu_of(b);
-    return (DryGpuMemory){.regions = regions_held(g->regions),
-                          .scratch = backed(&g->scratch),
-                          .sent = backed(&g->place) + backed(&g->arrival),
-                          .products = WORK_PRODUCTS,
-                          .host = g->host,
-                          .beyond = g->beyond};
+    DryGpuMemory m = {.regions = regions_held(g->regions),
+                      .sent = backed(&g->place) + backed(&g->arrival),
+                      .host = g->host,
+                      .beyond = g->beyond};
+    for (int i = 0; i < BACKEND_LANES; i++) {
+        m.scratch += backed(&g->scratch[i]);
+        if (g->scratch[i].memory) m.products += WORK_PRODUCTS;
+    }
+    return m;
 }

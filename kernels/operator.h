@@ -55,6 +55,7 @@ struct Node {
     Tensor         *saved[MAX_SAVED]; // what forward keeps for backward; allocated by infer (tape_keep)
     Attributes      attributes;
     unsigned        pending; // inputs whose gradient is still to be computed
+    int             lane;    // in which it runs, both ways
     unsigned        held;    // while its weight half waits: what it will read, as Operator.reads says it; else 0
     Tensor        **early;   // (MAX_INPUTS) gradients of parameters that its input half formed beside; NULL: none
     struct Replay  *replay;  // of a recomputed function (recompute.h); else NULL

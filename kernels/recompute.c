@@ -74,6 +74,7 @@ static void give_back_but(Tape *t, Tensor *out) {
         if (out->borrowed && !x->borrowed && x->data == out->data) {
             x->borrowed = true, x->base = out;
             out->borrowed = false, out->base = NULL;
+            out->lane = x->lane, out->touched = x->touched;
         } else {
             tape_give_back(t, x);
         }
@@ -95,7 +96,7 @@ static void record(Tape *t, RecomputeFunction function, const void *closure, siz
     r->calls = copy(t, t->calls, (size_t)r->count * sizeof(Node *));
     r->again = arena_array(t->host, bool, r->count);
     find_needed(r);
-    *n = (Node){.op = &op_recompute, .tape = t, .in[0] = x, .out = out, .pending = 1, .replay = r};
+    *n = (Node){.op = &op_recompute, .tape = t, .in[0] = x, .out = out, .lane = t->lane, .pending = 1, .replay = r};
     tape_remember(t, n);
     count_writers(r->calls, r->count, 1);
 }

@@ -101,7 +101,9 @@ static Tensor *describe(Tape *t, Dtype dtype, int rank, const int64_t *shape) {
 static Tensor *make(Tape *t, Dtype dtype, int rank, const int64_t *shape) {
     Tensor *x = describe(t, dtype, rank, shape);
     x->borrowed = false;
-    x->data = tape_memory_take(t->memory, tensor_bytes(x));
+    x->data = tape_memory_take(t->memory, t->lane, tensor_bytes(x));
+    x->lane = (int8_t)t->lane;
+    tape_touch(t, &x->touched);
     recompute_own(t, x);
     return x;
 }
@@ -166,8 +168,8 @@ Tensor *tape_keep(Node *n, int slot, Dtype dtype, int rank, const int64_t *shape
     return n->saved[slot] = make(n->tape, dtype, rank, shape);
 }
 
-void *tape_scratch(Node *n, size_t bytes) { return tape_memory_scratch(n->tape->memory, bytes); }
-void tape_end_scratch(Tape *t) { tape_memory_end_scratch(t->memory); }
+void *tape_scratch(Node *n, size_t bytes) { return tape_memory_scratch(n->tape->memory, n->tape->lane, bytes); }
+void tape_end_scratch(Tape *t) { tape_memory_end_scratch(t->memory, t->lane); }
 
 // ---- forward ----
 
@@ -229,10 +231,11 @@ static void add_cost(Tape *t, const Node *n) {
 }
 
 static void run_forward(Tape *t, Node *n) {
+    tape_enter(t, n);
     n->op->forward(n);
     tape_look_for_faults(t, n, "forward");
     t->last = n;
-    tape_memory_end_scratch(t->memory);
+    tape_end_scratch(t);
     if (t->check_finite) tape_complain(t, n, n->out->data, n->out, n->out->dtype, "the output");
     if (t->check_finite && n->second)
         tape_complain(t, n, n->second->data, n->second, n->second->dtype, "the second output");
@@ -244,6 +247,7 @@ const Node *tape_call(Tape *t, const Operator *op, const Attributes *attributes,
     Node *n = arena_zeroed(t->host, sizeof *n);
     n->op = op;
     n->tape = t;
+    n->lane = t->lane;
     if (attributes) n->attributes = *attributes;
     for (int i = 0; i < n_in; i++) n->in[i] = in[i];
     n->pending = wants_of(t, n);

@@ -49,6 +49,18 @@ void tape_backward(Tape *, Tensor *loss, Halves);
 // done once: a tape has one backward pass (or one of each half); several losses add up to one first.
 void tape_backward_from(Tape *, Tensor *out, const void *gradient, Halves);
 
+// ---- lanes: calls that need not wait for one another ----
+
+// What is called from here on goes into this lane (below BACKEND_LANES) of a backend that has some, and so do the backward
+// halves of these calls. Calls of one lane run in their order, those of several beside one another, but where one reads
+// or changes what another touched: the tape sees that, and waits. So the same numbers come out as with one lane, and sums
+// of several lanes in a gradient add up in the order of the calls. Each lane has memory of its own: blocks go back to
+// where they came from, and are used again in the order of that lane; with one memory for all, what one lane freed would
+// be handed to another, which then had to wait. It costs the peak of each lane instead of that of all together.
+void tape_lane(Tape *, int lane);
+// All lanes meet, and what follows goes into lane 0. At the end of a backward pass they have.
+void tape_join(Tape *);
+
 // ---- a model in parts: other tapes, here or on other ranks, run what comes before and behind ----
 
 // Memory that several tapes take from and give back to: of one stage of a pipeline, say, which has a tape for each

@@ -8,40 +8,52 @@
 enum { HOLDS = 2 * READS_OUTPUT }; // in Node.held: what it saved, whatever else it reads
 
 static void take_gradient(Tape *t, Tensor *x) {
-    if (!x->grad) x->grad = tape_memory_take(t->memory, tensor_bytes(x));
+    if (x->grad) return;
+    x->grad = tape_memory_take(t->memory, t->lane, tensor_bytes(x));
+    x->grad_lane = (int8_t)t->lane;
+    x->grad_touched = (LaneMark){.lane = t->lane}; // by nobody
 }
 
 // ---- equal gradients that share their memory ----
 
 void tape_move_gradient(Tensor *to, Tensor *from) {
     to->grad = from->grad;
-    to->grad_holders = from->grad_holders;
+    to->grad_shared = from->grad_shared;
+    to->grad_lane = from->grad_lane;
+    to->grad_touched = from->grad_touched;
     to->grad_sums = from->grad_sums;
     to->grad_written = true;
     from->grad = NULL;
-    from->grad_holders = NULL;
+    from->grad_shared = NULL;
     from->grad_sums = NULL;
 }
 
 static void share_gradient(Tape *t, Tensor *to, Tensor *from) {
-    if (!from->grad_holders) *(from->grad_holders = arena_array(t->host, int, 1)) = 1;
+    if (!from->grad_shared) {
+        SharedGradient *shared = arena_array(t->host, SharedGradient, 1);
+        *shared = (SharedGradient){1, from->grad_touched};
+        from->grad_shared = shared;
+    }
     to->grad = from->grad;
-    to->grad_holders = from->grad_holders;
+    to->grad_shared = from->grad_shared;
+    to->grad_lane = from->grad_lane;
     to->grad_sums = from->grad_sums;
     to->grad_written = true;
-    ++*to->grad_holders;
+    to->grad_shared->holders++;
 }
 
-static bool others_hold_gradient(const Tensor *x) { return x->grad_holders && *x->grad_holders > 1; }
+static bool others_hold_gradient(const Tensor *x) { return x->grad_shared && x->grad_shared->holders > 1; }
 
 // Before it is changed: x gets a copy of its own where others hold it too.
 static void own_gradient(Tape *t, Tensor *x) {
     x->grad_sums = NULL;
     if (!others_hold_gradient(x)) return;
     const void *shared = x->grad;
-    --*x->grad_holders;
-    x->grad_holders = NULL;
-    x->grad = tape_memory_take(t->memory, tensor_bytes(x));
+    tape_touch(t, &x->grad_shared->touched);
+    x->grad_shared->holders--;
+    x->grad_shared = NULL;
+    x->grad = NULL;
+    take_gradient(t, x);
     t->backend->copy(t->backend, x->grad, shared, tensor_bytes(x));
 }
 
@@ -58,6 +70,7 @@ static Destination place_of(Node *n, int input) {
     else
         take_gradient(n->tape, x);
     if (x->grad_written) own_gradient(n->tape, x);
+    tape_touch(n->tape, tape_gradient_mark(x));
     Destination d = {x->grad, x->is_parameter ? F32 : x->dtype, x->grad_written};
     x->grad_written = true;
     return d;
@@ -67,6 +80,7 @@ Destination grad_of_output(Node *n) {
     Tensor *x = n->out;
     take_gradient(n->tape, x);
     if (x->grad_written) own_gradient(n->tape, x);
+    tape_touch(n->tape, tape_gradient_mark(x));
     Destination d = {x->grad, x->dtype, x->grad_written};
     x->grad_written = true;
     return d;
@@ -158,6 +172,7 @@ static unsigned deliver(Tape *t, Node *n, unsigned wanted) {
         Tensor *x = n->early[i];
         if (!x || !WANTS(wanted, i)) continue;
         Destination d = place_of(n, i);
+        tape_touch(t, &x->touched);
         if (d.add)
             b->add_in_place(b, d.data, x->data, tensor_count(x), d.dtype, F32);
         else
@@ -172,18 +187,21 @@ static unsigned deliver(Tape *t, Node *n, unsigned wanted) {
 
 void tape_give_back(Tape *t, Tensor *x) {
     if (!x || x->borrowed) return;
-    tape_memory_give(t->memory, x->data, tensor_bytes(x));
+    tape_leave(t, x->lane, x->touched);
+    tape_memory_give(t->memory, x->lane, x->data, tensor_bytes(x));
     x->borrowed = true; // once
 }
 
 void tape_give_gradient(Tape *t, Tensor *x) {
     if (!x->grad || x->is_parameter) return;
-    if (others_hold_gradient(x))
-        --*x->grad_holders;
-    else
-        tape_memory_give(t->memory, x->grad, tensor_bytes(x));
+    if (others_hold_gradient(x)) {
+        x->grad_shared->holders--;
+    } else {
+        tape_leave(t, x->grad_lane, *tape_gradient_mark(x));
+        tape_memory_give(t->memory, x->grad_lane, x->grad, tensor_bytes(x));
+    }
     x->grad = NULL;
-    x->grad_holders = NULL;
+    x->grad_shared = NULL;
     x->grad_sums = NULL;
     x->grad_written = false;
 }
@@ -270,10 +288,11 @@ static void run_operator_backward(Tape *t, Node *n, Halves halves) {
     make_room(t, n, early);
     if (now) {
         tape_announce_use(t, n);
+        tape_enter_backward(t, n);
         n->op->backward(n, now);
         tape_look_for_faults(t, n, "backward");
     }
-    tape_memory_end_scratch(t->memory);
+    tape_end_scratch(t);
     if (t->check_finite) check_gradients(t, n, wanted);
     tape_settle(t, n, wanted);
 }
@@ -286,6 +305,7 @@ static void abandon(Tape *t, Node *n) {
 
 void tape_backward_node(Tape *t, Node *n, Halves halves) {
     if (!n->pending) return;
+    tape_lane(t, n->lane);
     bool reached = n->out->grad || (n->second && n->second->grad) || n->early || recompute_waits(n);
     if (!reached && !(halves & INPUT_GRADIENTS)) return;
     if (!reached)
@@ -303,6 +323,7 @@ void *tape_seed_place(Tape *t, Tensor *out) {
     if (t->error || !out->needs_grad) return NULL;
     check(!out->grad_written && "an output is seeded once, before the backward pass");
     take_gradient(t, out);
+    tape_touch(t, tape_gradient_mark(out));
     out->grad_written = true;
     return out->grad;
 }
@@ -350,6 +371,7 @@ void tape_backward_seeded(Tape *t, Halves halves) {
         tape_backward_node(t, t->nodes[i], halves);
     }
     if (layer.name[0]) enter_layer(t, &layer, NULL);
+    tape_join(t);
     if (halves == INPUT_GRADIENTS) release_rest(t);
 }
 

@@ -6,45 +6,81 @@
 
 enum { FIRST_CHUNK = 4 << 20, FIRST_SMALL_CHUNK = 256 << 10 }; // bytes
 
-struct TapeMemory {
-    Backend *backend;
+typedef struct LaneMemory {
     Pool *large, *small;
     Arena *scratch; // one operator's work space
+} LaneMemory;
+
+struct TapeMemory {
+    Backend *backend;
+    LaneMemory lanes[BACKEND_LANES];
+    int count; // of lanes that have some
 };
+
+static void open_lane(TapeMemory *m) {
+    Backend *b = m->backend;
+    ArenaSource source = {b->allocate, b->release, b, b->extend};
+    m->lanes[m->count++] = (LaneMemory){.large = pool_new(source, FIRST_CHUNK),
+                                        .small = pool_new(source, FIRST_SMALL_CHUNK),
+                                        .scratch = arena_new_from(source, FIRST_CHUNK)};
+}
 
 TapeMemory *tape_memory_new(Backend *backend) {
     TapeMemory *m = calloc(1, sizeof *m);
     check(m);
-    ArenaSource source = {backend->allocate, backend->release, backend, backend->extend};
     m->backend = backend;
-    m->large = pool_new(source, FIRST_CHUNK);
-    m->small = pool_new(source, FIRST_SMALL_CHUNK);
-    m->scratch = arena_new_from(source, FIRST_CHUNK);
+    open_lane(m);
     return m;
 }
 
 void tape_memory_free(TapeMemory *m) {
     if (!m) return;
-    pool_free(m->large);
-    pool_free(m->small);
-    arena_free(m->scratch);
+    for (int i = 0; i < m->count; i++) {
+        pool_free(m->lanes[i].large);
+        pool_free(m->lanes[i].small);
+        arena_free(m->lanes[i].scratch);
+    }
     free(m);
 }
 
 size_t tape_memory_peak(const TapeMemory *m) {
-    return pool_peak(m->large) + pool_peak(m->small) + arena_peak(m->scratch);
+    size_t sum = 0;
+    for (int i = 0; i < m->count; i++)
+        sum += pool_peak(m->lanes[i].large) + pool_peak(m->lanes[i].small) + arena_peak(m->lanes[i].scratch);
+    return sum;
 }
 
-size_t tape_memory_held(const TapeMemory *m) { return pool_held(m->large) + pool_held(m->small); }
+size_t tape_memory_held(const TapeMemory *m) {
+    size_t sum = 0;
+    for (int i = 0; i < m->count; i++) sum += pool_held(m->lanes[i].large) + pool_held(m->lanes[i].small);
+    return sum;
+}
 
 int64_t tape_memory_system_allocations(const TapeMemory *m) {
-    return pool_system_allocations(m->large) + pool_system_allocations(m->small) + arena_system_allocations(m->scratch);
+    int64_t sum = 0;
+    for (int i = 0; i < m->count; i++)
+        sum += pool_system_allocations(m->lanes[i].large) + pool_system_allocations(m->lanes[i].small) +
+               arena_system_allocations(m->lanes[i].scratch);
+    return sum;
 }
 
-static Pool *pool_of(const TapeMemory *m, size_t bytes) { return bytes < KEPT_BELOW ? m->small : m->large; }
+static const LaneMemory *memory_of(TapeMemory *m, int lane) {
+    check(lane >= 0 && lane < BACKEND_LANES);
+    while (m->count <= lane) open_lane(m);
+    return &m->lanes[lane];
+}
+
+static Pool *pool_of(TapeMemory *m, int lane, size_t bytes) {
+    const LaneMemory *l = memory_of(m, lane);
+    return bytes < KEPT_BELOW ? l->small : l->large;
+}
 
 Backend *tape_memory_backend(const TapeMemory *m) { return m->backend; }
-void *tape_memory_take(TapeMemory *m, size_t bytes) { return pool_take(pool_of(m, bytes), bytes); }
-void tape_memory_give(TapeMemory *m, void *block, size_t bytes) { pool_give(pool_of(m, bytes), block, bytes); }
-void *tape_memory_scratch(TapeMemory *m, size_t bytes) { return arena_allocate(m->scratch, bytes); }
-void tape_memory_end_scratch(TapeMemory *m) { arena_reset(m->scratch); }
+void *tape_memory_take(TapeMemory *m, int lane, size_t bytes) { return pool_take(pool_of(m, lane, bytes), bytes); }
+void tape_memory_give(TapeMemory *m, int lane, void *block, size_t bytes) {
+    pool_give(pool_of(m, lane, bytes), block, bytes);
+}
+void *tape_memory_scratch(TapeMemory *m, int lane, size_t bytes) {
+    return arena_allocate(memory_of(m, lane)->scratch, bytes);
+}
+void tape_memory_end_scratch(TapeMemory *m, int lane) { arena_reset(memory_of(m, lane)->scratch); }

@@ -20,8 +20,16 @@ typedef struct Replay {
     int64_t node_count, owned_count;
 } Replay;
 
+// A gradient that several tensors have.
+typedef struct SharedGradient {
+    int holders;
+    LaneMark touched; // in place of theirs
+} SharedGradient;
+
 struct Tape {
     Backend *backend;
+    int lane; // of what is called
+    unsigned lanes; // bits of those beyond the first that were used since they met
     bool record, check_finite;
     TapeMemory *memory; // device: activations, gradients, work space
     bool owns_memory;
@@ -46,10 +54,19 @@ struct Tape {
 };
 
 Backend *tape_memory_backend(const TapeMemory *);
-void *tape_memory_take(TapeMemory *, size_t bytes);             // never NULL
-void tape_memory_give(TapeMemory *, void *block, size_t bytes); // bytes as they were asked for
-void *tape_memory_scratch(TapeMemory *, size_t bytes);          // until the end of scratch
-void tape_memory_end_scratch(TapeMemory *);
+void *tape_memory_take(TapeMemory *, int lane, size_t bytes);             // never NULL
+void tape_memory_give(TapeMemory *, int lane, void *block, size_t bytes); // lane and bytes as they were asked for
+void *tape_memory_scratch(TapeMemory *, int lane, size_t bytes);          // until the end of the lane's scratch
+void tape_memory_end_scratch(TapeMemory *, int lane);
+
+// What happens next in the tape's lane comes behind what others did with memory of this mark, which becomes its own.
+void tape_touch(Tape *, LaneMark *);
+LaneMark *tape_gradient_mark(Tensor *); // of its gradient
+void tape_enter(Tape *, const Node *);  // before n runs forward: what it reads
+// The same before it runs backward, and its outputs' gradients; what it writes comes through grad_of.
+void tape_enter_backward(Tape *, const Node *);
+// Before a block goes back to `owner`, the lane that took it: whatever that puts there comes behind this mark.
+void tape_leave(Tape *, int owner, LaneMark);
 
 void tape_remember(Tape *, Node *);                 // records it
 void tape_announce_use(const Tape *, const Node *); // tells the hooks that a node's functions read parameters now

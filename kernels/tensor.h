@@ -9,6 +9,11 @@ typedef enum Dtype { F32, BF16, I32, U8, E4M3, E5M2 /* within products alone: fp
 
 enum { MAX_RANK = 4 };
 
+typedef struct LaneMark { // a point in the work of a lane (Backend.lane)
+    uint64_t list, number; // of the list of work, and of the mark in it
+    int32_t  lane;
+} LaneMark;
+
 typedef struct Tensor Tensor;
 struct Tensor {
     void       *data;
@@ -30,8 +35,10 @@ struct Tensor {
     Tensor     *before;        // the tensor that the tape made before it
     bool        wants_sums;    // somebody will ask for tape_gradient_sums
     float      *grad_sums;     // (width) the sums over the rows of `grad` as it is; NULL: nobody formed them
-    int        *grad_holders;  // how many tensors have this `grad`, of equal gradients; NULL: this one alone
+    struct SharedGradient *grad_shared; // the others that have this `grad`, of equal gradients; NULL: this one alone
     int         readers;       // calls that are still to read its data for the gradients of parameters
+    int8_t      lane, grad_lane; // whose memory they lie in
+    LaneMark    touched, grad_touched; // by whom last: who comes from another lane waits for that (not parameters' data)
 };
 
 static inline size_t dtype_size(Dtype t) { return t == F32 || t == I32 ? 4 : t == BF16 ? 2 : 1; }

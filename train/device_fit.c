@@ -2,6 +2,7 @@
  * by halving. */
 #include "train/device_fit.h"
 #include "base/files.h"
+#include "fusion/joint_units.h"
 #include "kernels/device.h"
 #include "train/agree.h"
 #include "train/device_use.h"
@@ -58,6 +59,28 @@ bool device_fit_pieces(const TrainConfig *c, int ranks, DeviceLimit limit, int *
             low = middle + 1;
     }
     *pieces = pieces_at(c, data, high);
+    return true;
+}
+
+// As many as are used of three: a fourth, for repainted pictures, has little to run beside.
+static int most_lanes(const TrainConfig *c, const Layout *l) {
+    JointConfig three = c->model;
+    three.lanes = 3;
+    return l->size[MESH_TENSOR] > 1 || l->size[MESH_PIPELINE] > 1 ? 1 : joint_lanes(&three);
+}
+
+// Lanes cost memory, but less time than computing again.
+bool device_fit_lanes(TrainConfig *c, const Layout *l, DeviceLimit limit, Error *error) {
+    TrainConfig tried = *c;
+    DeviceMemory m;
+    int lanes = c->model.lanes ? 1 : most_lanes(c, l);
+    if (tried.model.recompute == RECOMPUTE_AUTO) tried.model.recompute = RECOMPUTE_NONE;
+    for (; lanes > 1; lanes--) {
+        tried.model.lanes = lanes;
+        if (!device_memory_plan(&tried, l, limit, &m, error)) return false;
+        if (m.fits) break;
+    }
+    if (!c->model.lanes) c->model.lanes = lanes;
     return true;
 }
 
@@ -135,6 +158,13 @@ static Recompute chosen_before(const DeviceRoom *room, StringList *units) {
     return known ? before.model.recompute : RECOMPUTE_AUTO;
 }
 
+static bool choose_lanes(TrainConfig *c, const Layout *l, DeviceLimit limit, Log *log, Error *error) {
+    bool chosen = !c->model.lanes;
+    if (!device_fit_lanes(c, l, limit, error)) return false;
+    if (chosen && c->model.lanes > 1) log_info(log, "train.lanes: auto takes %d", c->model.lanes);
+    return true;
+}
+
 static bool choose(TrainConfig *c, const Layout *l, const DeviceRoom *room, DeviceLimit limit, Log *log, Error *error) {
     RecomputePlan plan = {0};
     StringList units = c->model.recompute_units;
@@ -163,7 +193,8 @@ bool device_fit_start(TrainConfig *c, const Layout *l, const DeviceRoom *room, C
     *planned = (DeviceMemory){0};
     if (l->size[MESH_PIPELINE] > 1) return true;
     c->device = gpu ? DEVICE_CUDA : DEVICE_CPU;
-    bool ok = c->model.recompute != RECOMPUTE_AUTO || choose(c, l, room, limit, log, error);
+    bool ok = !gpu || choose_lanes(c, l, limit, log, error);
+    ok = ok && (c->model.recompute != RECOMPUTE_AUTO || choose(c, l, room, limit, log, error));
     ok = ok && (!gpu || device_fit_check(c, l, limit, planned, error));
     c->device = asked;
     return agree(world, ok, error);

@@ -17,7 +17,9 @@ typedef struct DeviceRoom { // where a rank of a run finds its memory
 bool device_fit_pieces(const TrainConfig *, int ranks, DeviceLimit, int *pieces, Error *);
 // An error where the step does not fit, with the largest microbatch that does. found: what it takes; may be NULL.
 bool device_fit_check(const TrainConfig *, const Layout *, DeviceLimit, DeviceMemory *found, Error *);
-// All of it at the start of a run, on its backend: what the device has left, the same on all ranks; recomputation,
+// Puts as many lanes as are of use, and as fit, in the place of 0, before anything is computed again: 3 to 1.
+bool device_fit_lanes(TrainConfig *, const Layout *, DeviceLimit, Error *);
+// All of it at the start of a run, on its backend: what the device has left, the same on all ranks; lanes; recomputation,
 // which a resumed run takes from its folder; whether the step fits. The log is told. Collective over the world.
 // Pipelines are left as they are: their stages are planned where the model is cut.
 // `planned`: what it will take; all zero where it has no memory of its own, or a pipeline.

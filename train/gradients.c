@@ -65,12 +65,14 @@ static int64_t elements(int64_t blocks) { return blocks * PARAMETER_BLOCK; }
 static void collect(Gradients *g, int number) {
     Flow *f = &g->flows[number];
     const Bucket *b = bucket_at(g->parameters, number);
+    bool held = f->part || f->sent;
     comm_wait(f->request);
     if (f->part) g->backend->add_in_place(g->backend, b->sums, f->part, elements(b->owned), F32, F32);
     buffers_give(g->buffers, f->part);
     buffers_give(g->buffers, f->sent);
     f->request = NULL;
     f->part = f->sent = NULL;
+    if (held) backend_lanes_meet(g->backend); // others may get that memory
 }
 
 // Gives back what has been reduced, and waits for the oldest where too much is under way. Not at stage 3: there another
@@ -129,11 +131,14 @@ static int climb(Gradients *g, int number) {
     Flow *f = &g->flows[number];
     const Bucket *b = bucket_at(g->parameters, number);
     int level = 0;
+    bool adds = g->piece & 1; // what several lanes formed
+    if (adds) backend_lanes_meet(g->backend);
     for (; g->piece >> level & 1; level++) {
         g->backend->add_in_place(g->backend, b->gradients, f->waiting[level], elements(b->blocks), F32, F32);
         buffers_give(g->buffers, f->waiting[level]);
         f->waiting[level] = NULL;
     }
+    if (adds) backend_lanes_meet(g->backend); // which may get the memory
     return level;
 }
 

@@ -268,6 +268,13 @@ static const ConfigKey train_keys[] = {
      .choices = "none|selective|full|auto",
      .help = "what of a block is computed again in backward, to save memory: nothing, norms and activations, all of it; "
              "auto: the least with which the run fits, chosen at its start"},
+    {.name = "train.lanes",
+     .type = CONFIG_CHOICE,
+     .offset = AT(model.lanes),
+     .fallback = "auto",
+     .choices = "auto|1|2|3|4",
+     .help = "of a GPU's work, at most, in which parts of a joint model run beside one another; auto: up to 3, as many "
+             "as fit into memory"},
     {.name = "train.offload",
      .type = CONFIG_CHOICE,
      .offset = AT(offload),

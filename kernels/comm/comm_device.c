@@ -302,7 +302,10 @@ void device_request_wait(CommRequest *c) {
     if (r->link) r->link->wait(r->link, r->started);
     comm_wait(r->host_too);
     comm_wait(r->host);
-    if (r->up_bytes) g->backend->upload(g->backend, r->call.out, r->staging->data + r->up_at, (size_t)r->up_bytes);
+    if (r->up_bytes) {
+        g->backend->upload(g->backend, r->call.out, r->staging->data + r->up_at, (size_t)r->up_bytes);
+        backend_lanes_meet(g->backend); // whichever reads it
+    }
     if (r->staging) r->staging->taken = false;
     free(r);
     free(c);

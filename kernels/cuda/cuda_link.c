@@ -1,5 +1,5 @@
-/* A link between the GPUs of a group by NCCL, on a lane of its own: a call comes behind all that was put into the first
- * lane, and what follows there waits for it when it is waited for. Shares that are not equally large go one by one in a
+/* A link between the GPUs of a group by NCCL, on a lane of its own: a call comes behind all that was put into the
+ * lanes of the backend's calls, and what follows there waits for it when it is waited for. Shares that are not equally large go one by one in a
  * group (reduce to each owner, broadcast from each owner). Ordered sums, and sums in bf16, are formed by our own
  * kernels: owners get all contributions to their shares and add them along the tree of comm.h, as the host does. */
 #include "base/error.h"
@@ -21,7 +21,7 @@ typedef struct Link {
     ncclComm_t comm;
     int rank, size, lane;
     char name[32];
-    CudaMark *marks; // (most) behind calls that were started
+    LaneMark *marks; // (most) behind calls that were started
     bool *taken;     // (most)
     int most;
     void *room; // device memory of ordered sums
@@ -358,7 +358,7 @@ static int start(DeviceLink *link, const DeviceCall *c) {
     Link *l = link->state;
     int number = free_mark(l);
     bool nothing = c->kind != CALL_ALL_TO_ALL && device_call_bytes(c) == 0; // on every rank
-    cuda_list_wait(l->state, l->lane, cuda_list_mark(l->state, 0));
+    cuda_list_follow_all(l->state, l->lane);
     if (!nothing) put_call(l, c);
     cuda_after(l->state, c->what);
     l->marks[number] = cuda_list_mark(l->state, l->lane);
@@ -370,6 +370,7 @@ static void wait_for(DeviceLink *link, int number) {
     Link *l = link->state;
     check(l->taken[number]);
     cuda_list_wait(l->state, 0, l->marks[number]);
+    cuda_list_meet(l->state);
     l->taken[number] = false;
 }
 

@@ -7,8 +7,10 @@
 #include <cuda_runtime_api.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum { MOST_LISTS = 48, RING = 64 /* marks outside of lists */ };
+_Static_assert((int)BACKEND_LANES <= (int)CUDA_FIRST_LINK_LANE, "lanes of links are others");
 
 typedef struct Note { // commands up to number `end` belong to an operator
     int64_t end;
@@ -31,10 +33,25 @@ struct CudaLists {
     cudaEvent_t *marks; // (mark_room), those of a list and, in front, the ring
     int64_t mark_room;
     uint64_t list_marks, ring_marks; // set so far
+    // Of Backend.lane, in the list being written:
+    LaneMark here;                                 // the mark behind what is put into the present lane
+    unsigned entered;                              // bits of lanes
+    uint64_t waited[BACKEND_LANES][BACKEND_LANES]; // [lane][of]: marks of another lane below this number lie behind it
+    uint64_t met;                                  // the number behind lane 0's mark where all met last; 0: nowhere
     CudaListCounts counts;
 };
 
 static void drop_graph(void *graph) { (void)cudaGraphExecDestroy(graph); }
+
+// A mark for what is put into lane 0 is kept back.
+static void next_list(CudaLists *l) {
+    l->number++;
+    l->list_marks = 1;
+    l->here = (LaneMark){.list = l->number};
+    l->entered = 1;
+    l->met = 0;
+    memset(l->waited, 0, sizeof l->waited);
+}
 
 static cudaError_t new_event(cudaEvent_t *e) { return cudaEventCreateWithFlags(e, cudaEventDisableTiming); }
 
@@ -43,8 +60,8 @@ bool cuda_lists_open(CudaState *s, Error *error) {
     check(l);
     s->lists = l;
     l->known = known_lists_new(MOST_LISTS, drop_graph);
-    l->number = 1;
     l->lanes[0] = s->stream;
+    next_list(l);
     cudaError_t status = new_event(&l->fork);
     if (status == cudaSuccess) status = new_event(&l->join);
     return status == cudaSuccess ||
@@ -99,7 +116,7 @@ void cuda_list_call_on(CudaState *s, int lane, CudaStart *start, const void *arg
 }
 
 void cuda_list_call(CudaState *s, CudaStart *start, const void *arguments, size_t bytes) {
-    cuda_list_call_on(s, 0, start, arguments, bytes);
+    cuda_list_call_on(s, cuda_list_lane(s), start, arguments, bytes);
 }
 
 void cuda_list_note(CudaState *s, const char *what) {
@@ -125,16 +142,20 @@ static cudaEvent_t mark_event(CudaState *s, uint64_t place) {
     return l->marks[place];
 }
 
-CudaMark cuda_list_mark(CudaState *s, int lane) {
+static void put_mark(CudaState *s, LaneMark mark) {
+    (void)mark_event(s, RING + mark.number); // made now: not while a graph is captured
+    command_list_add(&s->lists->list, (Command){.mark = mark.number, .kind = COMMAND_MARK, .lane = mark.lane}, NULL);
+}
+
+LaneMark cuda_list_mark(CudaState *s, int lane) {
     CudaLists *l = s->lists;
     make_lane(s, lane);
     if (cuda_list_writing(s)) {
-        CudaMark mark = {l->number, l->list_marks++, lane};
-        (void)mark_event(s, RING + mark.number); // made now: not while a graph is captured
-        command_list_add(&l->list, (Command){.mark = mark.number, .kind = COMMAND_MARK, .lane = lane}, NULL);
+        LaneMark mark = {l->number, l->list_marks++, lane};
+        put_mark(s, mark);
         return mark;
     }
-    CudaMark mark = {0, l->ring_marks++, lane};
+    LaneMark mark = {0, l->ring_marks++, lane};
     cuda_must(s, cudaEventRecord(mark_event(s, mark.number % RING), l->lanes[lane]), "a mark");
     return mark;
 }
@@ -145,7 +166,7 @@ static void follow(CudaState *s, cudaStream_t to, cudaStream_t from, cudaEvent_t
     cuda_must(s, cudaStreamWaitEvent(to, event, 0), "a lane");
 }
 
-void cuda_list_wait(CudaState *s, int lane, CudaMark until) {
+void cuda_list_wait(CudaState *s, int lane, LaneMark until) {
     CudaLists *l = s->lists;
     make_lane(s, lane);
     if (cuda_list_writing(s)) { // lists begin behind all that was before
@@ -164,6 +185,80 @@ static void join_lanes(CudaState *s, unsigned used) {
     CudaLists *l = s->lists;
     for (int i = 1; i < CUDA_LANES; i++)
         if ((used >> i & 1) && l->lanes[i]) follow(s, l->lanes[0], l->lanes[i], l->join);
+}
+
+// ---- lanes of the backend's calls ----
+
+/* What is put into a lane between two changes of lane has one mark behind it, which is set when the lane is left, or
+ * when somebody wants to wait for it. Nothing waits twice, nor for what lies behind a meeting. */
+
+int cuda_list_lane(const CudaState *s) { return cuda_list_writing(s) ? s->lists->here.lane : 0; }
+
+// Marks of a lane are numbered as they come: this one's successor, once it was set.
+static void next_mark(CudaLists *l) { l->here.number = l->list_marks++; }
+
+static void close_mark(CudaState *s) {
+    put_mark(s, s->lists->here);
+    next_mark(s->lists);
+}
+
+static void wait_in(CudaState *s, int lane, LaneMark until) {
+    CudaLists *l = s->lists;
+    if (!cuda_list_writing(s) || until.list != l->number || until.lane == lane) return;
+    uint64_t *waited = &l->waited[lane][until.lane];
+    if (until.number < *waited) return;
+    if (until.lane == l->here.lane && until.number == l->here.number) close_mark(s);
+    *waited = until.number + 1;
+    cuda_list_wait(s, lane, until);
+}
+
+// Its work space and that of products: taken when a lane is first used.
+static void enter(CudaState *s, int lane) {
+    CudaLists *l = s->lists;
+    close_mark(s);
+    l->here.lane = lane;
+    l->entered |= 1u << lane;
+    cuda_memory_reach_lane(s, lane);
+    cuda_products_reach_lane(s, lane);
+    if (l->met) wait_in(s, lane, (LaneMark){.list = l->number, .number = l->met - 1});
+}
+
+static void set_lane(Backend *b, int lane) {
+    CudaState *s = cuda_state(b);
+    check(lane >= 0 && lane < BACKEND_LANES);
+    if (cuda_list_writing(s) && lane != s->lists->here.lane) enter(s, lane);
+}
+
+static void lane_wait(Backend *b, int lane, LaneMark until) { wait_in(cuda_state(b), lane, until); }
+
+// Lane 0 waits for the others, and they, when they go on, for that. Where it is alone up to now, others wait for the
+// mark that will stand where it is left.
+void cuda_list_meet(CudaState *s) {
+    CudaLists *l = s->lists;
+    if (!cuda_list_writing(s)) return;
+    if (l->entered == 1) {
+        l->met = l->here.number + 1;
+        return;
+    }
+    put_mark(s, l->here);
+    for (int i = 1; i < BACKEND_LANES; i++)
+        if (l->entered >> i & 1) cuda_list_wait(s, 0, cuda_list_mark(s, i));
+    uint64_t met = cuda_list_mark(s, 0).number;
+    for (int i = 0; i < BACKEND_LANES; i++)
+        for (int k = 0; k < BACKEND_LANES; k++)
+            if (i != k && k) l->waited[i][k] = met;
+    l->met = met + 1;
+    next_mark(l);
+    if (l->here.lane) wait_in(s, l->here.lane, (LaneMark){.list = l->number, .number = met});
+}
+
+static void lanes_meet(Backend *b) { cuda_list_meet(cuda_state(b)); }
+
+void cuda_list_follow_all(CudaState *s, int lane) {
+    check(lane >= BACKEND_LANES);
+    for (int i = 0; i < BACKEND_LANES; i++)
+        if (i == 0 || (cuda_list_writing(s) && (s->lists->entered >> i & 1)))
+            cuda_list_wait(s, lane, cuda_list_mark(s, i));
 }
 
 // ---- starting ----
@@ -256,8 +351,10 @@ void cuda_list_flush(CudaState *s) {
     }
     command_list_clear(&l->list);
     l->note_count = 0;
-    l->list_marks = 0;
-    l->number++;
+    int lane = l->here.lane;
+    next_list(l);
+    l->here.lane = lane;
+    l->entered |= 1u << lane;
 }
 
 // Copies of slabs and reads: the former end before a list begins, the latter go from memory that nobody releases.
@@ -278,6 +375,7 @@ static void begin(Backend *b, const char *name) {
     CudaLists *l = s->lists;
     if (s->synchronous || l->depth++) return;
     l->name = name;
+    l->here.lane = 0;
     join_lanes(s, ~0u);
 }
 
@@ -291,4 +389,8 @@ static void end(Backend *b) {
 
 static void flush(Backend *b) { cuda_list_flush(cuda_state(b)); }
 
-void cuda_lists_install(Backend *b) { b->sequence_begin = begin, b->sequence_end = end, b->flush = flush; }
+void cuda_lists_install(Backend *b) {
+    b->sequence_begin = begin, b->sequence_end = end, b->flush = flush;
+    b->here = &cuda_state(b)->lists->here;
+    b->lane = set_lane, b->lane_wait = lane_wait, b->lanes_meet = lanes_meet;
+}

@@ -3,8 +3,8 @@
  * graph from the second time on that the very same bytes come. Outside of sequences it starts at once. Every piece of
  * device work (kernels, libraries, copies) of a path that runs in a step goes through here.
  *
- * Lanes are streams. All is put into lane 0, but for work that is meant to run beside it; lanes are in step where a
- * list begins and where it ends, and else only where marks say so. */
+ * Lanes are streams. All is put into lane 0, or into that of Backend.lane, but for work that is meant to run beside it;
+ * lanes are in step where a list begins and where it ends, and else only where marks say so. */
 #pragma once
 #include "kernels/cuda/cuda_state.h"
 
@@ -16,15 +16,16 @@ enum { CUDA_LANES = 8, CUDA_FIRST_LINK_LANE = 4 /* of those for links between GP
 // is what messages and uploads are for). `start` may only enqueue on the stream it is given: it neither waits, nor
 // allocates, nor uses other streams. Errors: cuda_must, with the state among the arguments.
 void cuda_list_call(CudaState *, CudaStart *start, const void *arguments, size_t bytes);
-// The same in another lane. Work space (cuda_scratch) belongs to lane 0 and may not be used there.
+// The same in a given lane. Work space (cuda_scratch) is that of the present lane and may not be used in another.
 void cuda_list_call_on(CudaState *, int lane, CudaStart *start, const void *arguments, size_t bytes);
 
-typedef struct CudaMark { // a point in a lane
-    uint64_t list, number;
-    int lane;
-} CudaMark;
-CudaMark cuda_list_mark(CudaState *, int lane);             // behind what was put into the lane up to now
-void cuda_list_wait(CudaState *, int lane, CudaMark until); // what follows in the lane comes behind it
+LaneMark cuda_list_mark(CudaState *, int lane);             // behind what was put into the lane up to now
+void cuda_list_wait(CudaState *, int lane, LaneMark until); // what follows in the lane comes behind it
+// The lane that calls are put into, of those of Backend.lane.
+int cuda_list_lane(const CudaState *);
+// What follows in `lane`, another than those, comes behind all that was put into these up to now.
+void cuda_list_follow_all(CudaState *, int lane);
+void cuda_list_meet(CudaState *); // Backend.lanes_meet
 
 // Whether work is being written down.
 bool cuda_list_writing(const CudaState *);

@@ -28,8 +28,8 @@ struct CudaMemory {
     DriverCalls calls;
     int device;
     Regions *regions;
-    CudaBlock scratch;
-    size_t scratch_used; // bytes
+    CudaBlock scratch[BACKEND_LANES];
+    size_t scratch_used[BACKEND_LANES]; // bytes
 };
 
 static bool find(const char *name, void *function, Error *error) {
@@ -103,8 +103,8 @@ bool cuda_memory_open(CudaState *s, Error *error) {
     if (m->calls.granularity(&driver.granularity, &kind, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED) != CUDA_SUCCESS)
         return error_set(error, ERROR_FAILED, "GPU %d has no virtual memory management", m->device);
     m->regions = regions_new(&driver, s->gpu.memory);
-    m->scratch = (CudaBlock){regions_allocate(m->regions, FIRST_SCRATCH), FIRST_SCRATCH};
-    if (!m->scratch.memory)
+    m->scratch[0] = (CudaBlock){regions_allocate(m->regions, FIRST_SCRATCH), FIRST_SCRATCH};
+    if (!m->scratch[0].memory)
         return error_set(error, ERROR_FAILED, "GPU %d (%s) has no memory left", m->device, s->gpu.name);
     return true;
 }
@@ -163,12 +163,15 @@ void cuda_block_reach(CudaState *s, CudaBlock *b, size_t bytes) {
 }
 
 void *cuda_scratch(CudaState *s, size_t bytes) {
-    CudaMemory *m = s->memory;
-    size_t first = m->scratch_used;
-    m->scratch_used += (bytes + SCRATCH_ALIGNMENT - 1) / SCRATCH_ALIGNMENT * SCRATCH_ALIGNMENT;
-    cuda_block_reach(s, &m->scratch, m->scratch_used);
-    return m->scratch.memory + first;
+    int lane = cuda_list_lane(s);
+    CudaBlock *scratch = &s->memory->scratch[lane];
+    size_t *used = &s->memory->scratch_used[lane], first = *used;
+    *used += (bytes + SCRATCH_ALIGNMENT - 1) / SCRATCH_ALIGNMENT * SCRATCH_ALIGNMENT;
+    cuda_block_reach(s, scratch, *used);
+    return scratch->memory + first;
 }
+
+void cuda_memory_reach_lane(CudaState *s, int lane) { cuda_block_reach(s, &s->memory->scratch[lane], FIRST_SCRATCH); }
 
 static void *queue_scratch(void *owner, size_t bytes) { return cuda_scratch(owner, bytes); }
 static void queue_start(void *owner, CudaStart *start, const void *arguments, size_t bytes) {
@@ -183,8 +186,8 @@ static const void *queue_message(void *owner, const void *host, size_t bytes) {
 }
 CudaQueue cuda_queue(CudaState *s) { return (CudaQueue){s->stream, queue_scratch, queue_start, queue_message, s}; }
 
-size_t cuda_scratch_mark(const CudaState *s) { return s->memory->scratch_used; }
-void cuda_scratch_rewind(CudaState *s, size_t mark) { s->memory->scratch_used = mark; }
+size_t cuda_scratch_mark(const CudaState *s) { return s->memory->scratch_used[cuda_list_lane(s)]; }
+void cuda_scratch_rewind(CudaState *s, size_t mark) { s->memory->scratch_used[cuda_list_lane(s)] = mark; }
 
 static bool memory(Backend *b, size_t *free, size_t *total) {
     (void)b;

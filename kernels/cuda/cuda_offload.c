@@ -58,7 +58,7 @@ typedef struct Stream {
     int64_t room, used;      // elements of an array in a half; of the chunk being put together
     AdamWPart *there, *here; // (count) runs of the chunk: on the host, and in the window
     int count, half;
-    CudaMark down[HALVES]; // behind what was copied out of a half
+    LaneMark down[HALVES]; // behind what was copied out of a half
     bool filled[HALVES];   // before, so that there is such a mark
 } Stream;
 

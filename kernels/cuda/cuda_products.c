@@ -1,6 +1,6 @@
 /* Matrix products through cuBLASLt: f32 in full precision (no TF32), bf16 with f32 sums. Each shape, type and alignment
- * has a plan (cuda_product_plans.c), so the same shapes run the same kernels; the work space is one block, so that
- * results have the same bits in every step and run. */
+ * has a plan (cuda_product_plans.c), so the same shapes run the same kernels; each lane has one block of work space, so
+ * that results have the same bits in every step and run. */
 #include "kernels/cuda/cuda_products.h"
 #include "base/error.h"
 #include "kernels/cuda/cuda_list.h"
@@ -31,12 +31,17 @@ bool cuda_products_open(CudaState *s, Error *error) {
     cublasStatus_t status = cublasLtCreate(&p->handle);
     if (status != CUBLAS_STATUS_SUCCESS)
         return error_set(error, ERROR_FAILED, "cuBLASLt does not start: %s", cublasLtGetStatusString(status));
-    cudaError_t memory = cudaMalloc(&p->workspace, WORK_PRODUCTS);
+    cudaError_t memory = cudaMalloc(&p->workspace[0], WORK_PRODUCTS);
     if (memory != cudaSuccess)
         return error_set(error, ERROR_FAILED, "no memory for matrix products: %s", cudaGetErrorString(memory));
     p->plans = shape_cache_new(sizeof(ProductKey), sizeof(ProductPlan *));
     p->memory = open_memory(s);
     return true;
+}
+
+void cuda_products_reach_lane(CudaState *s, int lane) {
+    void **place = &s->products->workspace[lane];
+    if (!*place) cuda_must(s, cudaMalloc(place, WORK_PRODUCTS), "work space of products");
 }
 
 static void drop_plan(void *place) { product_plan_free(*(ProductPlan **)place); }
@@ -46,7 +51,7 @@ void cuda_products_close(CudaState *s) {
     if (!p) return;
     shape_cache_free(p->plans, drop_plan);
     product_memory_close(p->memory);
-    (void)cudaFree(p->workspace);
+    for (int i = 0; i < BACKEND_LANES; i++) (void)cudaFree(p->workspace[i]);
     if (p->handle) (void)cublasLtDestroy(p->handle);
     free(p);
     s->products = NULL;
@@ -65,6 +70,7 @@ ProductCall product_call(CudaState *s, const ProductPlan *plan, const Matmul *p)
                          .aux = p->aux,
                          .left_factor = p->b_factor,
                          .right_factor = p->a_factor,
+                         .workspace = s->products->workspace[cuda_list_lane(s)],
                          .add = p->add};
 }
 
@@ -86,7 +92,7 @@ cublasStatus_t product_start(const ProductCall *c, CudaStream stream) {
     const float one = 1, beta = c->add ? 1 : 0;
     if (!product_point(c)) return CUBLAS_STATUS_INVALID_VALUE;
     return cublasLtMatmul(own->handle, plan->operation, &one, c->left, plan->left, c->right, plan->right, &beta, c->out,
-                          plan->out, c->out, plan->out, &plan->algorithm, own->workspace, WORK_PRODUCTS, stream);
+                          plan->out, c->out, plan->out, &plan->algorithm, c->workspace, WORK_PRODUCTS, stream);
 }
 
 static void start(const void *arguments, CudaStream stream) {

@@ -20,9 +20,9 @@ typedef struct ProductPlan {
 
 struct CudaProducts {
     cublasLtHandle_t handle;
-    void *workspace;
-    ShapeCache *plans;     // ProductKey -> ProductPlan *
-    ProductMemory *memory; // NULL: nothing is timed, the library's first suggestion is taken
+    void *workspace[BACKEND_LANES]; // NULL: the lane was never used
+    ShapeCache *plans;              // ProductKey -> ProductPlan *
+    ProductMemory *memory;          // NULL: nothing is timed, the library's first suggestion is taken
 };
 
 typedef struct ProductCall { // as bytes in a list
@@ -33,6 +33,7 @@ typedef struct ProductCall { // as bytes in a list
     const void *vector; // the bias as the plan takes it, or where sums go; NULL: none
     void *aux;
     const float *left_factor, *right_factor; // of fp8
+    void *workspace;
     int64_t add;
 } ProductCall;
 // What becomes of p by `plan`, with its own bias.

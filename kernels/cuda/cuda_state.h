@@ -56,12 +56,13 @@ const char *cuda_fault(Backend *); // Backend.fault
 bool cuda_memory_open(CudaState *, Error *);
 void cuda_memory_close(CudaState *);
 void cuda_memory_install(Backend *);
-// Work space, 256-byte aligned, on top of what calls further out hold; what is in it stays where it is. A call of the
-// backend takes a mark first and goes back to it when all it does has been started: the next one may have the same
-// memory, since calls run in order.
+// Work space of the present lane, 256-byte aligned, on top of what calls further out hold; what is in it stays where it
+// is. A call of the backend takes a mark first and goes back to it when all it does has been started: the next one may
+// have the same memory, since calls of a lane run in order.
 void *cuda_scratch(CudaState *, size_t bytes);
 size_t cuda_scratch_mark(const CudaState *);
 void cuda_scratch_rewind(CudaState *, size_t mark);
+void cuda_memory_reach_lane(CudaState *, int lane); // it has work space
 CudaQueue cuda_queue(CudaState *); // where our own kernels go, with this work space
 
 typedef struct CudaBlock { // memory that grows where it stands; {0} is empty
@@ -100,6 +101,7 @@ void cuda_reads_send(CudaState *); // behind the list
 bool cuda_products_open(CudaState *, Error *);
 void cuda_products_close(CudaState *);
 void cuda_products_install(Backend *);
+void cuda_products_reach_lane(CudaState *, int lane); // it has work space for them
 
 // ---- our own kernels (cuda_calls.c, cuda_cross_entropy.c) ----
 

@@ -16,6 +16,11 @@
     "device=cuda", "tokenizer=words", "data.0.path=text", "data.0.objectives=[lm]", "data.0.batch=4",                  \
         "model.text.context=32", "model.text.width=32", "model.text.layers=2", "model.text.heads=2"
 
+#define PICTURES                                                                                                       \
+    "model.vision.enabled=true", "model.vision.image_size=32", "model.vision.patch=8", "model.vision.width=32",        \
+        "model.vision.layers=2", "model.vision.heads=2", "model.weight.caption=1", "model.weight.contrastive=1",       \
+        "model.weight.mae=1", "data.1.path=pairs", "data.1.objectives=[caption, contrastive, mae]", "data.1.batch=3"
+
 typedef struct Case {
     const char *const *settings;
     int count;
@@ -100,6 +105,13 @@ static void fp8_is_foretold_to_the_byte(void **state) {
     assert_foretold(CASE("model.text.vocabulary=300", "precision=fp8"));
 }
 
+// Each lane has memory of its own; validation would have some more.
+static void lanes_are_foretold_to_the_byte(void **state) {
+    (void)state;
+    assert_foretold(CASE("model.text.vocabulary=300", "train.microbatches=1", "train.lanes=1", PICTURES));
+    assert_foretold(CASE("model.text.vocabulary=300", "train.microbatches=1", "train.lanes=3", PICTURES));
+}
+
 static void states_on_the_host_are_not_on_the_gpu(void **state) {
     (void)state;
     assert_foretold(CASE("model.text.vocabulary=3000", "precision=bf16", "train.offload=states"));
@@ -138,9 +150,9 @@ static void a_run_may_have_what_the_gpu_has_free(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(tensors_are_foretold_to_the_byte),      cmocka_unit_test(work_space_that_grows_is_foretold),
-        cmocka_unit_test(fp8_is_foretold_to_the_byte),           cmocka_unit_test(a_run_may_have_what_the_gpu_has_free),
-        cmocka_unit_test(states_on_the_host_are_not_on_the_gpu),
+        cmocka_unit_test(tensors_are_foretold_to_the_byte), cmocka_unit_test(work_space_that_grows_is_foretold),
+        cmocka_unit_test(fp8_is_foretold_to_the_byte),      cmocka_unit_test(a_run_may_have_what_the_gpu_has_free),
+        cmocka_unit_test(lanes_are_foretold_to_the_byte),   cmocka_unit_test(states_on_the_host_are_not_on_the_gpu),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -343,7 +343,7 @@ static void marks_stay_good_when_their_list_has_ended_or_many_came_behind(void *
         float *x = g.memory(), *y = g.memory();
         Numbers given = drawn(1);
         g.b->upload(g.b, x, given.data(), N * sizeof(float));
-        CudaMark sent = cuda_list_mark(s, 0), behind;
+        LaneMark sent = cuda_list_mark(s, 0), behind;
         for (int i = 0; i < 100; i++) (void)cuda_list_mark(s, 0);
         cuda_list_wait(s, 1, sent);
         Put p = {s, y, x, N * sizeof(float)};

@@ -41,6 +41,7 @@ typedef struct Plan { // what runs
     bool same_batch;  // in all steps, of which two have the same number
     unsigned without; // objectives, a bit each
     RuntimeOrder order;
+    int lanes;
 } Plan;
 
 static const OptimizerConfig rule = {.final_ratio = 1,
@@ -59,6 +60,7 @@ static void open_run(Run *r, const Plan *plan) {
     config.vision.dropout = config.text.dropout = 0.1;
     for (int o = 0; o < OBJECTIVES; o++)
         if (plan->without >> o & 1) config.weight[o] = 0;
+    config.lanes = plan->lanes;
     optimizer.learning_rate = plan->learning_rate;
     *r = (Run){.memory = arena_new(1 << 16), .pieces = plan->pieces};
     r->backend = cuda_backend_new(&(CudaOptions){.synchronous = !plan->sequences}, NULL, &error);
@@ -347,11 +349,33 @@ static void a_token_is_few_launches(void **state) {
     assert_int_equal(many.counts.commands - few.counts.commands, TEXTS * (LESS * token + LESS_READS));
 }
 
+// Parts of the model beside one another, command by command and as graphs, in any order that their waits allow; the
+// more lanes, the more of these.
+static void lanes_change_no_bit(void **state) {
+    (void)state;
+    static const RuntimeOrder orders[] = {RUNTIME_OTHERS_FIRST, RUNTIME_RANDOM, RUNTIME_RANDOM};
+    Plan plan = {.sequences = true, .dtype = BF16, .steps = 4, .shapes = 1, .pieces = 1, .learning_rate = 1e-2};
+    Run one = run_steps(plan);
+    int64_t commands = one.counts[plan.steps - 1].commands;
+    for (plan.lanes = 2; plan.lanes <= BACKEND_LANES; plan.lanes++) {
+        runtime_set_order(orders[plan.lanes - 2], (unsigned)plan.lanes);
+        Run r = run_steps(plan);
+        runtime_set_order(RUNTIME_LATE, 1);
+        assert_equal_runs(&r, &one, plan.steps);
+        assert_all_graphs(&r, 3, plan.steps);
+        assert_true(r.counts[plan.steps - 1].commands > commands); // marks and waits
+        commands = r.counts[plan.steps - 1].commands;
+        free(r.parameters);
+    }
+    free(one.parameters);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(steps_are_graphs_from_the_third_on_and_keep_their_bits),
         cmocka_unit_test(steps_in_bf16_and_several_pieces_too),
         cmocka_unit_test(two_shapes_in_turns_each_have_their_graphs),
+        cmocka_unit_test(lanes_change_no_bit),
         cmocka_unit_test(dropout_differs_from_step_to_step_though_the_graph_is_the_same),
         cmocka_unit_test(the_verdict_is_three_launches_and_the_update_one),
         cmocka_unit_test(tokens_keep_their_bits_as_graphs),

@@ -286,6 +286,27 @@ static void no_cheaper_choice_of_blocks_fits(void **state) {
     }
 }
 
+// Each lane has work space and its own peak; where that is too much there are fewer, before anything is computed again.
+static void lanes_are_as_many_as_fit(void **state) {
+    (void)state;
+    Error error = {0};
+    DeviceMemory m[4] = {{0}};
+    TrainConfig c = CONFIG("train.recompute=auto");
+    Layout l = layout_of(&c, 1);
+    for (int lanes = 1; lanes <= 3; lanes++) {
+        c.model.recompute = RECOMPUTE_NONE, c.model.lanes = lanes;
+        m[lanes] = plan_of(&c, 0);
+        assert_true(m[lanes].scratch == lanes * (double)WORK_SCRATCH_FIRST);
+        assert_true(m[lanes].products == lanes * (double)WORK_PRODUCTS);
+        assert_true(m[lanes].activations + m[lanes].validation > m[lanes - 1].activations + m[lanes - 1].validation);
+    }
+    for (int lanes = 1; lanes <= 3; lanes++) {
+        c.model.recompute = RECOMPUTE_AUTO, c.model.lanes = 0;
+        assert_done(device_fit_lanes(&c, &l, device_limit(device_memory_total(&m[lanes])), &error), &error);
+        assert_int_equal(c.model.lanes, lanes);
+    }
+}
+
 // The largest product: of the second map's weight, over all rows. (One head: attention takes less.)
 static void rounding_to_fp8_takes_work_space(void **state) {
     (void)state;
@@ -369,6 +390,7 @@ int main(void) {
         cmocka_unit_test(the_largest_microbatch_that_fits_is_found),
         cmocka_unit_test(recomputation_is_the_least_that_fits),
         cmocka_unit_test(no_cheaper_choice_of_blocks_fits),
+        cmocka_unit_test(lanes_are_as_many_as_fit),
         cmocka_unit_test(rounding_to_fp8_takes_work_space),
         cmocka_unit_test(shards_take_their_part),
         cmocka_unit_test(counts_weights_and_clipping_take_no_pass_of_their_own_and_one_launch_updates_all),
