@@ -6,12 +6,12 @@
 #
 #   tests/gpu.sh [all] [OUT.json]    what follows, but for speed of single operators only as far as time is left
 #   tests/gpu.sh check [OUT.json]    every operator against the CPU backend, small training steps beside the CPU's,
-#                                    compute-sanitizer, the speed of every operator, and PyTorch's beside it
+#                                    links between ranks and GPUs, compute-sanitizer, the speed of every operator, and PyTorch's beside it
 #   tests/gpu.sh bench [OUT.json]    whole training steps and generation (gpu_step), PyTorch's in the same run, and
 #                                    llm.c's where LLMC=FOLDER has train_gpt2cu built and its data there
 #   tests/gpu.sh pack FOLDER         builds the programs where there is no GPU, to be taken along as BUILD=FOLDER
 #
-# BUILD=FOLDER     programs built elsewhere (gpu_check, gpu_bench, gpu_step, libbifocal_cuda.so)
+# BUILD=FOLDER     programs built elsewhere (gpu_check, gpu_bench, gpu_step, gpu_links, libbifocal_cuda.so)
 # ARCHITECTURES=90 what pack compiles for
 # PYTHON=python3   one that may have torch; its packages of cuDNN, NCCL and cuBLAS serve where CUDA's folder has none
 # ONLY=NAME        one row of bench alone
@@ -88,7 +88,7 @@ build() { # FOLDER ARCHITECTURES SECONDS
 if [ "$MODE" = pack ]; then
     say "building for compute capability ${ARCHITECTURES:=90}"
     build build-kernels "$ARCHITECTURES-real" 7200 || { tail -30 "$PARTS/build.log" >&2; exit 1; }
-    mkdir -p "$OUT" && cp build-kernels/tests/gpu/gpu_{check,bench,step} build-kernels/libbifocal_cuda.so "$OUT"
+    mkdir -p "$OUT" && cp build-kernels/tests/gpu/gpu_{check,bench,step,links} build-kernels/libbifocal_cuda.so "$OUT"
     exit $?
 fi
 
@@ -127,7 +127,7 @@ write_out() { # true|false: whether all parts came to their end
         printf '"finished": %s, "holds": %s, "llmc_tokens": %s,\n' "$1" "$([ $failed -eq 0 ] && echo true || echo false)" \
             "$(value llmc)"
         printf '"parts": {%s},\n' "${logs#,}"
-        for what in check tiny rows peers bench operator_peers; do
+        for what in check tiny links rows peers bench operator_peers; do
             printf '"%s": %s%s\n' $what "$(lines $what.jsonl)" "$([ $what = operator_peers ] || printf ,)"
         done
         printf '}\n'
@@ -173,6 +173,18 @@ check_steps() {
              { ok = $2 - loss[$1] <= 0.005 * loss[$1] && loss[$1] - $2 <= 0.005 * loss[$1]; bad += !ok; n++
                if (!ok) print $1 ": loss " $2 ", on the CPU " loss[$1] }
              END { exit !n || bad }' >&2 || failed=1
+}
+
+# One GPU linked with itself, three ranks that share it through the hosts, and, where there are several GPUs, a rank each.
+check_links() {
+    local gpus
+    gpus=$(least "$(nvidia-smi -L 2>/dev/null | grep -c '^GPU')" 8)
+    say "links: one rank, three on one GPU, ${gpus:-1} GPUs"
+    OUTPUT=links part links 40 "${ours[@]}" "$(program gpu_links)" || failed=1
+    OUTPUT=links part links_shared 40 "${ours[@]}" CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}" BIFOCAL_NCCL=off \
+        tests/support/tcprun.sh 3 "$(program gpu_links)" || failed=1
+    [ "${gpus:-1}" -lt 2 ] ||
+        OUTPUT=links part links_gpus 90 "${ours[@]}" tests/support/tcprun.sh "$gpus" "$(program gpu_links)" || failed=1
 }
 
 # small shapes, one of each
@@ -261,6 +273,7 @@ export BIFOCAL_CUDA_MODULE
 if [ "$MODE" != bench ]; then
     check_operators
     check_steps
+    check_links
 fi
 if [ "$MODE" != check ]; then
     [ -n "$warm" ] && { timeout 60 tail --pid="$warm" -f /dev/null || kill "$warm" 2>/dev/null; }

@@ -92,9 +92,12 @@ typedef struct CommStatus {  // of the call that has waited longest for other ra
     int64_t number;          // of calls started in that group, this one included: the same on all of its ranks
     char group[32];          // its name, cut off where it is longer
     const char *call, *what; // "all-reduce", "gradients"; call NULL: nothing is under way
-    double since;            // clock_seconds() when it began to run
+    double since;            // clock_seconds() when it began to run, or was first seen to
+    bool device;             // it is the device's: it runs there, whatever the host does
+    int peer;                // then: the other rank in the world; -1: all of the group
 } CommStatus;
-// Any thread. members: becomes the world ranks of that group, int32_t each; NULL: they are not wanted.
+// Any thread, one at a time where devices are linked. members: becomes the world ranks of that group, int32_t each;
+// NULL: they are not wanted.
 CommStatus comm_status(const Comm *world, Buffer *members);
 double comm_waited(const Comm *world);      // seconds that threads of this process have spent in comm_wait
 int64_t comm_sent_bytes(const Comm *world); // by this process

@@ -91,7 +91,7 @@ static bool open_group(Comm *comm, Backend *backend, DeviceLinkKind kind, Error 
     check(g);
     g->backend = backend;
     if (choose_route(comm, g, error) && (*g->why || open_link(comm, g, kind, error))) {
-        if (g->link) engine_add_link(comm->engine, g->link);
+        if (g->link) engine_add_link(comm->engine, g->link, comm);
         if (g->link && backend->flush) engine_before_waits(comm->engine, flush_backend, backend);
         return true;
     }

@@ -25,6 +25,13 @@
 #define SLACK          1000UL // nanoseconds by which the system may lengthen a sleep
 #define SLEEP_IF_WOKEN 0.1
 
+typedef struct WatchedLink { // between devices
+    DeviceLink *link;
+    const Comm *group;
+    int64_t number; // of the call that it was seen in last; 0: in none
+    double since;   // when that was seen first
+} WatchedLink;
+
 struct Engine {
     const Transport *transport;
     void *state;
@@ -44,7 +51,7 @@ struct Engine {
     void (*before_waits)(void *context);
     void *before_context;
     pthread_t before_thread; // whose waits
-    DeviceLink **links;      // (link_count)
+    WatchedLink *links;      // (link_count)
     int link_count;
     double waited;         // seconds
     _Atomic int64_t bytes; // sent
@@ -344,21 +351,45 @@ bool engine_bare_all_reduce(Engine *e, float *data, int64_t n) {
 
 // ---- for the watchdog and the trace ----
 
+// What a link's device is in, if it has been for longer than what `status` tells.
+static const Comm *look_at_link(WatchedLink *w, CommStatus *status) {
+    DeviceUnderWay now;
+    if (!w->link->under_way || !w->link->under_way(w->link, &now)) {
+        w->number = 0;
+        return NULL;
+    }
+    if (w->number != now.number) {
+        w->number = now.number;
+        w->since = clock_seconds();
+    }
+    if (status->call && status->since <= w->since) return NULL;
+    *status = (CommStatus){.number = now.number,
+                           .call = now.call,
+                           .what = now.what,
+                           .since = w->since,
+                           .device = true,
+                           .peer = now.peer < 0 ? -1 : w->group->world[now.peer]};
+    return w->group;
+}
+
 // A group may be gone as soon as its last call has ended: what is told of it is copied under the lock.
 CommStatus engine_status(Engine *e, Buffer *members) {
     CommStatus status = {0};
+    const Comm *group = NULL, *other;
     pthread_mutex_lock(&e->lock);
     const CommRequest *oldest = e->active;
     for (const CommRequest *c = oldest; c; c = c->next)
         if (c->since < oldest->since) oldest = c;
     if (oldest) {
-        const Comm *group = oldest->comm;
+        group = oldest->comm;
         status =
             (CommStatus){.number = oldest->number, .call = oldest->call, .what = oldest->what, .since = oldest->since};
-        snprintf(status.group, sizeof status.group, "%s", group->name);
-        for (int32_t r = 0; r < group->size && members; r++)
-            buffer_append(members, &group->world[r], sizeof *group->world);
     }
+    for (int i = 0; i < e->link_count; i++)
+        if ((other = look_at_link(&e->links[i], &status))) group = other;
+    if (group) snprintf(status.group, sizeof status.group, "%s", group->name);
+    for (int32_t r = 0; group && r < group->size && members; r++)
+        buffer_append(members, &group->world[r], sizeof *group->world);
     pthread_mutex_unlock(&e->lock);
     return status;
 }
@@ -380,11 +411,11 @@ int64_t engine_bytes(const Engine *e) { return atomic_load_explicit(&e->bytes, m
 
 // ---- links between devices ----
 
-void engine_add_link(Engine *e, DeviceLink *link) {
+void engine_add_link(Engine *e, DeviceLink *link, const Comm *group) {
     pthread_mutex_lock(&e->lock);
-    e->links = realloc(e->links, ((size_t)e->link_count + 1) * sizeof(DeviceLink *));
+    e->links = realloc(e->links, ((size_t)e->link_count + 1) * sizeof *e->links);
     check(e->links);
-    e->links[e->link_count++] = link;
+    e->links[e->link_count++] = (WatchedLink){.link = link, .group = group};
     pthread_mutex_unlock(&e->lock);
 }
 
@@ -392,7 +423,7 @@ void engine_remove_link(Engine *e, DeviceLink *link) {
     pthread_mutex_lock(&e->lock);
     int kept = 0;
     for (int i = 0; i < e->link_count; i++)
-        if (e->links[i] != link) e->links[kept++] = e->links[i];
+        if (e->links[i].link != link) e->links[kept++] = e->links[i];
     e->link_count = kept;
     if (!kept) e->before_waits = NULL; // the backend may go
     pthread_mutex_unlock(&e->lock);
@@ -409,7 +440,7 @@ void engine_before_waits(Engine *e, void (*function)(void *context), void *conte
 bool engine_link_fault(Engine *e, char *why, size_t size) {
     const char *fault = NULL;
     pthread_mutex_lock(&e->lock);
-    for (int i = 0; i < e->link_count && !fault; i++) fault = e->links[i]->fault(e->links[i]);
+    for (int i = 0; i < e->link_count && !fault; i++) fault = e->links[i].link->fault(e->links[i].link);
     if (fault) snprintf(why, size, "%s", fault);
     pthread_mutex_unlock(&e->lock);
     return fault != NULL;
@@ -417,6 +448,6 @@ bool engine_link_fault(Engine *e, char *why, size_t size) {
 
 void engine_abort_links(Engine *e) {
     pthread_mutex_lock(&e->lock);
-    for (int i = 0; i < e->link_count; i++) e->links[i]->abort(e->links[i]);
+    for (int i = 0; i < e->link_count; i++) e->links[i].link->abort(e->links[i].link);
     pthread_mutex_unlock(&e->lock);
 }

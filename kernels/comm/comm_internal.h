@@ -151,7 +151,7 @@ const Transport *engine_transport(const Engine *);
 bool engine_bare_all_reduce(Engine *, float *data, int64_t n); // false where the transport has none
 // The links between devices of this process's groups: for the watchdog.
 struct DeviceLink;
-void engine_add_link(Engine *, struct DeviceLink *);
+void engine_add_link(Engine *, struct DeviceLink *, const Comm *);
 void engine_remove_link(Engine *, struct DeviceLink *);
 bool engine_link_fault(Engine *, char *why, size_t size);
 void engine_abort_links(Engine *);

@@ -23,8 +23,8 @@ typedef struct DeviceCall {
     CommType type;
     CommReduction reduction;
     CommOrder order;
-    int peer, tag;                       // root, sender, receiver, or the other side
-    int behind;                          // LINK_MESSAGES: 0: all that the backend was given; what `point` said; -1: nothing
+    int peer, tag; // root, sender, receiver, or the other side
+    int behind;    // LINK_MESSAGES: 0: all that the backend was given; what `point` said; -1: nothing
     const int64_t *out_bytes, *in_bytes; // all-to-all: (ranks) each, read before the call returns
     const char *what;
 } DeviceCall;
@@ -43,6 +43,13 @@ typedef struct DeviceLinkId {
     char bytes[128];
 } DeviceLinkId;
 
+typedef struct DeviceUnderWay { // a call that a device has begun and not ended
+    int64_t number;             // of those of its link: the same on all ranks
+    const char *call, *what;    // "all-reduce", "gradients"
+    int64_t bytes;
+    int peer; // in the group; -1: all of it
+} DeviceUnderWay;
+
 typedef struct DeviceLink DeviceLink;
 struct DeviceLink {
     void *state;
@@ -51,15 +58,16 @@ struct DeviceLink {
     void (*wait)(DeviceLink *, int started); // what the backend is given from now on comes behind it; not the host
     // LINK_MESSAGES: this point in what the backend is given, for the `behind` of one call. Else NULL.
     int (*point)(DeviceLink *);
-    const char *(*fault)(DeviceLink *);      // what went wrong on the way, NULL: nothing; any thread
-    void (*abort)(DeviceLink *);             // ends what is under way, whatever state it is in; any thread
-    void (*close)(DeviceLink *);             // frees it, once all was waited for
+    bool (*under_way)(DeviceLink *, DeviceUnderWay *); // false: none is; any thread. NULL: that is not known
+    const char *(*fault)(DeviceLink *);                // what went wrong on the way, NULL: nothing; any thread
+    void (*abort)(DeviceLink *);                       // ends what is under way, whatever state it is in; any thread
+    void (*close)(DeviceLink *);                       // frees it, once all was waited for
 };
 
 typedef enum DeviceLinkKind {
     LINK_COLLECTIVE, // of any ranks: its calls are part of what the backend is given (of its lists, where it has some)
-    LINK_MESSAGES    // from one of two ranks to the other: a message never holds up what the backend is given beside it,
-                     // nor do lists end with it. SEND at one end alone, RECEIVE at the other, in the same order
+    LINK_MESSAGES // from one of two ranks to the other: a message never holds up what the backend is given beside it,
+                  // nor do lists end with it. SEND at one end alone, RECEIVE at the other, in the same order
 } DeviceLinkKind;
 
 typedef struct DeviceLinks { // of a backend

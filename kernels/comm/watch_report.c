@@ -29,7 +29,10 @@ void watch_observe(WatchReport *out, const Comm *world, int64_t step, double awa
     s->number = now.number;
     s->waiting = clock_seconds() - (now.since > awake ? now.since : awake);
     snprintf(s->group, sizeof s->group, "%s", now.group);
-    snprintf(s->call, sizeof s->call, "%s", now.call);
+    if (now.device && now.peer >= 0)
+        snprintf(s->call, sizeof s->call, "GPU %s (rank %d)", now.call, now.peer);
+    else
+        snprintf(s->call, sizeof s->call, "%s%s", now.device ? "GPU " : "", now.call);
     snprintf(s->what, sizeof s->what, "%s", now.what ? now.what : "");
 }
 

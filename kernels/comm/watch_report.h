@@ -30,7 +30,8 @@ void watch_observe(WatchReport *out, const Comm *world, int64_t step, double awa
 
 // "rank 2 (node7, process 4711)"
 void watch_name(Buffer *out, int rank, const WatchIdentity *);
-// "computing" or "waiting in all-reduce #1234 'gradients' of group data for 3.2 s"
+// "computing" or "waiting in all-reduce #1234 'gradients' of group data for 3.2 s"; "GPU all-reduce #1234 ..." where it
+// is the device that waits, "GPU send (rank 3) #12 ..." for another one
 void watch_doing(Buffer *out, const WatchState *);
 // The rank whose call has waited longest, or -1.
 int watch_longest(const WatchReport *reports, int count);

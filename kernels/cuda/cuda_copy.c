@@ -65,6 +65,12 @@ void *cuda_pinned(CudaState *s, size_t bytes) {
     return memory;
 }
 
+void *cuda_pinned_for_kernels(CudaState *s, size_t bytes) {
+    void *memory = NULL;
+    cuda_must(s, cudaHostAlloc(&memory, bytes, cudaHostAllocMapped), "pinned memory for kernels");
+    return memory;
+}
+
 void cuda_pinned_free(void *memory) {
     if (memory) (void)cudaFreeHost(memory);
 }

@@ -4,6 +4,7 @@
  * kernels: owners get all contributions to their shares and add them along the tree of comm.h, as the host does. */
 #include "base/error.h"
 #include "kernels/comm/device_link.h"
+#include "kernels/cuda/cuda_announce.h"
 #include "kernels/cuda/cuda_list.h"
 #include "kernels/cuda/cuda_nccl.h"
 #include <cuda_runtime_api.h>
@@ -26,6 +27,7 @@ typedef struct Link {
     int most;
     void *room; // device memory of ordered sums
     size_t room_bytes;
+    CudaAnnouncer *announcer;
     char fault[256];
 } Link;
 
@@ -42,6 +44,11 @@ typedef struct Operation {
 
 static void must(const Link *l, ncclResult_t status, const char *what) {
     cuda_nccl_must(l->state, l->calls, status, l->name, what);
+}
+
+static bool under_way(DeviceLink *link, DeviceUnderWay *out) {
+    const Link *l = link->state;
+    return cuda_announced(l->announcer, out);
 }
 
 static const char *fault(DeviceLink *link) {
@@ -359,7 +366,13 @@ static int start(DeviceLink *link, const DeviceCall *c) {
     int number = free_mark(l);
     bool nothing = c->kind != CALL_ALL_TO_ALL && device_call_bytes(c) == 0; // on every rank
     cuda_list_follow_all(l->state, l->lane);
-    if (!nothing) put_call(l, c);
+    if (!nothing) {
+        CudaQueue queue = {.start = put_kernel, .owner = l};
+        int call = cuda_announced_call(l->announcer, c);
+        cuda_announce_begin(l->announcer, &queue, call);
+        put_call(l, c);
+        cuda_announce_end(l->announcer, &queue, call);
+    }
     cuda_after(l->state, c->what);
     l->marks[number] = cuda_list_mark(l->state, l->lane);
     l->taken[number] = true;
@@ -378,6 +391,7 @@ static void close_link(DeviceLink *link) {
     Link *l = link->state;
     l->backend->wait(l->backend);
     l->backend->release(l->backend, l->room, l->room_bytes);
+    cuda_announcer_free(l->announcer);
     cuda_list_drop_graphs(l->state); // which name the communicator
     (void)l->calls->destroy(l->comm);
     free(l->marks);
@@ -389,18 +403,20 @@ DeviceLink *cuda_link_open(Backend *b, const CudaNccl *n, const ncclUniqueId *id
                            const char *name, Error *error) {
     Link *l = calloc(1, sizeof *l);
     check(l);
-    *l = (Link){.link = {l, start, wait_for, NULL, fault, abort_link, close_link},
+    *l = (Link){.link = {l, start, wait_for, NULL, under_way, fault, abort_link, close_link},
                 .backend = b,
                 .state = cuda_state(b),
                 .calls = &n->calls,
                 .rank = rank,
                 .size = size,
-                .lane = lane};
+                .lane = lane,
+                .announcer = cuda_announcer_new(b)};
     snprintf(l->name, sizeof l->name, "%s", name);
     ncclResult_t status = n->calls.open(&l->comm, size, *id, rank);
     if (status == ncclSuccess) return &l->link;
     error_set(error, ERROR_FAILED, "NCCL does not link group %s: %s (NCCL_DEBUG=INFO says more)", name,
               n->calls.text(status));
+    cuda_announcer_free(l->announcer);
     free(l);
     return NULL;
 }

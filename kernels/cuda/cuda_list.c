@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_LISTS = 48, RING = 64 /* marks outside of lists */ };
+enum { MOST_LISTS = 256, RING = 64 /* marks outside of lists */ };
 _Static_assert((int)BACKEND_LANES <= (int)CUDA_FIRST_LINK_LANE, "lanes of links are others");
 
 typedef struct Note { // commands up to number `end` belong to an operator

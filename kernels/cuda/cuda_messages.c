@@ -4,6 +4,7 @@
  * waiting for that. One way goes in one direction: then both ends see its messages in one order. */
 #include "base/error.h"
 #include "kernels/comm/device_link.h"
+#include "kernels/cuda/cuda_announce.h"
 #include "kernels/cuda/cuda_list.h"
 #include "kernels/cuda/cuda_nccl.h"
 #include <cuda_runtime_api.h>
@@ -24,9 +25,15 @@ typedef struct Way {
     cudaStream_t stream;
     cudaEvent_t *events; // (most) behind messages that were started; points in what the first lane was given
     bool *taken;         // (most)
-    int most;            // number 0 is for what is wanted at once
+    CudaAnnouncer *announcer;
+    int most; // number 0 is for what is wanted at once
     char fault[256];
 } Way;
+
+static bool under_way(DeviceLink *link, DeviceUnderWay *out) {
+    const Way *w = link->state;
+    return cuda_announced(w->announcer, out);
+}
 
 static const char *fault(DeviceLink *link) {
     Way *w = link->state;
@@ -74,11 +81,15 @@ static int start(DeviceLink *link, const DeviceCall *c) {
     size_t bytes = (size_t)device_call_bytes(c);
     bool sends = c->kind == CALL_SEND;
     check(bytes && (sends || c->kind == CALL_RECEIVE));
+    CudaQueue queue = {.stream = w->stream};
+    int call = cuda_announced_call(w->announcer, c);
     if (c->behind >= 0) follow(w, w->stream, c->behind ? c->behind : point(link));
+    cuda_announce_begin(w->announcer, &queue, call);
     cuda_nccl_must(w->state, w->calls,
                    sends ? w->calls->send(c->in, bytes, ncclUint8, w->peer, w->comm, w->stream)
                          : w->calls->receive(c->out, bytes, ncclUint8, w->peer, w->comm, w->stream),
                    w->name, c->what);
+    cuda_announce_end(w->announcer, &queue, call);
     int number = take_event(w);
     cuda_must(w->state, cudaEventRecord(w->events[number], w->stream), "a message");
     return number;
@@ -97,6 +108,7 @@ static void close_way(DeviceLink *link) {
     if (w->comm) (void)w->calls->destroy(w->comm);
     for (int i = 0; i < w->most; i++) (void)cudaEventDestroy(w->events[i]);
     if (w->stream) (void)cudaStreamDestroy(w->stream);
+    cuda_announcer_free(w->announcer);
     free(w->events);
     free(w->taken);
     free(w);
@@ -121,10 +133,11 @@ DeviceLink *cuda_messages_open(Backend *b, const CudaNccl *n, const ncclUniqueId
     Way *w = calloc(1, sizeof *w);
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     check(w);
-    *w = (Way){.link = {w, start, wait_for, point, fault, abort_way, close_way},
+    *w = (Way){.link = {w, start, wait_for, point, under_way, fault, abort_way, close_way},
                .state = cuda_state(b),
                .calls = &n->calls,
-               .peer = !rank};
+               .peer = !rank,
+               .announcer = cuda_announcer_new(b)};
     snprintf(w->name, sizeof w->name, "%s", name);
     config.maxCTAs = BLOCKS;
     cudaError_t status = cudaStreamCreateWithFlags(&w->stream, cudaStreamNonBlocking);

@@ -79,6 +79,7 @@ void cuda_copy_install(Backend *);
 void cuda_upload(CudaState *, void *device, const void *host, size_t bytes); // at once
 void cuda_put_copy(CudaState *, void *to, const void *from, size_t bytes);   // Backend.copy
 void *cuda_pinned(CudaState *, size_t bytes);                                // host memory that copies run from
+void *cuda_pinned_for_kernels(CudaState *, size_t bytes);                    // the same, which kernels reach too
 void cuda_pinned_free(void *);                                               // NULL is allowed
 
 // ---- lists of commands (cuda_list.c), what the host sends along (cuda_slab.c), what it reads (cuda_read.c) ----

@@ -1,5 +1,5 @@
 /* Every call on a backend's memory beside the same call of the host, on the same numbers, to the bit; on every rank of
- * a group at once. The group was opened for the backend. */
+ * a group at once. The group was opened for the backend. What differs is printed, and ends the process. */
 #pragma once
 #include "kernels/comm/comm_device.h"
 

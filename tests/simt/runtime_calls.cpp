@@ -253,18 +253,20 @@ cudaError_t cudaFree(void *memory) {
     return simt_release(memory), cudaSuccess;
 }
 
-cudaError_t cudaHostAlloc(void **memory, size_t bytes, unsigned) {
+cudaError_t cudaHostAlloc(void **memory, size_t bytes, unsigned flags) {
     if (capturing()) return spoil(cudaErrorStreamCaptureUnsupported);
     *memory = malloc(bytes);
     if (!*memory) return answer(cudaErrorMemoryAllocation);
     memset(*memory, 0xff, bytes); // NaN: what nothing was copied to yet shows
     device.pinned[static_cast<char *>(*memory)] = bytes;
+    if (flags & cudaHostAllocMapped) simt_share(*memory, bytes);
     return cudaSuccess;
 }
 // Waits for nothing: who frees memory must know that no copy uses it.
 cudaError_t cudaFreeHost(void *memory) {
     if (capturing()) return spoil(cudaErrorStreamCaptureUnsupported);
     device.pinned.erase(static_cast<char *>(memory));
+    simt_unshare(memory);
     return free(memory), cudaSuccess;
 }
 

@@ -9,6 +9,10 @@ void simt_release(void *memory); // NULL is allowed
 
 bool simt_holds(const void *memory, size_t bytes); // whether all of it lies in one allocation
 
+// Memory of the host that kernels may touch too.
+void simt_share(void *memory, size_t bytes);
+void simt_unshare(void *memory); // what is not shared is left
+
 // Addresses without memory, which is put behind their front (or behind what is there) and taken back from there to the
 // end; simt_release gives them back. NULL: there are none left.
 void *simt_reserve(size_t bytes);

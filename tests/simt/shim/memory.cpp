@@ -68,6 +68,13 @@ void simt_release(void *memory) {
     regions.erase(at);
 }
 
+void simt_share(void *memory, size_t bytes) { region_add(static_cast<char *>(memory), bytes, "pinned"); }
+void simt_unshare(void *memory) {
+    auto at = std::find_if(regions.begin(), regions.end(), [&](const Region &r) { return r.base == memory; });
+    last_hit = nullptr;
+    if (at != regions.end()) regions.erase(at);
+}
+
 bool simt_holds(const void *memory, size_t bytes) {
     const char *at = static_cast<const char *>(memory);
     return std::any_of(regions.begin(), regions.end(), [&](const Region &r) {
