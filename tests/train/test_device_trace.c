@@ -120,7 +120,7 @@ static void layers_are_ranges_forward_and_backward(void **state) {
     BenchModel *m = bench_model_new(b, &p, F32, RECOMPUTE_NONE, &error);
     assert_done(m != NULL, &error);
     Trace *trace = trace_new(0);
-    double loss, other;
+    double loss = NAN, other = NAN;
     assert_true(bench_model_start(m, NULL, 1, 1, &error) && bench_model_finish(m, &loss, &error));
     b->range_push = profiler_push, b->range_pop = profiler_pop;
     DeviceTrace *d = device_trace_begin(b, trace);
