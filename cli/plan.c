@@ -5,6 +5,7 @@
 #include "kernels/gpus.h"
 #include "train/device_fit.h"
 #include "train/device_use.h"
+#include "train/lane_balance.h"
 #include "train/plan.h"
 #include "train/recompute_plan.h"
 #include <stdio.h>
@@ -35,9 +36,9 @@ static void usage(FILE *out) {
         "                      machine's, measured, or h100\n"
         "  --memory GB         that it has, in 1e9 bytes\n\n"
         "Prints the place of every process, the stages of a pipeline, what a process takes in memory, its share of a\n"
-        "step and what it sends to others; starts nothing. For a GPU: all that it would hold, part by part, whether "
-        "it\n"
-        "fits, and the largest microbatch that does. Exit status 2 where the sizes do not fit together.\n"
+        "step and what it sends to others; starts nothing. For a GPU: all that it would hold, part by part, whether\n"
+        "it fits, the largest microbatch that does, and which lanes of a joint step would wait (docs/cuda.md). Exit\n"
+        "status 2 where the sizes do not fit together.\n"
         "`bifocal plan stages --help`: what the units of a model cost, and how they are cut into stages;\n"
         "`bifocal plan schedule --help`: pipelines;\n"
         "`bifocal plan step --help`: time of a step and memory of its stages on a cluster;\n"
@@ -187,7 +188,7 @@ static bool plan_gpu(const Arguments *a, TrainConfig *c, const Layout *l, Arena 
     if (again) write_choice(&plan, c, out);
     if (lanes && c->model.lanes > 1) buffer_printf(out, "  train.lanes: auto takes %d\n", c->model.lanes);
     write_largest(l, pieces, out);
-    return true;
+    return lane_balance_plan(c, l, t.limit.gpu ? t.limit.gpu : gpu_kind("h100"), arena, out, error);
 }
 
 static bool make(const Arguments *a, Arena *memory, Buffer *out, Error *error) {

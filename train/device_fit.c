@@ -62,8 +62,8 @@ bool device_fit_pieces(const TrainConfig *c, int ranks, DeviceLimit limit, int *
     return true;
 }
 
-// As many as are used of three: a fourth, for repainted pictures, has little to run beside.
-static int most_lanes(const TrainConfig *c, const Layout *l) {
+// Of three: a fourth, for repainted pictures, has little to run beside.
+int device_fit_most_lanes(const TrainConfig *c, const Layout *l) {
     JointConfig three = c->model;
     three.lanes = 3;
     return l->size[MESH_TENSOR] > 1 || l->size[MESH_PIPELINE] > 1 ? 1 : joint_lanes(&three);
@@ -73,7 +73,7 @@ static int most_lanes(const TrainConfig *c, const Layout *l) {
 bool device_fit_lanes(TrainConfig *c, const Layout *l, DeviceLimit limit, Error *error) {
     TrainConfig tried = *c;
     DeviceMemory m;
-    int lanes = c->model.lanes ? 1 : most_lanes(c, l);
+    int lanes = c->model.lanes ? 1 : device_fit_most_lanes(c, l);
     if (tried.model.recompute == RECOMPUTE_AUTO) tried.model.recompute = RECOMPUTE_NONE;
     for (; lanes > 1; lanes--) {
         tried.model.lanes = lanes;

@@ -17,6 +17,8 @@ typedef struct DeviceRoom { // where a rank of a run finds its memory
 bool device_fit_pieces(const TrainConfig *, int ranks, DeviceLimit, int *pieces, Error *);
 // An error where the step does not fit, with the largest microbatch that does. found: what it takes; may be NULL.
 bool device_fit_check(const TrainConfig *, const Layout *, DeviceLimit, DeviceMemory *found, Error *);
+// As many lanes as are of use, whatever they take: 3 to 1.
+int device_fit_most_lanes(const TrainConfig *, const Layout *);
 // Puts as many lanes as are of use, and as fit, in the place of 0, before anything is computed again: 3 to 1.
 bool device_fit_lanes(TrainConfig *, const Layout *, DeviceLimit, Error *);
 // All of it at the start of a run, on its backend: what the device has left, the same on all ranks; lanes; recomputation,

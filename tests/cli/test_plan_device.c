@@ -40,6 +40,18 @@ static void kernels_of_a_step_are_told_longest_first(void **state) {
     assert_prints("adamw_parts", project, "plan", "kernels", "config.yaml", "train.recompute=full");
 }
 
+#define JOINT SOURCE_FOLDER "/configs/joint_b.yaml"
+
+static void lanes_that_wait_are_told_with_batches_that_balance_them(void **state) {
+    (void)state;
+    assert_prints("lanes of a step (modelled for l4, not measured)", project, "plan", "config.yaml", "--gpu", "l4");
+    assert_prints("2: texts of pairs", "/", "plan", JOINT, "--gpu", "h100");
+    assert_prints("batches that balance them: data.1.batch=1856\n", "/", "plan", JOINT, "--gpu", "h100",
+                  "train.lanes=1");
+    assert_prints("  balanced as far as batches go", "/", "plan", JOINT, "--gpu", "h100", "data.1.batch=1856");
+    assert_prints("3: repainted pictures", "/", "plan", JOINT, "--gpu", "h100", "train.lanes=4");
+}
+
 static void states_on_the_host_leave_room_and_change_no_bit(void **state) {
     (void)state;
     assert_prints("beside it, on the host: states", "/", "plan", SOURCE_FOLDER "/configs/gpt2_1558m.yaml",
@@ -91,6 +103,7 @@ int main(void) {
         cmocka_unit_test(configs_for_one_gpu_fit_80_gb),
         cmocka_unit_test(what_a_gpu_would_hold_is_told_part_by_part),
         cmocka_unit_test(kernels_of_a_step_are_told_longest_first),
+        cmocka_unit_test(lanes_that_wait_are_told_with_batches_that_balance_them),
         cmocka_unit_test(states_on_the_host_leave_room_and_change_no_bit),
         cmocka_unit_test(what_is_wrong_is_refused),
         cmocka_unit_test(what_auto_chose_is_kept_for_a_run_that_goes_on),

@@ -211,6 +211,47 @@ static void its_clock_agrees_with_what_operators_say(void **state) {
     backend_free(b);
 }
 
+// ---- lanes ----
+
+static void work(Backend *b, int64_t seconds) { (void)product_seconds(b, 1, 1, seconds); } // 4 FLOP each
+
+static void assert_lane(const Backend *b, int lane, double now, double busy, int whom, double waited) {
+    DryLane l = dry_lane(b, lane);
+    assert_true(fabs(l.now - now) <= 1e-9 && fabs(l.busy - busy) <= 1e-9 && fabs(l.waited[whom] - waited) <= 1e-9);
+}
+
+//   lane 0:  3 s             1 s, waits 1 s for lane 1,      4 s
+//   lane 1:  1 s, waits 2 s       2 s
+static void each_lane_has_a_clock_and_waits_for_marks_of_others(void **state) {
+    (void)state;
+    Backend *b = dry_backend_new();
+    dry_open_lanes(b);
+    set_rates(b, 4, 1e30);
+    work(b, 3);
+    LaneMark first = *b->here;
+    b->lane(b, 1);
+    work(b, 1);
+    LaneMark early = *b->here;
+    b->lane(b, 0);
+    b->lane_wait(b, 0, early); // long past
+    assert_lane(b, 0, 3, 3, 1, 0);
+    b->lane(b, 1);
+    b->lane_wait(b, 1, first);
+    assert_lane(b, 1, 3, 1, 0, 2);
+    work(b, 2);
+    b->lane(b, 0);
+    work(b, 1);
+    b->lanes_meet(b);
+    work(b, 4);
+    assert_lane(b, 0, 9, 8, 1, 1);
+    assert_lane(b, 1, 5, 3, 0, 2);
+    assert_lane(b, 2, 5, 0, 1, 5);
+    assert_true(fabs(dry_seconds(b) - 11) <= 1e-9 && fabs(dry_floor(b) - 11) <= 1e-9);
+    set_rates(b, 4, 1e30);
+    assert_lane(b, 0, 0, 0, 1, 0);
+    backend_free(b);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_dry_backend_has_every_function_that_the_cpu_has),
@@ -221,6 +262,7 @@ int main(void) {
         cmocka_unit_test(memory_that_cannot_be_is_refused),
         cmocka_unit_test(its_clock_goes_by_arithmetic_or_by_memory_whichever_takes_longer),
         cmocka_unit_test(its_clock_agrees_with_what_operators_say),
+        cmocka_unit_test(each_lane_has_a_clock_and_waits_for_marks_of_others),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

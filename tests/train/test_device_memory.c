@@ -8,10 +8,12 @@
 #include "kernels/dry_gpu.h"
 #include "tests/support/test.h"
 #include "train/device_fit.h"
+#include "train/lane_balance.h"
 #include "train/optimizer.h"
 #include "train/recompute_plan.h"
 #include "train/step.h"
 #include "train/synthetic.h"
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -307,6 +309,59 @@ static void lanes_are_as_many_as_fit(void **state) {
     }
 }
 
+// ---- balance of lanes ----
+
+typedef struct BalanceCase {
+    double work[3]; // seconds
+    LaneSource source[2];
+    int multiple;
+    LaneBalance balance;
+    int64_t batch[2];
+} BalanceCase;
+
+static void lanes_that_wait_get_as_much_work_as_the_longest(void **state) {
+    (void)state;
+    enum { PICTURES_AND_TEXTS = 1 | 4, ROWS = 2, ALL = 7 }; // lanes, bits
+    static const BalanceCase cases[] = {
+        {{10, 4, 3}, {{PICTURES_AND_TEXTS, 40}, {ROWS, 16}}, 8, LANES_WAIT, {40, 40}},
+        {{5, 12, 3}, {{PICTURES_AND_TEXTS, 40}, {ROWS, 16}}, 8, LANES_WAIT, {96, 16}},
+        {{3, 12, 5}, {{PICTURES_AND_TEXTS, 40}, {ROWS, 16}}, 8, LANES_WAIT, {96, 16}},
+        {{10, 4, 3}, {{PICTURES_AND_TEXTS, 40}, {ROWS, 18}}, 4, LANES_WAIT, {40, 44}}, // 45
+        {{10, 5, 3}, {{PICTURES_AND_TEXTS, 40}, {ROWS, 3}}, 8, LANES_WAIT, {40, 6}},   // fewer than pieces
+        {{10, 9, 9.5}, {{PICTURES_AND_TEXTS, 40}, {ROWS, 16}}, 8, LANES_BALANCED, {40, 16}},
+        {{10, 9, 3}, {{PICTURES_AND_TEXTS, 40}, {ROWS, 16}}, 8, LANES_TIED, {40, 16}},
+        {{10, 4, 3}, {{PICTURES_AND_TEXTS, 40}, {ALL, 16}}, 8, LANES_TIED, {40, 16}},
+        {{5, 12, 3}, {{PICTURES_AND_TEXTS, 0}, {ROWS, 16}}, 8, LANES_TIED, {0, 16}},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const BalanceCase *c = &cases[i];
+        int64_t batch[2];
+        assert_int_equal(lane_balance(c->work, 3, c->source, 2, c->multiple, batch), c->balance);
+        assert_memory_equal(batch, c->batch, sizeof batch);
+    }
+}
+
+// All work is in a lane or behind them, and rows proposed for the second bring it to the first.
+static void proposed_batches_balance_a_step(void **state) {
+    (void)state;
+    Error error = {0};
+    LaneTimes t, then;
+    LaneSource sources[2] = {{2, 2048}, {1 | 4, 8192}};
+    int64_t batch[2];
+    char setting[64];
+    TrainConfig c = CONFIG("precision=bf16", "train.lanes=3", "data.0.batch=2048", "data.1.batch=8192");
+    Layout l = layout_of(&c, 1);
+    assert_done(lane_times(&c, &l, gpu_kind("h100"), &t, &error), &error);
+    assert_int_equal(t.lanes, 3);
+    assert_true(fabs((t.work[0] + t.work[1] + t.work[2] + t.behind) / t.alone - 1) <= 1e-9);
+    assert_true(t.chain < t.alone && t.chain >= t.work[0] + t.behind && t.floor > 0 && t.floor < t.alone);
+    assert_int_equal(lane_balance(t.work, 3, sources, 2, 1, batch), LANES_WAIT);
+    snprintf(setting, sizeof setting, "data.0.batch=%d", (int)batch[0]);
+    c = CONFIG("precision=bf16", "train.lanes=3", setting, "data.1.batch=8192");
+    assert_done(lane_times(&c, &l, gpu_kind("h100"), &then, &error), &error);
+    assert_true(fabs(then.work[1] / then.work[0] - 1) <= 0.1);
+}
+
 // The largest product: of the second map's weight, over all rows. (One head: attention takes less.)
 static void rounding_to_fp8_takes_work_space(void **state) {
     (void)state;
@@ -391,6 +446,8 @@ int main(void) {
         cmocka_unit_test(recomputation_is_the_least_that_fits),
         cmocka_unit_test(no_cheaper_choice_of_blocks_fits),
         cmocka_unit_test(lanes_are_as_many_as_fit),
+        cmocka_unit_test(lanes_that_wait_get_as_much_work_as_the_longest),
+        cmocka_unit_test(proposed_batches_balance_a_step),
         cmocka_unit_test(rounding_to_fp8_takes_work_space),
         cmocka_unit_test(shards_take_their_part),
         cmocka_unit_test(counts_weights_and_clipping_take_no_pass_of_their_own_and_one_launch_updates_all),
