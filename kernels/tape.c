@@ -82,6 +82,10 @@ void tape_check_finite(Tape *t, bool on) {
     t->not_finite[0] = 0;
 }
 const char *tape_not_finite(const Tape *t) { return t->not_finite[0] ? t->not_finite : NULL; }
+void tape_keep_sums_apart(Tape *t, bool apart) { t->sums_apart = apart; }
+
+bool tape_forms_sums(const Tape *t) { return !t->sums_apart; }
+
 void tape_set_hooks(Tape *t, const TapeHooks *hooks) { t->hooks = hooks ? *hooks : (TapeHooks){0}; }
 int64_t tape_system_allocations(const Tape *t) {
     return tape_memory_system_allocations(t->memory) + arena_system_allocations(t->host);

@@ -28,6 +28,9 @@ Cost        tape_replayed(const Tape *); // the part of it that ran again for re
 // From here on every operator's output and gradients are checked for NaN and Inf, and the first bad one is kept; work
 // goes on, so that ranks which share it stay together. Slow: for finding out what went wrong, not for every step.
 void tape_check_finite(Tape *, bool on);
+// Sums over rows (gradients of biases, of norms) are formed by calls of their own from here on, in one order wherever the
+// model is cut and however its halves are run. At first whoever writes the rows may form them in an order of its own.
+void tape_keep_sums_apart(Tape *, bool apart);
 const char *tape_not_finite(const Tape *); // what was found since it was turned on, over resets; NULL: nothing
 
 // What the tape tells whoever holds the parameters (their shards, their reduction). Any function may be NULL. A
@@ -129,6 +132,7 @@ Destination grad_of(Node *, int input);
 void grad_pass(Node *, int input, bool last_use);
 // The place of out's own gradient, for an operator that changes it before it passes it on.
 Destination grad_of_output(Node *);
+bool tape_forms_sums(const Tape *); // whether an operator may form sums over rows beside what it writes
 // Sums over the rows of a gradient, as biases want them, may be formed by whoever writes it. In infer: backward will ask.
 void grad_sums_wanted(Node *);
 // Memory for those of out's gradient, to be filled by whoever is changing it, where in[input] wants them and gets that

@@ -114,7 +114,7 @@ void grad_pass(Node *n, int input, bool last_use) {
 
 // ---- sums over the rows of a gradient ----
 
-void grad_sums_wanted(Node *n) { n->out->wants_sums = true; }
+void grad_sums_wanted(Node *n) { n->out->wants_sums = tape_forms_sums(n->tape); }
 
 float *grad_sums_place(Node *n, int input) {
     const Tensor *x = n->in[input];

@@ -31,6 +31,7 @@ struct Tape {
     int lane; // of what is called
     unsigned lanes; // bits of those beyond the first that were used since they met
     bool record, check_finite;
+    bool sums_apart;
     TapeMemory *memory; // device: activations, gradients, work space
     bool owns_memory;
     Arena *host;  // tensors, nodes, messages

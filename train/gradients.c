@@ -278,6 +278,7 @@ Gradients *gradients_new(Parameters *parameters, Tape *tape, Trace *trace) {
 }
 
 void gradients_follow(Gradients *g, Tape *tape) {
+    tape_keep_sums_apart(tape, g->parallel->ordered);
     tape_set_hooks(
         tape,
         &(TapeHooks){

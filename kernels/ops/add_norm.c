@@ -116,7 +116,8 @@ static void backward_together(Node *n, unsigned wanted) {
 static bool goes_together(const Node *n, unsigned wanted) {
     bool weights = WANTS(wanted, SCALE) && (!n->in[SHIFT] || WANTS(wanted, SHIFT));
     bool inputs = WANTS(wanted, X) || WANTS(wanted, F), drops = n->attributes.f[A_PROBABILITY] > 0;
-    return tape_backend(n->tape)->norm_backward && inputs && weights && n->second->grad && !drops;
+    return tape_backend(n->tape)->norm_backward && tape_forms_sums(n->tape) && inputs && weights && n->second->grad &&
+           !drops;
 }
 
 static void add_norm_backward(Node *n, unsigned wanted) {

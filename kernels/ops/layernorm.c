@@ -36,7 +36,8 @@ static void backward_together(Node *n, Backend *b) {
 static void layernorm_backward(Node *n, unsigned wanted) {
     Backend *b = tape_backend(n->tape);
     Tensor *x = n->in[X];
-    if (b->norm_backward && WANTS(wanted, X) && WANTS(wanted, SCALE) && WANTS(wanted, SHIFT)) {
+    if (b->norm_backward && tape_forms_sums(n->tape) && WANTS(wanted, X) && WANTS(wanted, SCALE) &&
+        WANTS(wanted, SHIFT)) {
         backward_together(n, b);
         return;
     }

@@ -100,7 +100,7 @@ static bool form_slope(Node *n, Backend *b, void *dz, unsigned wanted) {
     m.epilogue = EPILOGUE_NONE, m.aux = NULL, m.c = tape_scratch(n, tensor_bytes(z));
     b->matmul(b, &m);
     int kind = (int)n->attributes.i[A_KIND];
-    if (!WANTS(wanted, UP_BIAS) || !b->gelu_backward_sums) {
+    if (!WANTS(wanted, UP_BIAS) || !b->gelu_backward_sums || !tape_forms_sums(n->tape)) {
         b->gelu_backward(b, dz, m.c, z->data, tensor_count(z), kind, z->dtype, false);
         return false;
     }

@@ -33,7 +33,7 @@ static void backward_together(Node *n, Backend *b) {
 static void rmsnorm_backward(Node *n, unsigned wanted) {
     Backend *b = tape_backend(n->tape);
     Tensor *x = n->in[X];
-    if (b->norm_backward && WANTS(wanted, X) && WANTS(wanted, SCALE)) {
+    if (b->norm_backward && tape_forms_sums(n->tape) && WANTS(wanted, X) && WANTS(wanted, SCALE)) {
         backward_together(n, b);
         return;
     }

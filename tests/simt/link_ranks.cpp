@@ -77,7 +77,7 @@ static void stages_exchange_by_device_and_keep_the_bits_of_one_rank(void **) {
     take_library("libnccl_good.so");
     how.config = staged_config();
     how.config.vision.layers = how.config.text.layers = 1;
-    how.rows = {.lm = 4, .caption = 4, .pairs = 0, .mae = 4};
+    how.rows = {.lm = 4, .caption = 4, .pairs = 4, .mae = 4};
     how.pieces = comm_size(world) == 4 ? 4 : 2;
     how.ordered = true;
     how.steps = 3;

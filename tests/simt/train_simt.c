@@ -62,7 +62,8 @@ static void checkpoints_go_between_the_cpu_and_a_gpu(void **state) {
     train("moved", "device=cpu", "3", "precision=bf16", false);
     train("moved", "device=cuda", "5", "precision=bf16", true);
     train("moved", "device=cpu", "6", "precision=bf16", true);
-    assert_close_records(&shared, "whole", "moved", 0.05);
+    double apart = tiny_losses_apart(&shared, "whole", "moved");
+    assert_true(apart <= 0.01); // what rounding to bf16 does to losses in so few steps
 }
 
 // Streams in any order, lists kept and started again: the same bits.
