@@ -158,7 +158,7 @@ static void train_rank(const char *name, Comm *group, const char *split) {
 static void two_ranks_have_the_bits_of_one(void **state) {
     (void)state;
     static const struct {
-        const char *split, *library;
+        const char *split, *nccl;
         RuntimeOrder order;
     } cases[] = {{"parallel.zero=0", LIBRARY_FOLDER "/libnccl_good.so", RUNTIME_RANDOM},
                  {"parallel.zero=2", LIBRARY_FOLDER "/libnccl_good.so", RUNTIME_LATE},
@@ -166,7 +166,7 @@ static void two_ranks_have_the_bits_of_one(void **state) {
     bool first = comm_rank(stand_in_world) == 0;
     if (first) train_rank("one", NULL, "parallel.zero=0");
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        setenv("BIFOCAL_NCCL", cases[i].library, 1);
+        setenv("BIFOCAL_NCCL", cases[i].nccl, 1);
         runtime_set_order(cases[i].order, 3 + (uint64_t)comm_rank(stand_in_world));
         train_rank("two", stand_in_world, cases[i].split);
         if (!first) continue;
