@@ -62,6 +62,24 @@ int option_leading(int argc, char **argv, const char *letters, const struct opti
     return next(argc, argv, all, options, command, error);
 }
 
+bool config_words_set(ConfigWords *w, const char *setting, Error *error) {
+    if (w->count == CONFIG_SETTINGS)
+        return error_set(error, ERROR_USAGE, "too many settings: '%s', where %d are the most", setting,
+                         CONFIG_SETTINGS);
+    w->settings[w->count++] = setting;
+    return true;
+}
+
+bool config_words(ConfigWords *w, int argc, char **argv, Error *error) {
+    for (int i = optind; i < argc; i++) {
+        bool setting = strchr(argv[i], '=');
+        if (setting && !config_words_set(w, argv[i], error)) return false;
+        if (!setting && w->config) return error_set(error, ERROR_USAGE, "a second CONFIG: '%s'", argv[i]);
+        if (!setting) w->config = argv[i];
+    }
+    return true;
+}
+
 bool option_number(const char *text, double least, double most, const char *option, double *value, Error *error) {
     char *end = NULL;
     errno = 0;

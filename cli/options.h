@@ -13,6 +13,16 @@ int option_leading(int argc, char **argv, const char *letters, const struct opti
 bool option_unknown(Error *error, const char *what, const char *word, const char *const *names, int count,
                     const char *help);
 
+enum { CONFIG_SETTINGS = 256 }; // at the most
+typedef struct ConfigWords {    // of a command that takes [CONFIG] [section.key=value]...; borrowed from the command line
+    const char *config;         // NULL: none
+    const char *settings[CONFIG_SETTINGS];
+    int count;
+} ConfigWords;
+// Adds all words behind the options; false with the error where there is a second CONFIG, or too many settings.
+bool config_words(ConfigWords *, int argc, char **argv, Error *);
+bool config_words_set(ConfigWords *, const char *setting, Error *); // adds one
+
 // A number in [least, most].
 bool option_number(const char *text, double least, double most, const char *option, double *value, Error *);
 // The index of `text` in "one|two|three".

@@ -11,14 +11,14 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { MOST_RANKS = 1 << 20, MOST_SETTINGS = 256 };
+enum { MOST_RANKS = 1 << 20 };
 
 typedef struct Arguments {
-    const char *config, *settings[MOST_SETTINGS];
-    int n_settings, ranks; // ranks 0: what the config asks for
-    char gpu[64];          // what --gpu names; "": nothing
-    double memory;         // bytes of the GPU; 0: not given
-    int status;            // -1: go on
+    ConfigWords words;
+    int ranks;     // 0: what the config asks for
+    char gpu[64];  // what --gpu names; "": nothing
+    double memory; // bytes of the GPU; 0: not given
+    int status;    // -1: go on
 } Arguments;
 
 static void usage(FILE *out) {
@@ -50,18 +50,6 @@ static void usage(FILE *out) {
 static int wrong(const char *what, const char *detail) {
     fprintf(stderr, "bifocal plan: %s%s; see `bifocal plan --help`\n", what, detail);
     return 2;
-}
-
-static void take_words(Arguments *a, int argc, char **argv) {
-    for (int i = optind; i < argc && a->status < 0; i++) {
-        if (strchr(argv[i], '=') && a->n_settings < MOST_SETTINGS)
-            a->settings[a->n_settings++] = argv[i];
-        else if (a->config || strchr(argv[i], '='))
-            a->status = wrong(a->config ? "a second CONFIG: " : "too many settings: ", argv[i]);
-        else
-            a->config = argv[i];
-    }
-    if (a->status < 0 && !a->config) a->status = wrong("CONFIG is missing", "");
 }
 
 static bool take_gpu(Arguments *a, const char *text, Error *error) {
@@ -112,7 +100,10 @@ static void parse(Arguments *a, int argc, char **argv) {
             return;
         }
     }
-    take_words(a, argc, argv);
+    if (!config_words(&a->words, argc, argv, &error))
+        a->status = wrong(error.message, "");
+    else if (!a->words.config)
+        a->status = wrong("CONFIG is missing", "");
 }
 
 // ---- on a GPU ----
@@ -194,7 +185,8 @@ static bool plan_gpu(const Arguments *a, TrainConfig *c, const Layout *l, Arena 
 static bool make(const Arguments *a, Arena *memory, Buffer *out, Error *error) {
     TrainConfig config;
     Plan plan;
-    if (!train_config_read_planned(&config, a->config, a->settings, a->n_settings, memory, error)) return false;
+    if (!train_config_read_planned(&config, a->words.config, a->words.settings, a->words.count, memory, error))
+        return false;
     if (*a->gpu || a->memory > 0) config.device = DEVICE_CUDA;
     if (!plan_make(&config, a->ranks, memory, &plan, error)) return false;
     plan_write(&config, &plan, out);

@@ -8,12 +8,10 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { MOST_SETTINGS = 256 };
-
 typedef struct Arguments {
     const char *preset; // or
-    const char *config, *settings[MOST_SETTINGS];
-    int n_settings, ranks; // ranks 0: what the config asks for
+    ConfigWords words;
+    int ranks; // 0: what the config asks for
     const GpuKind *gpu;
     Dtype compute;
     Recompute recompute;
@@ -50,21 +48,6 @@ static bool take(Arguments *a, int option, Error *error) {
     return true;
 }
 
-static bool take_words(Arguments *a, int argc, char **argv, Error *error) {
-    for (int i = optind; i < argc; i++) {
-        if (strchr(argv[i], '=') && a->n_settings < MOST_SETTINGS)
-            a->settings[a->n_settings++] = argv[i];
-        else if (a->config || strchr(argv[i], '='))
-            return error_set(error, ERROR_USAGE, "%s: %s", a->config ? "a second CONFIG" : "too many settings",
-                             argv[i]);
-        else
-            a->config = argv[i];
-    }
-    if (!a->config == !a->preset)
-        return error_set(error, ERROR_USAGE, "a CONFIG or --preset is wanted; see `bifocal plan kernels --help`");
-    return true;
-}
-
 static bool parse(Arguments *a, int argc, char **argv, Error *error) {
     static const struct option options[] = {{"preset", required_argument, 0, 'p'},
                                             {"gpu", required_argument, 0, 'g'},
@@ -78,7 +61,10 @@ static bool parse(Arguments *a, int argc, char **argv, Error *error) {
         if ((a->help = c == 'h')) return true;
         if (c == '?' || !take(a, c, error)) return false;
     }
-    return take_words(a, argc, argv, error);
+    if (!config_words(&a->words, argc, argv, error)) return false;
+    if (!a->words.config == !a->preset)
+        return error_set(error, ERROR_USAGE, "a CONFIG or --preset is wanted; see `bifocal plan kernels --help`");
+    return true;
 }
 
 static bool of_preset(const Arguments *a, KernelCosts *costs, Error *error) {
@@ -92,7 +78,7 @@ static bool of_run(Arguments *a, KernelCosts *costs, Arena *arena, Error *error)
     Plan plan;
     RecomputePlan chosen;
     DeviceLimit limit = device_limit(a->gpu->memory);
-    if (!train_config_read_planned(&c, a->config, a->settings, a->n_settings, arena, error) ||
+    if (!train_config_read_planned(&c, a->words.config, a->words.settings, a->words.count, arena, error) ||
         !plan_make(&c, a->ranks, arena, &plan, error))
         return false;
     if (plan.layout.size[MESH_PIPELINE] > 1)

@@ -10,12 +10,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_SETTINGS = 256 };
 static const double GIB = 0x1p30, MIB = 0x1p20, GIGA = 1e9, TERA = 1e12, MILLI = 1e-3, MOST = 1e12;
 
 typedef struct Arguments {
-    const char *config, *settings[MOST_SETTINGS];
-    int n_settings;
+    ConfigWords words;
     double memory, flops, bandwidth, send; // GiB, TFLOP/s, GB/s, ms; 0: not given
     const char *svg;
     bool measure, json, help;
@@ -52,22 +50,16 @@ static void usage(FILE *out) {
 
 // ---- the command line ----
 
-static bool add_setting(Arguments *a, const char *setting, Error *error) {
-    if (a->n_settings == MOST_SETTINGS) return error_set(error, ERROR_USAGE, "too many settings: '%s'", setting);
-    a->settings[a->n_settings++] = setting;
-    return true;
-}
-
 static bool take(Arguments *a, int option, Arena *arena, Error *error) {
     switch (option) {
     case 'p':
-        return add_setting(a, arena_printf(arena, "parallel.pipeline=%s", optarg), error);
+        return config_words_set(&a->words, arena_printf(arena, "parallel.pipeline=%s", optarg), error);
     case 's':
-        return add_setting(a, arena_printf(arena, "parallel.schedule=%s", optarg), error);
+        return config_words_set(&a->words, arena_printf(arena, "parallel.schedule=%s", optarg), error);
     case 'c':
-        return add_setting(a, arena_printf(arena, "parallel.chunks=%s", optarg), error);
+        return config_words_set(&a->words, arena_printf(arena, "parallel.chunks=%s", optarg), error);
     case 'm':
-        return add_setting(a, arena_printf(arena, "train.microbatches=%s", optarg), error);
+        return config_words_set(&a->words, arena_printf(arena, "train.microbatches=%s", optarg), error);
     case 'G':
         return option_number(optarg, 1e-6, MOST, "--memory", &a->memory, error);
     case 'f':
@@ -107,23 +99,16 @@ static bool parse(Arguments *a, int argc, char **argv, Arena *arena, Error *erro
     *a = (Arguments){0};
     for (int c; !a->help && (c = option_next(argc, argv, options, "plan stages", error)) != -1;)
         if (!take(a, c, arena, error)) return false;
-    for (int i = optind; i < argc && !a->help; i++) {
-        if (strchr(argv[i], '=')) {
-            if (!add_setting(a, argv[i], error)) return false;
-        } else if (a->config) {
-            return error_set(error, ERROR_USAGE, "a second CONFIG: '%s'", argv[i]);
-        } else {
-            a->config = argv[i];
-        }
-    }
-    return a->help || a->config || error_set(error, ERROR_USAGE, "CONFIG is missing; see `bifocal plan stages --help`");
+    if (a->help) return true;
+    if (!config_words(&a->words, argc, argv, error)) return false;
+    return a->words.config || error_set(error, ERROR_USAGE, "CONFIG is missing; see `bifocal plan stages --help`");
 }
 
 // ---- the plan ----
 
 static bool read_run(const Arguments *a, Outcome *o, Arena *arena, Error *error) {
     TrainConfig *c = &o->config;
-    if (!train_config_read_planned(c, a->config, a->settings, a->n_settings, arena, error)) return false;
+    if (!train_config_read_planned(c, a->words.config, a->words.settings, a->words.count, arena, error)) return false;
     const int64_t *size = c->parallel.size;
     int64_t ranks = (size[MESH_DATA] ? size[MESH_DATA] : 1) * size[MESH_PIPELINE] * size[MESH_TENSOR];
     if (size[MESH_PIPELINE] < 2)
@@ -236,8 +221,8 @@ static void print_text(const Arguments *a, const Outcome *o) {
     const PipelineShape *s = &o->plan.table.shape;
     const SplitPlan *p = &o->plan, *even = &o->even;
     Buffer split = {0};
-    printf("%s: %d units in %d parts on %d stages, %s, %d microbatches of a data rank; ", a->config, p->costs.units,
-           s->stages * s->chunks, s->stages, pipeline_names[s->kind], s->microbatches);
+    printf("%s: %d units in %d parts on %d stages, %s, %d microbatches of a data rank; ", a->words.config,
+           p->costs.units, s->stages * s->chunks, s->stages, pipeline_names[s->kind], s->microbatches);
     if (o->options.measured)
         printf("measured on this machine\n\n");
     else

@@ -11,11 +11,11 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { MOST_RANKS = 1 << 20, MOST_SETTINGS = 256 };
+enum { MOST_RANKS = 1 << 20 };
 
 typedef struct Arguments {
-    const char *config, *settings[MOST_SETTINGS], *svg;
-    int n_settings;
+    ConfigWords words;
+    const char *svg;
     double ranks, node;
     Cluster cluster;
     bool help;
@@ -62,20 +62,6 @@ static void usage(FILE *out) {
 
 // ---- the command line ----
 
-static bool take_words(Arguments *a, int argc, char **argv, Error *error) {
-    for (int i = optind; i < argc; i++) {
-        if (strchr(argv[i], '=') && a->n_settings < MOST_SETTINGS)
-            a->settings[a->n_settings++] = argv[i];
-        else if (a->config || strchr(argv[i], '='))
-            return error_set(error, ERROR_USAGE, "%s: %s", a->config ? "a second CONFIG" : "too many settings",
-                             argv[i]);
-        else
-            a->config = argv[i];
-    }
-    if (!a->config) return error_set(error, ERROR_USAGE, "CONFIG is missing; see `bifocal plan step --help`");
-    return a->ranks > 0 || error_set(error, ERROR_USAGE, "--ranks is missing; see `bifocal plan step --help`");
-}
-
 static bool take_rate(Arguments *a, int which, Error *error) {
     char name[32];
     bool count = which < 2; // ranks and node
@@ -101,7 +87,10 @@ static bool parse(Arguments *a, int argc, char **argv, Error *error) {
             return false;
     }
     a->cluster.node = (int)a->node;
-    return a->help || take_words(a, argc, argv, error);
+    if (a->help) return true;
+    if (!config_words(&a->words, argc, argv, error)) return false;
+    if (!a->words.config) return error_set(error, ERROR_USAGE, "CONFIG is missing; see `bifocal plan step --help`");
+    return a->ranks > 0 || error_set(error, ERROR_USAGE, "--ranks is missing; see `bifocal plan step --help`");
 }
 
 // ---- what comes out ----
@@ -166,7 +155,7 @@ static bool plan(const Arguments *a, Arena *arena, Error *error) {
     Layout layout;
     StepTime time;
     Buffer text = {0};
-    if (!train_config_read_planned(&config, a->config, a->settings, a->n_settings, arena, error) ||
+    if (!train_config_read_planned(&config, a->words.config, a->words.settings, a->words.count, arena, error) ||
         !layout_resolve(&config, (int)a->ranks, &layout, error) ||
         !choose_recompute(a, &config, &layout, arena, error) ||
         !step_time(&config, &layout, &a->cluster, arena, &time, error) || (a->svg && !draw(a, &time, error)))

@@ -48,7 +48,7 @@ static void usage(FILE *out) {
 
 typedef struct Arguments {
     TrainOptions options;
-    const char *overrides[256];
+    ConfigWords words;
     LogLevel level;
     int status; // -1: go on
 } Arguments;
@@ -56,20 +56,6 @@ typedef struct Arguments {
 static int wrong(const char *what, const char *detail) {
     fprintf(stderr, "bifocal train: %s%s; see `bifocal train --help`\n", what, detail);
     return 2;
-}
-
-static void take_words(Arguments *a, int argc, char **argv) {
-    for (int i = optind; i < argc && a->status < 0; i++) {
-        if (strchr(argv[i], '=')) {
-            if (a->options.n_overrides == 256)
-                a->status = wrong("too many settings: ", "256 at the most");
-            else
-                a->overrides[a->options.n_overrides++] = argv[i];
-        } else if (a->options.config)
-            a->status = wrong("a second CONFIG: ", argv[i]);
-        else
-            a->options.config = argv[i];
-    }
 }
 
 static void parse(Arguments *a, int argc, char **argv) {
@@ -81,7 +67,6 @@ static void parse(Arguments *a, int argc, char **argv) {
                                             {"help", no_argument, 0, 'h'},
                                             {0}};
     *a = (Arguments){.status = -1, .level = LOG_INFO};
-    a->options.overrides = a->overrides;
     a->options.stop = &stop_signal;
     Error error = {0};
     for (int c; (c = option_next(argc, argv, options, "train", &error)) != -1;) {
@@ -103,7 +88,10 @@ static void parse(Arguments *a, int argc, char **argv) {
         }
         if (a->status >= 0) return;
     }
-    take_words(a, argc, argv);
+    if (!config_words(&a->words, argc, argv, &error)) a->status = wrong(error.message, "");
+    a->options.config = a->words.config;
+    a->options.overrides = a->words.settings;
+    a->options.n_overrides = a->words.count;
     if (a->status < 0 && !a->options.run) a->status = wrong("--run DIR is missing", "");
     if (a->status < 0 && !a->options.config && !a->options.resume) a->status = wrong("CONFIG is missing", "");
 }
